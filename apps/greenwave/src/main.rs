@@ -1,0 +1,2 @@
+//! Runs a service in any language behind a load balancer, with a live dashboard.
+fn main() {}

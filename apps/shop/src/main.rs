@@ -1,0 +1,2 @@
+//! The reference service: users, products and orders, with every Greenwave technique in use.
+fn main() {}

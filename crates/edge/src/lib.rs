@@ -1,0 +1,1 @@
+//! Supervises instances of any command, checks their health and balances requests over them.

@@ -1,0 +1,1 @@
+//! Typed events through a transactional outbox, with durable subscriptions.

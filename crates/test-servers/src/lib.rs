@@ -1,0 +1,1 @@
+//! Private PostgreSQL, Redis and NATS servers on free ports, for tests.

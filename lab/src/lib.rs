@@ -1,0 +1,1 @@
+//! Before and after, measured on your own machine: a frame for experiments.
