@@ -1,0 +1,294 @@
+use std::{
+    fs,
+    net::{TcpListener, TcpStream},
+    os::unix::{fs::chown, process::CommandExt},
+    path::Path,
+    process::{self, Child, Command, Stdio},
+    sync::{
+        OnceLock,
+        mpsc::{Sender, channel},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, getuid, kill_process};
+use tempfile::TempDir;
+
+use crate::{Program, REDIS_DATABASES};
+
+const START_DEADLINE: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Postgres,
+    Redis,
+    Nats,
+}
+
+/// A private server, which ends when this value is dropped or the process ends.
+///
+/// Durable like a production server against its own death: what it acknowledged is there after [`Server::kill`] and
+/// [`Server::start`] (PostgreSQL does not wait for the disk, which only a machine's crash could tell).
+pub struct Server {
+    kind: Kind,
+    port: u16,
+    folder: TempDir,
+    child: Option<Child>,
+}
+
+impl Server {
+    /// A PostgreSQL server; its URL names the database `postgres`.
+    pub fn postgres() -> Server {
+        let server = Server::create(Kind::Postgres);
+        let data = server.folder.path().join("data");
+        let mut initdb = server.command(Program::Initdb);
+        initdb.arg("-D").arg(&data).args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"]);
+        let output = initdb.output().expect("initdb starts");
+        assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
+        server.started()
+    }
+
+    /// A Redis server that appends to its file every second.
+    pub fn redis() -> Server {
+        Server::create(Kind::Redis).started()
+    }
+
+    /// A NATS server with JetStream.
+    pub fn nats() -> Server {
+        Server::create(Kind::Nats).started()
+    }
+
+    fn create(kind: Kind) -> Server {
+        remove_leftovers();
+        let prefix = format!("greenwave-test-{}-", process::id());
+        let folder = tempfile::Builder::new().prefix(&prefix).tempdir().expect("a temporary directory");
+        if let (Kind::Postgres, Some((uid, gid))) = (kind, unprivileged()) {
+            chown(folder.path(), Some(uid), Some(gid)).expect("root may give the directory away");
+        }
+        Server { kind, port: free_port(), folder, child: None }
+    }
+
+    fn started(mut self) -> Server {
+        self.start();
+        self
+    }
+
+    /// Where clients connect.
+    pub fn url(&self) -> String {
+        match self.kind {
+            Kind::Postgres => format!("postgres://postgres@127.0.0.1:{}/postgres", self.port),
+            Kind::Redis => format!("redis://127.0.0.1:{}", self.port),
+            Kind::Nats => format!("nats://127.0.0.1:{}", self.port),
+        }
+    }
+
+    /// Starts it, on the port and data it had before; returns once it answers. Does nothing when it runs.
+    ///
+    /// # Panics
+    /// When it does not answer within half a minute, with what it printed.
+    pub fn start(&mut self) {
+        if self.child.is_some() {
+            return;
+        }
+        let deadline = Instant::now() + START_DEADLINE;
+        // A killed server's children may hold its port and memory for a moment longer: try again.
+        loop {
+            let mut child = spawn(self.start_command());
+            while matches!(child.try_wait(), Ok(None)) && Instant::now() < deadline {
+                if self.answers() {
+                    self.child = Some(child);
+                    return;
+                }
+                thread::sleep(Duration::from_millis(20));
+            }
+            let _ = child.kill();
+            let _ = child.wait();
+            assert!(Instant::now() < deadline, "a test server did not start:\n{}", self.log());
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Ends it in good order.
+    pub fn stop(&mut self) {
+        // SIGINT is PostgreSQL's fast shutdown, and ends the others too.
+        self.end(Signal::INT);
+    }
+
+    /// Ends it and its children at once, by SIGKILL.
+    pub fn kill(&mut self) {
+        self.end(Signal::KILL);
+    }
+
+    /// Freezes it (SIGSTOP): connections stay open and nothing answers.
+    pub fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Ends a [`Server::pause`].
+    pub fn resume(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn end(&mut self, signal: Signal) {
+        self.resume();
+        if signal == Signal::KILL {
+            self.signal(signal);
+        } else if let Some(child) = &self.child {
+            let _ = kill_process(Pid::from_child(child), signal);
+        }
+        if let Some(mut child) = self.child.take() {
+            let _ = child.wait();
+        }
+    }
+
+    /// Sends a signal to the server and its children; the server first, so that it cannot start new ones.
+    fn signal(&self, signal: Signal) {
+        let Some(child) = &self.child else { return };
+        let _ = kill_process(Pid::from_child(child), signal);
+        for pid in children_of(child.id()) {
+            let _ = kill_process(pid, signal);
+        }
+    }
+
+    fn start_command(&self) -> Command {
+        let (folder, port) = (self.folder.path(), self.port.to_string());
+        let mut command;
+        match self.kind {
+            Kind::Postgres => {
+                command = self.command(Program::Postgres);
+                command.arg("-D").arg(folder.join("data")).args(["-p", &port, "-h", "127.0.0.1"]);
+                for setting in ["unix_socket_directories=", "fsync=off", "max_connections=300"] {
+                    command.args(["-c", setting]);
+                }
+            }
+            Kind::Redis => {
+                command = self.command(Program::RedisServer);
+                command.args(["--bind", "127.0.0.1", "--port", &port, "--save", "", "--appendonly", "yes"]);
+                command.args(["--databases", &REDIS_DATABASES.to_string(), "--dir"]).arg(folder);
+            }
+            Kind::Nats => {
+                command = self.command(Program::NatsServer);
+                command.args(["-a", "127.0.0.1", "-p", &port, "-js", "-sd"]).arg(folder);
+            }
+        }
+        let log = fs::File::options().create(true).append(true).open(self.log_file()).expect("a log file");
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
+        command
+    }
+
+    /// A command that ends with this process and, for PostgreSQL, which refuses to be root, runs as its own user.
+    fn command(&self, program: Program) -> Command {
+        let path = program.path();
+        let mut command = if Path::new("/usr/bin/setpriv").exists() {
+            let mut command = Command::new("/usr/bin/setpriv");
+            command.arg("--pdeathsig=KILL").arg("--").arg(path);
+            command
+        } else {
+            Command::new(path)
+        };
+        // Its own process group: Ctrl-C in the terminal is for the tests, which then end it.
+        command.current_dir(self.folder.path()).process_group(0);
+        if let (Kind::Postgres, Some((uid, gid))) = (self.kind, unprivileged()) {
+            command.uid(uid).gid(gid);
+        }
+        command
+    }
+
+    fn answers(&self) -> bool {
+        match self.kind {
+            Kind::Postgres => quiet(Program::Psql, &[&self.url(), "-qXc", "SELECT 1"]),
+            Kind::Redis => quiet(Program::RedisCli, &["-u", &self.url(), "--raw", "PING"]),
+            Kind::Nats => TcpStream::connect(("127.0.0.1", self.port)).is_ok(),
+        }
+    }
+
+    fn log_file(&self) -> std::path::PathBuf {
+        self.folder.path().join("log")
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Runs a client to its end.
+///
+/// # Panics
+/// When it fails, with what it printed.
+pub(crate) fn run(program: &Program, arguments: &[&str]) {
+    let output = Command::new(program.path()).args(arguments).output().expect("the client starts");
+    assert!(output.status.success(), "{program:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn quiet(program: Program, arguments: &[&str]) -> bool {
+    let mut command = Command::new(program.path());
+    command.args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+/// Starts a child from a thread that lives as long as the process: the signal on a parent's death is sent when the
+/// *thread* that started the child ends, and a test's thread ends early.
+fn spawn(command: Command) -> Child {
+    type Request = (Command, Sender<std::io::Result<Child>>);
+    static SPAWNER: OnceLock<Sender<Request>> = OnceLock::new();
+    let spawner = SPAWNER.get_or_init(|| {
+        let (sender, requests) = channel::<Request>();
+        thread::spawn(move || {
+            for (mut command, answer) in requests {
+                let _ = answer.send(command.spawn());
+            }
+        });
+        sender
+    });
+    let (sender, answer) = channel();
+    spawner.send((command, sender)).expect("the spawner lives");
+    answer.recv().expect("the spawner answers").expect("the server's program starts")
+}
+
+/// The user that PostgreSQL is to run as: none when this process is not root.
+fn unprivileged() -> Option<(u32, u32)> {
+    if !getuid().is_root() {
+        return None;
+    }
+    let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let ids = users.lines().find_map(|line| {
+        let mut fields = line.strip_prefix("postgres:")?.split(':').skip(1);
+        Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+    });
+    Some(ids.expect(
+        "PostgreSQL does not run as root, and there is no user `postgres`: apt-get install -y postgresql",
+    ))
+}
+
+fn children_of(parent: u32) -> Vec<Pid> {
+    let file = format!("/proc/{parent}/task/{parent}/children");
+    let list = fs::read_to_string(file).unwrap_or_default();
+    list.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+    listener.local_addr().expect("a bound socket has an address").port()
+}
+
+/// Removes the directories of test processes that were killed.
+fn remove_leftovers() {
+    let Ok(entries) = fs::read_dir(std::env::temp_dir()) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(rest) = name.to_str().and_then(|name| name.strip_prefix("greenwave-test-")) else {
+            continue;
+        };
+        let Some((pid, _)) = rest.split_once('-') else { continue };
+        if pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
