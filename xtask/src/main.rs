@@ -1,2 +1,103 @@
-//! The project's own commands: test, ci, docs, tidy.
-fn main() {}
+//! The project's own commands: `cargo xtask --help`.
+
+mod deny;
+mod docs;
+mod packages;
+mod tidy;
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use greenwave_test_servers::{Server, environment};
+
+/// The project's own commands.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+enum Task {
+    /// Run every test, on private PostgreSQL, Redis and NATS servers.
+    ///
+    /// Installs what is missing with apt where it may, else says the line to run. Arguments go to `cargo test`:
+    /// `cargo xtask test -p greenwave-jobs a_failing_job`.
+    Test {
+        /// Arguments of `cargo test`; without any, the whole workspace is tested.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Run what CI runs: formatting, tidiness, clippy, docs, dependencies, tests.
+    Ci,
+    /// Check that ARCHITECTURE.md and the links between documents are true.
+    Docs,
+    /// Check file sizes, and words that have no place in the repository.
+    Tidy,
+    /// Check licences, advisories and who imports whom (cargo-deny, installed if missing).
+    Deny,
+}
+
+fn main() -> Result<()> {
+    let task = Task::parse();
+    env::set_current_dir(root())?;
+    match task {
+        Task::Test { arguments } => test(&arguments),
+        Task::Ci => ci(),
+        Task::Docs => docs::check(),
+        Task::Tidy => tidy::check(),
+        Task::Deny => deny::check(),
+    }
+}
+
+fn ci() -> Result<()> {
+    cargo("fmt", &["--all", "--check"], &[])?;
+    tidy::check()?;
+    docs::check()?;
+    let everything = ["--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"];
+    cargo("clippy", &everything, &[])?;
+    cargo("doc", &["--workspace", "--all-features", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings".into())])?;
+    deny::check()?;
+    test(&[])
+}
+
+fn test(arguments: &[String]) -> Result<()> {
+    packages::install()?;
+    let (postgres, redis, nats) = (Server::postgres(), Server::redis(), Server::nats());
+    let mut all = vec!["--all-features"];
+    if arguments.is_empty() {
+        all.push("--workspace");
+    }
+    all.extend(arguments.iter().map(String::as_str));
+    cargo("test", &all, &environment(&postgres, &redis, &nats))
+}
+
+/// Runs a cargo command, printed first, and fails when it does.
+fn cargo(command: &str, arguments: &[&str], variables: &[(&str, String)]) -> Result<()> {
+    eprintln!("$ cargo {command} {}", arguments.join(" "));
+    let status = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .arg(command)
+        .args(arguments)
+        .envs(variables.iter().map(|(name, value)| (name, value)))
+        .status()
+        .context("cargo does not start")?;
+    if !status.success() {
+        bail!("`cargo {command}` failed");
+    }
+    Ok(())
+}
+
+fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_path_buf()
+}
+
+/// The files under version control or about to be: what git lists, ignored ones left out.
+fn files(ending: &str) -> Result<Vec<PathBuf>> {
+    let output = Command::new("git")
+        .args(["ls-files", "--cached", "--others", "--exclude-standard"])
+        .output()
+        .context("git does not start")?;
+    let names = String::from_utf8(output.stdout)?;
+    Ok(names.lines().filter(|name| name.ends_with(ending)).map(PathBuf::from).filter(|path| path.exists()).collect())
+}

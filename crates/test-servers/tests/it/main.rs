@@ -1,4 +1,5 @@
 //! The servers themselves.
+#![allow(clippy::unwrap_used)]
 
 use std::{process::Command, thread};
 

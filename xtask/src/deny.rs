@@ -1,0 +1,26 @@
+//! Runs cargo-deny.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::cargo;
+
+const VERSION: &str = "0.20.2";
+
+pub(crate) fn check() -> Result<()> {
+    if !succeeds(&["deny", "--version"]) {
+        cargo("install", &["--locked", &format!("cargo-deny@{VERSION}")], &[])?;
+    }
+    // The advisory database is fetched from the network. Where it cannot be had, the rest must still be checked.
+    if succeeds(&["deny", "fetch", "db"]) {
+        cargo("deny", &["--all-features", "check"], &[])
+    } else {
+        eprintln!("warning: advisories are not checked: the advisory database cannot be fetched");
+        cargo("deny", &["--all-features", "check", "bans", "licenses", "sources"], &[])
+    }
+}
+
+fn succeeds(arguments: &[&str]) -> bool {
+    Command::new("cargo").args(arguments).output().is_ok_and(|output| output.status.success())
+}
