@@ -1,0 +1,174 @@
+use std::{
+    env, fs, io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use toml::{Table, Value};
+
+use super::Config;
+
+const FILE: &str = "greenwave.toml";
+const PREFIX: &str = "GREENWAVE_";
+/// Variables with the prefix that are no keys of the file.
+const RESERVED: [&str; 3] = ["GREENWAVE_CONFIG", "GREENWAVE_MONITOR_SOCKET", "GREENWAVE_TEST_"];
+
+/// Reads the file (the one given, else `GREENWAVE_CONFIG`, else `greenwave.toml` here if there is one), then the
+/// environment.
+pub fn load(file: Option<&Path>) -> Result<Config> {
+    let named = file.map(PathBuf::from).or_else(|| env::var_os("GREENWAVE_CONFIG").map(PathBuf::from));
+    let path = named.clone().unwrap_or_else(|| FILE.into());
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && named.is_none() => String::new(),
+        Err(error) => bail!("{}: {error}; check the path given by --config or GREENWAVE_CONFIG", path.display()),
+    };
+    let variables = env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    parse(&text, &path.display().to_string(), variables)
+}
+
+fn parse(text: &str, file: &str, variables: impl Iterator<Item = (String, String)>) -> Result<Config> {
+    let mut table: Table = text.parse().map_err(|error: toml::de::Error| syntax_error(text, file, &error))?;
+    let known = Table::try_from(Config::default()).context("the defaults are not a TOML table")?;
+    refuse_unknown(&table, &known, file)?;
+    for (name, value) in variables {
+        match name.as_str() {
+            "DATABASE_URL" => set(&mut table, &["shop", "database_url"], Value::String(value)),
+            "REDIS_URL" => set(&mut table, &["shop", "redis_url"], Value::String(value)),
+            _ => set_from_environment(&mut table, &known, &name, &value)?,
+        }
+    }
+    serde_path_to_error::deserialize(table).map_err(|error| {
+        let key = error.path().to_string();
+        anyhow::anyhow!("{file}: {key}: {}", error.into_inner().message().trim())
+    })
+}
+
+fn syntax_error(text: &str, file: &str, error: &toml::de::Error) -> anyhow::Error {
+    let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+    anyhow::anyhow!("{file}, line {line}: {}", error.message())
+}
+
+fn refuse_unknown(table: &Table, known: &Table, file: &str) -> Result<()> {
+    let known = keys(known, "");
+    for key in keys(table, "") {
+        // A list or a value is a leaf; only sections have keys below them.
+        if !known.contains(&key) {
+            bail!("{file}: unknown key `{key}`{}", hint(&key, &known));
+        }
+    }
+    Ok(())
+}
+
+fn set_from_environment(table: &mut Table, known: &Table, name: &str, value: &str) -> Result<()> {
+    let Some(path) = name.strip_prefix(PREFIX) else { return Ok(()) };
+    if RESERVED.iter().any(|reserved| name.starts_with(reserved)) {
+        return Ok(());
+    }
+    let path = path.to_lowercase();
+    let path: Vec<_> = path.split("__").collect();
+    let known_keys = keys(known, "");
+    let key = path.join(".");
+    let default = path.iter().try_fold(None::<&Value>, |at, part| match at {
+        None => known.get(*part).map(Some),
+        Some(Value::Table(section)) => section.get(*part).map(Some),
+        Some(_) => None,
+    });
+    let value = match default.flatten() {
+        None | Some(Value::Table(_)) => bail!("environment: {name}: unknown key `{key}`{}", hint(&key, &known_keys)),
+        Some(Value::String(_)) => Value::String(value.into()),
+        Some(_) => format!("value = {value}")
+            .parse::<Table>()
+            .ok()
+            .and_then(|mut table| table.remove("value"))
+            .unwrap_or_else(|| Value::String(value.into())),
+    };
+    set(table, &path, value);
+    Ok(())
+}
+
+fn set(table: &mut Table, path: &[&str], value: Value) {
+    match path {
+        [] => {}
+        [key] => drop(table.insert((*key).into(), value)),
+        [section, rest @ ..] => {
+            let section = table.entry(*section).or_insert_with(|| Value::Table(Table::new()));
+            if let Value::Table(section) = section {
+                set(section, rest, value);
+            }
+        }
+    }
+}
+
+/// The full names of all keys and sections.
+fn keys(table: &Table, prefix: &str) -> Vec<String> {
+    let mut all = Vec::new();
+    for (key, value) in table {
+        let full = format!("{prefix}{key}");
+        if let Value::Table(section) = value {
+            all.extend(keys(section, &format!("{full}.")));
+        }
+        all.push(full);
+    }
+    all
+}
+
+fn hint(key: &str, known: &[String]) -> String {
+    let nearest = known.iter().max_by(|a, b| {
+        let likeness = |known: &str| strsim::jaro_winkler(key, known);
+        likeness(a).total_cmp(&likeness(b))
+    });
+    nearest.map_or(String::new(), |nearest| format!("; did you mean `{nearest}`? (all keys: greenwave config --reference)"))
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::*;
+
+    fn check(text: &str, variables: &[(&str, &str)], expected: Expect) {
+        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let answer = match parse(text, "greenwave.toml", variables) {
+            Ok(config) => toml::to_string(&config).unwrap(),
+            Err(error) => format!("{error:#}"),
+        };
+        expected.assert_eq(&answer);
+    }
+
+    #[test]
+    fn the_environment_stands_above_the_file() {
+        let variables = [("GREENWAVE_EDGE__LISTEN", "[::1]:1"), ("GREENWAVE_APP__INSTANCES", "max"), ("GREENWAVE_DASHBOARD__TOKEN", "123")];
+        let text = "[edge]\nlisten = \"127.0.0.1:2\"\nconnect_timeout = \"5s\"\n[app]\ninstances = 3";
+        let config = parse(text, "f", variables.iter().map(|(n, v)| ((*n).into(), (*v).into()))).unwrap();
+        assert_eq!(config.edge.listen, "[::1]:1");
+        assert_eq!(config.edge.connect_timeout.as_secs(), 5);
+        assert_eq!(config.dashboard.token, "123");
+        assert_eq!(config.app.instances, "max".parse().unwrap());
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_the_nearest() {
+        check(
+            "[edge]\nlisen = 1",
+            &[],
+            expect!["greenwave.toml: unknown key `edge.lisen`; did you mean `edge.listen`? (all keys: greenwave config --reference)"],
+        );
+        check(
+            "",
+            &[("GREENWAVE_EDGE__LISTN", "x")],
+            expect!["environment: GREENWAVE_EDGE__LISTN: unknown key `edge.listn`; did you mean `edge.listen`? (all keys: greenwave config --reference)"],
+        );
+        check("[dashbord]\n", &[], expect!["greenwave.toml: unknown key `dashbord`; did you mean `dashboard`? (all keys: greenwave config --reference)"]);
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_with_its_key() {
+        check("[app]\ninstances = 0", &[], expect![[r#"greenwave.toml: app.instances: a number from 1 to 65535, or "max""#]]);
+        check("[app]\ninstances = \"many\"", &[], expect![[r#"greenwave.toml: app.instances: a number from 1 to 65535, or "max""#]]);
+        check("[edge]\ndrain_timeout = \"soon\"", &[], expect![[r#"greenwave.toml: edge.drain_timeout: invalid value: string "soon", expected a duration"#]]);
+        check("edge = 3", &[], expect!["greenwave.toml: edge: invalid type: integer `3`, expected struct Edge"]);
+        check("[edge\n", &[], expect!["greenwave.toml, line 1: unclosed table, expected `]`"]);
+        check("", &[("GREENWAVE_SHOP__NAIVE", "perhaps")], expect![[r#"greenwave.toml: shop.naive: invalid type: string "perhaps", expected a boolean"#]]);
+    }
+}
