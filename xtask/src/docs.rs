@@ -47,7 +47,9 @@ fn links(text: &str) -> Vec<String> {
     text.split("](")
         .skip(1)
         .filter_map(|rest| rest.split_once(')').map(|(target, _)| target))
-        .filter(|target| !target.contains("://") && !target.starts_with('#') && !target.contains(['`', ' ', '\n']))
+        .filter(|target| {
+            !target.contains("://") && !target.starts_with('#') && !target.contains(['`', ' ', '\n'])
+        })
         .map(|target| target.split('#').next().unwrap_or(target).to_owned())
         .filter(|target| !target.is_empty() && (target.contains('/') || target.contains('.')))
         .collect()

@@ -8,7 +8,7 @@ mod tidy;
 use std::{
     env,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitCode},
 };
 
 use anyhow::{Context, Result, bail};
@@ -38,8 +38,17 @@ enum Task {
     Deny,
 }
 
-fn main() -> Result<()> {
-    let task = Task::parse();
+fn main() -> ExitCode {
+    match run(Task::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
     env::set_current_dir(root())?;
     match task {
         Task::Test { arguments } => test(&arguments),
@@ -99,5 +108,10 @@ fn files(ending: &str) -> Result<Vec<PathBuf>> {
         .output()
         .context("git does not start")?;
     let names = String::from_utf8(output.stdout)?;
-    Ok(names.lines().filter(|name| name.ends_with(ending)).map(PathBuf::from).filter(|path| path.exists()).collect())
+    Ok(names
+        .lines()
+        .filter(|name| name.ends_with(ending))
+        .map(PathBuf::from)
+        .filter(|path| path.exists())
+        .collect())
 }

@@ -7,8 +7,11 @@ use greenwave_test_servers::Program;
 
 /// Installs what is missing with apt, where that needs no password; else says the line to run.
 pub(crate) fn install() -> Result<()> {
-    let missing: BTreeSet<_> =
-        Program::ALL.iter().filter(|program| program.find().is_none()).map(|program| program.package()).collect();
+    let missing: BTreeSet<_> = Program::ALL
+        .iter()
+        .filter(|program| program.find().is_none())
+        .map(|program| program.package())
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }

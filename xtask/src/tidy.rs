@@ -8,7 +8,13 @@ use crate::files;
 
 const MAX_LINES: usize = 500;
 /// What must not stand in a source file: unfinished work, and paths of one machine. Split, so as not to find itself.
-const FORBIDDEN: [&str; 5] = [concat!("todo", "!("), concat!("FIX", "ME"), concat!("/ro", "ot/"), concat!("/wo", "rk/"), concat!("#[ign", "ore")];
+const FORBIDDEN: [&str; 5] = [
+    concat!("todo", "!("),
+    concat!("FIX", "ME"),
+    concat!("/ro", "ot/"),
+    concat!("/wo", "rk/"),
+    concat!("#[ign", "ore"),
+];
 
 pub(crate) fn check() -> Result<()> {
     let mut wrong = Vec::new();

@@ -1,10 +1,87 @@
-//! Runs a service in any language behind a load balancer, with a live dashboard.
+//! `greenwave`: runs a service in any language behind a load balancer, with a live dashboard.
 
+mod child;
 mod config;
+mod log;
+mod up;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::ExitCode};
 
-fn main() {
-    println!("{}", config::reference().unwrap_or_default());
-    let _ = config::load(None::<PathBuf>.as_deref()).map(|c| c.redacted());
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Runs a service in any language behind a load balancer, with a live dashboard.
+///
+/// Without a command it does `greenwave up`: the shop, the reference service, on embedded defaults.
+#[derive(Parser)]
+#[command(version, after_help = EXAMPLES)]
+struct Arguments {
+    /// The file with the settings [default: greenwave.toml, if there is one].
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  greenwave                                       the shop, with its dashboard
+  greenwave up --instances max -- node server.js  your own service, an instance a core
+  greenwave lab index                             what an index is worth on this machine
+  greenwave shop seed --help                      fill a database for the shop
+  greenwave config --reference > greenwave.toml   every setting, with its default";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run instances of a command behind a load balancer, with a live dashboard.
+    Up(up::UpArguments),
+    /// The reference service, alone.
+    #[command(subcommand)]
+    Shop(greenwave_shop::cli::Command),
+    /// Measure a technique on this machine, before and after.
+    Lab(greenwave_lab::cli::LabArgs),
+    /// Show the settings in force.
+    Config {
+        /// Show every setting there is, with its default and what it means.
+        #[arg(long)]
+        reference: bool,
+    },
+    /// Becomes COMMAND, which then ends with the process that started it.
+    #[command(hide = true)]
+    Child(child::ChildArguments),
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("greenwave: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<()> {
+    let config = arguments.config.as_deref();
+    match arguments.command.unwrap_or_else(|| Command::Up(up::UpArguments::default())) {
+        Command::Up(options) => block_on(up::run(options.over(config::load(config)?)?)),
+        Command::Shop(command) => block_on(greenwave_shop::cli::run(command)),
+        Command::Lab(arguments) => block_on(greenwave_lab::cli::run(arguments)),
+        Command::Config { reference: true } => {
+            print!("{}", config::reference()?);
+            Ok(())
+        }
+        Command::Config { reference: false } => {
+            print!("{}", toml::to_string(&config::load(config)?.redacted())?);
+            Ok(())
+        }
+        Command::Child(arguments) => child::become_command(&arguments),
+    }
+}
+
+fn block_on(future: impl Future<Output = Result<()>>) -> Result<()> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(future)
 }

@@ -21,9 +21,12 @@ pub fn load(file: Option<&Path>) -> Result<Config> {
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound && named.is_none() => String::new(),
-        Err(error) => bail!("{}: {error}; check the path given by --config or GREENWAVE_CONFIG", path.display()),
+        Err(error) => {
+            bail!("{}: {error}; check the path given by --config or GREENWAVE_CONFIG", path.display())
+        }
     };
-    let variables = env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let variables = env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     parse(&text, &path.display().to_string(), variables)
 }
 
@@ -75,7 +78,9 @@ fn set_from_environment(table: &mut Table, known: &Table, name: &str, value: &st
         Some(_) => None,
     });
     let value = match default.flatten() {
-        None | Some(Value::Table(_)) => bail!("environment: {name}: unknown key `{key}`{}", hint(&key, &known_keys)),
+        None | Some(Value::Table(_)) => {
+            bail!("environment: {name}: unknown key `{key}`{}", hint(&key, &known_keys))
+        }
         Some(Value::String(_)) => Value::String(value.into()),
         Some(_) => format!("value = {value}")
             .parse::<Table>()
@@ -118,7 +123,9 @@ fn hint(key: &str, known: &[String]) -> String {
         let likeness = |known: &str| strsim::jaro_winkler(key, known);
         likeness(a).total_cmp(&likeness(b))
     });
-    nearest.map_or(String::new(), |nearest| format!("; did you mean `{nearest}`? (all keys: greenwave config --reference)"))
+    nearest.map_or(String::new(), |nearest| {
+        format!("; did you mean `{nearest}`? (all keys: greenwave config --reference)")
+    })
 }
 
 #[cfg(test)]
@@ -138,7 +145,11 @@ mod tests {
 
     #[test]
     fn the_environment_stands_above_the_file() {
-        let variables = [("GREENWAVE_EDGE__LISTEN", "[::1]:1"), ("GREENWAVE_APP__INSTANCES", "max"), ("GREENWAVE_DASHBOARD__TOKEN", "123")];
+        let variables = [
+            ("GREENWAVE_EDGE__LISTEN", "[::1]:1"),
+            ("GREENWAVE_APP__INSTANCES", "max"),
+            ("GREENWAVE_DASHBOARD__TOKEN", "123"),
+        ];
         let text = "[edge]\nlisten = \"127.0.0.1:2\"\nconnect_timeout = \"5s\"\n[app]\ninstances = 3";
         let config = parse(text, "f", variables.iter().map(|(n, v)| ((*n).into(), (*v).into()))).unwrap();
         assert_eq!(config.edge.listen, "[::1]:1");
@@ -152,23 +163,55 @@ mod tests {
         check(
             "[edge]\nlisen = 1",
             &[],
-            expect!["greenwave.toml: unknown key `edge.lisen`; did you mean `edge.listen`? (all keys: greenwave config --reference)"],
+            expect![
+                "greenwave.toml: unknown key `edge.lisen`; did you mean `edge.listen`? (all keys: greenwave config --reference)"
+            ],
         );
         check(
             "",
             &[("GREENWAVE_EDGE__LISTN", "x")],
-            expect!["environment: GREENWAVE_EDGE__LISTN: unknown key `edge.listn`; did you mean `edge.listen`? (all keys: greenwave config --reference)"],
+            expect![
+                "environment: GREENWAVE_EDGE__LISTN: unknown key `edge.listn`; did you mean `edge.listen`? (all keys: greenwave config --reference)"
+            ],
         );
-        check("[dashbord]\n", &[], expect!["greenwave.toml: unknown key `dashbord`; did you mean `dashboard`? (all keys: greenwave config --reference)"]);
+        check(
+            "[dashbord]\n",
+            &[],
+            expect![
+                "greenwave.toml: unknown key `dashbord`; did you mean `dashboard`? (all keys: greenwave config --reference)"
+            ],
+        );
     }
 
     #[test]
     fn a_wrong_value_is_named_with_its_key() {
-        check("[app]\ninstances = 0", &[], expect![[r#"greenwave.toml: app.instances: a number from 1 to 65535, or "max""#]]);
-        check("[app]\ninstances = \"many\"", &[], expect![[r#"greenwave.toml: app.instances: a number from 1 to 65535, or "max""#]]);
-        check("[edge]\ndrain_timeout = \"soon\"", &[], expect![[r#"greenwave.toml: edge.drain_timeout: invalid value: string "soon", expected a duration"#]]);
-        check("edge = 3", &[], expect!["greenwave.toml: edge: invalid type: integer `3`, expected struct Edge"]);
+        check(
+            "[app]\ninstances = 0",
+            &[],
+            expect![[r#"greenwave.toml: app.instances: a number from 1 to 65535, or "max""#]],
+        );
+        check(
+            "[app]\ninstances = \"many\"",
+            &[],
+            expect![[r#"greenwave.toml: app.instances: a number from 1 to 65535, or "max""#]],
+        );
+        check(
+            "[edge]\ndrain_timeout = \"soon\"",
+            &[],
+            expect![[
+                r#"greenwave.toml: edge.drain_timeout: invalid value: string "soon", expected a duration"#
+            ]],
+        );
+        check(
+            "edge = 3",
+            &[],
+            expect!["greenwave.toml: edge: invalid type: integer `3`, expected struct Edge"],
+        );
         check("[edge\n", &[], expect!["greenwave.toml, line 1: unclosed table, expected `]`"]);
-        check("", &[("GREENWAVE_SHOP__NAIVE", "perhaps")], expect![[r#"greenwave.toml: shop.naive: invalid type: string "perhaps", expected a boolean"#]]);
+        check(
+            "",
+            &[("GREENWAVE_SHOP__NAIVE", "perhaps")],
+            expect![[r#"greenwave.toml: shop.naive: invalid type: string "perhaps", expected a boolean"#]],
+        );
     }
 }

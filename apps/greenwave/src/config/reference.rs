@@ -57,8 +57,12 @@ mod tests {
         expect_test::expect_file![file].assert_eq(&text);
         assert_eq!(toml::from_str::<Config>(&text).unwrap(), Config::default());
         for (number, line) in text.lines().enumerate() {
-            let previous = number.checked_sub(1).and_then(|number| text.lines().nth(number)).unwrap_or_default();
-            assert!(line.is_empty() || line.starts_with('#') || previous.starts_with('#'), "undocumented: {line}");
+            let previous =
+                number.checked_sub(1).and_then(|number| text.lines().nth(number)).unwrap_or_default();
+            assert!(
+                line.is_empty() || line.starts_with('#') || previous.starts_with('#'),
+                "undocumented: {line}"
+            );
         }
     }
 }

@@ -1,1 +1,11 @@
+//! `greenwave` as its users start it: the program itself, over HTTP, in a browser, and killed.
+#![allow(clippy::unwrap_used)]
 
+mod any_command;
+mod client;
+mod dashboard;
+mod errors;
+mod killed;
+mod program;
+mod shop;
+mod truth;

@@ -1,0 +1,59 @@
+//! Ties a supervised command's life to its supervisor's.
+
+use std::{
+    env,
+    ffi::OsString,
+    fs,
+    os::unix::{fs::MetadataExt, process::CommandExt},
+    path::PathBuf,
+    process::{Command, id},
+};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+
+#[derive(Args)]
+pub(crate) struct ChildArguments {
+    /// The process whose end is the command's end.
+    #[arg(long)]
+    parent: u32,
+    #[arg(trailing_var_arg = true, required = true, allow_hyphen_values = true)]
+    command: Vec<OsString>,
+}
+
+/// The command line that runs `command` so that the kernel ends it when this process ends, however that ends.
+pub(crate) fn tied_to_this_process(command: &[String]) -> Result<Vec<String>> {
+    let program = env::current_exe().context("cannot find this program's own file")?;
+    let program = program.into_os_string().into_string().ok().context("this program's path is not UTF-8")?;
+    let start = [program, "child".into(), "--parent".into(), id().to_string(), "--".into()];
+    Ok(start.into_iter().chain(command.iter().cloned()).collect())
+}
+
+/// Fails when there is no such program; `child` itself would only find out once it has been started.
+pub(crate) fn find(program: &str) -> Result<()> {
+    let executable =
+        |file: PathBuf| fs::metadata(file).is_ok_and(|file| file.is_file() && file.mode() & 0o111 != 0);
+    let path = env::var_os("PATH").unwrap_or_default();
+    let found = if program.contains('/') {
+        executable(program.into())
+    } else {
+        env::split_paths(&path).any(|folder| executable(folder.join(program)))
+    };
+    if !found {
+        bail!("command not found: {program}; check the spelling, or give its full path");
+    }
+    Ok(())
+}
+
+pub(crate) fn become_command(arguments: &ChildArguments) -> Result<()> {
+    // The signal is kept over exec.
+    set_parent_process_death_signal(Some(Signal::TERM))
+        .context("cannot tie the command to its supervisor")?;
+    let parent = getppid().map(|pid| pid.as_raw_nonzero().get().unsigned_abs());
+    if parent != Some(arguments.parent) {
+        bail!("the supervisor has ended");
+    }
+    let [program, rest @ ..] = arguments.command.as_slice() else { bail!("no command is given") };
+    Err(Command::new(program).args(rest).exec()).with_context(|| format!("cannot run {}", program.display()))
+}
