@@ -1,1 +1,14 @@
-//! Database access for services under load: pools, batching that removes N+1, a slow-query log.
+#![doc = include_str!("../README.md")]
+
+mod batch;
+mod config;
+mod error;
+#[cfg(feature = "postgres")]
+pub mod postgres;
+#[cfg(feature = "sqlite")]
+pub mod sqlite;
+pub mod telemetry;
+
+pub use batch::{BatchError, BatchLoader};
+pub use config::{BatchConfig, PoolConfig};
+pub use error::Error;

@@ -1,1 +1,23 @@
+//! Pools on real databases, and the batch loader.
 
+#![allow(clippy::unwrap_used)]
+
+mod batch;
+mod config;
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(feature = "postgres")]
+mod postgres_faults;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod signals;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+#[cfg(feature = "sqlite")]
+mod sqlite_faults;
+
+/// An error with its causes, as a program prints it.
+#[cfg(feature = "postgres")]
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

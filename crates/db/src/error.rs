@@ -1,0 +1,162 @@
+//! What can go wrong with a pool, and what to do about it.
+
+#[cfg(feature = "postgres")]
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A pool's failure. No message holds a password or a bound value.
+///
+/// Statements on a PostgreSQL pool return `sqlx::Error`, as sqlx's own pool does; where no connection could be
+/// had, that error carries one of these: [`Error::in_sqlx`] finds it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A knob of [`PoolConfig`](crate::PoolConfig) has a value that cannot work.
+    #[error("`{field}` must be {must}")]
+    Config {
+        /// The field.
+        field: &'static str,
+        /// What it must be.
+        must: &'static str,
+    },
+
+    /// The URL of the database cannot be read.
+    #[cfg(feature = "postgres")]
+    #[error(
+        "the database URL is not valid: write `postgres://USER:PASSWORD@HOST:5432/DATABASE`, \
+         with special characters percent-encoded"
+    )]
+    Url(#[source] Option<sqlx::Error>),
+
+    /// No server answers at that address.
+    #[cfg(feature = "postgres")]
+    #[error("cannot reach PostgreSQL at {server}: check that it runs there, and that the URL is right")]
+    Unreachable {
+        /// Address and database, without user and password.
+        server: Arc<str>,
+        /// What connecting ended with.
+        source: Arc<sqlx::Error>,
+    },
+
+    /// A server answers, but does not let us in.
+    #[cfg(feature = "postgres")]
+    #[error("PostgreSQL at {server} refused the connection: check user, password, database and its limits")]
+    Refused {
+        /// Address and database, without user and password.
+        server: Arc<str>,
+        /// The server's own words.
+        source: Arc<sqlx::Error>,
+    },
+
+    /// Every connection stayed in use for the whole connection timeout.
+    #[error(
+        "no database connection became free within {waited:?} ({in_use} of {max_connections} in use): \
+         raise `max_connections`, or hold connections for less time"
+    )]
+    Exhausted {
+        /// The connection timeout.
+        waited: Duration,
+        /// Connections in use at the end of the wait.
+        in_use: u32,
+        /// The pool's limit.
+        max_connections: u32,
+    },
+
+    /// There is no Tokio runtime here, and the pool needs one.
+    #[error("a pool must be made inside a Tokio runtime")]
+    NoRuntime,
+
+    /// The pool is closed.
+    #[error("the pool is closed")]
+    Closed,
+
+    /// The caller's closure panicked; its transaction was rolled back.
+    #[error("a database closure panicked: {message}")]
+    Panicked {
+        /// The panic's message.
+        message: String,
+    },
+
+    /// The file cannot be opened as a SQLite database.
+    #[cfg(feature = "sqlite")]
+    #[error(
+        "cannot open the SQLite database {}: check that its directory exists and may be written",
+        path.display()
+    )]
+    Open {
+        /// The file.
+        path: std::path::PathBuf,
+        /// SQLite's own words.
+        source: rusqlite::Error,
+    },
+
+    /// The name stands for a database that only one connection could see.
+    #[cfg(feature = "sqlite")]
+    #[error("an in-memory SQLite database is private to one connection, a pool has several: name a file")]
+    InMemory,
+
+    /// Earlier writers of this pool held the turn for the whole connection timeout.
+    #[cfg(feature = "sqlite")]
+    #[error("no turn to write came within {waited:?}: make the write transactions shorter")]
+    WriterBusy {
+        /// The connection timeout.
+        waited: Duration,
+    },
+
+    /// Another pool or process kept the file locked for the whole connection timeout.
+    #[cfg(feature = "sqlite")]
+    #[error(
+        "another pool or process kept the SQLite file locked for {waited:?}: make its transactions shorter"
+    )]
+    Locked {
+        /// The connection timeout.
+        waited: Duration,
+        /// SQLite's own words.
+        source: rusqlite::Error,
+    },
+
+    /// SQLite could not do it.
+    #[cfg(feature = "sqlite")]
+    #[error("the SQLite statement failed")]
+    Sqlite(#[from] rusqlite::Error), // `from`, so that `?` works in a write closure
+
+    /// The system gave no thread.
+    #[error("could not start the database's thread")]
+    Thread(#[source] std::io::Error),
+}
+
+#[cfg(feature = "postgres")]
+impl Error {
+    /// The pool's own error inside the `sqlx::Error` of a statement, if it is one.
+    ///
+    /// ```
+    /// # fn answer(error: sqlx::Error) -> u16 {
+    /// match greenwave_db::Error::in_sqlx(&error) {
+    ///     Some(greenwave_db::Error::Exhausted { .. }) => 503,
+    ///     _ => 500,
+    /// }
+    /// # }
+    /// ```
+    pub fn in_sqlx(error: &sqlx::Error) -> Option<&Self> {
+        match error {
+            sqlx::Error::Io(io) => io.get_ref()?.downcast_ref(),
+            _ => None,
+        }
+    }
+
+    /// Wraps into the variant that says "the connection failed", which callers already treat as weather.
+    pub(crate) fn into_sqlx(self) -> sqlx::Error {
+        let kind = match &self {
+            Self::Closed => return sqlx::Error::PoolClosed,
+            Self::Exhausted { .. } => std::io::ErrorKind::TimedOut,
+            _ => std::io::ErrorKind::NotConnected,
+        };
+        sqlx::Error::Io(std::io::Error::new(kind, self))
+    }
+}
+
+/// What a panic said, for the error that reports it.
+pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message").to_owned()
+}

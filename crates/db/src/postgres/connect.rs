@@ -1,0 +1,77 @@
+//! From a URL to connection options, and from a failed wait to its cause.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use sqlx::{ConnectOptions, Connection, PgConnection, postgres::PgConnectOptions};
+use tokio::{sync::Mutex, time::timeout};
+
+use crate::Error;
+
+/// How long what a probe found answers for later callers too.
+const PROBE_HOLDS_FOR: Duration = Duration::from_secs(1);
+/// How long a probe may take.
+const PROBE_DEADLINE: Duration = Duration::from_millis(500);
+
+pub(super) fn parse(url: &str) -> Result<PgConnectOptions, Error> {
+    let rest = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"));
+    let rest = rest.ok_or(Error::Url(None))?;
+    // A password with a bare `/`, `?` or `#` ends the authority early, and its remainder would be taken, and
+    // printed, as the name of the database.
+    let authority_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    if rest[authority_end..].contains('@') {
+        return Err(Error::Url(None));
+    }
+    let options: PgConnectOptions = url.parse().map_err(|error| Error::Url(Some(error)))?;
+    // Our executor reports statements; sqlx's own log would count them twice.
+    Ok(options.disable_statement_logging())
+}
+
+/// What may be shown of the options.
+pub(super) fn server_name(options: &PgConnectOptions) -> Arc<str> {
+    let database = options.get_database().unwrap_or(options.get_username());
+    match options.get_socket() {
+        Some(socket) => format!("{} (database {database})", socket.display()).into(),
+        None => format!("{}:{}/{database}", options.get_host(), options.get_port()).into(),
+    }
+}
+
+/// Finds out, with a connection beside the pool, whether the server is to blame for a failed wait.
+///
+/// One probe runs at a time and its answer serves all who wait: a server in trouble is not made to answer one
+/// connection more for every failed caller.
+pub(super) struct Diagnosis {
+    options: PgConnectOptions,
+    deadline: Duration,
+    last: Mutex<Option<(Instant, Option<Arc<sqlx::Error>>)>>,
+}
+
+impl Diagnosis {
+    pub(super) fn new(options: PgConnectOptions, connection_timeout: Duration) -> Self {
+        Self { options, deadline: PROBE_DEADLINE.min(connection_timeout), last: Mutex::new(None) }
+    }
+
+    /// What connecting fails with; `None` if it works.
+    pub(super) async fn probe(&self) -> Option<Arc<sqlx::Error>> {
+        let mut last = self.last.lock().await;
+        if let Some((at, outcome)) = &*last
+            && at.elapsed() < PROBE_HOLDS_FOR
+        {
+            return outcome.clone();
+        }
+        let outcome = match timeout(self.deadline, self.connect()).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(Arc::new(error)),
+            Err(elapsed) => Some(Arc::new(sqlx::Error::Io(elapsed.into()))),
+        };
+        *last = Some((Instant::now(), outcome.clone()));
+        outcome
+    }
+
+    async fn connect(&self) -> Result<(), sqlx::Error> {
+        let connection: PgConnection = self.options.connect().await?;
+        connection.close().await
+    }
+}

@@ -1,0 +1,321 @@
+//! Statements, timed.
+
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
+
+use async_stream::try_stream;
+use futures_util::{
+    TryStreamExt,
+    future::BoxFuture,
+    stream::{BoxStream, Stream},
+};
+use sqlx::{
+    Describe, Either, Execute, Executor, PgConnection, Postgres, SqlStr,
+    error::BoxDynError,
+    postgres::{PgArguments, PgQueryResult, PgRow, PgStatement, PgTypeInfo},
+};
+
+use super::Pool;
+use crate::telemetry::Finished;
+
+type Item = Either<PgQueryResult, PgRow>;
+
+/// A connection whose statements are timed: see [`Pool::timed`].
+pub struct Timed<'c> {
+    pool: Pool,
+    connection: &'c mut PgConnection,
+}
+
+impl<'c> Timed<'c> {
+    pub(super) fn new(pool: Pool, connection: &'c mut PgConnection) -> Self {
+        Self { pool, connection }
+    }
+}
+
+impl fmt::Debug for Timed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Timed").field("pool", &self.pool).finish_non_exhaustive()
+    }
+}
+
+/// What sqlx hands over to be run, in the one shape that both sees the text and passes on unchanged.
+struct Statement {
+    sql: SqlStr,
+    prepared: Option<PgStatement>,
+    arguments: Option<PgArguments>,
+    persistent: bool,
+}
+
+impl Statement {
+    fn of<'q>(mut query: impl Execute<'q, Postgres>) -> Result<Self, BoxDynError> {
+        let arguments = query.take_arguments()?;
+        let prepared = query.statement().cloned();
+        let persistent = query.persistent();
+        Ok(Self { sql: query.sql(), prepared, arguments, persistent })
+    }
+}
+
+impl Execute<'_, Postgres> for Statement {
+    fn sql(self) -> SqlStr {
+        self.sql
+    }
+
+    fn statement(&self) -> Option<&PgStatement> {
+        self.prepared.as_ref()
+    }
+
+    fn take_arguments(&mut self) -> Result<Option<PgArguments>, BoxDynError> {
+        Ok(self.arguments.take())
+    }
+
+    fn persistent(&self) -> bool {
+        self.persistent
+    }
+}
+
+/// Times one statement, and reports it when dropped: a statement that its caller gave up is among the slowest.
+struct Watch {
+    sql: SqlStr,
+    slow: Duration,
+    wait: Duration,
+    spent: Duration,
+    since: Option<Instant>,
+    rows: u64,
+}
+
+impl Watch {
+    fn start(pool: &Pool, statement: &Statement, wait: Duration) -> Self {
+        Self {
+            sql: statement.sql.clone(),
+            slow: pool.inner.config.slow_query,
+            wait,
+            spent: Duration::ZERO,
+            since: Some(Instant::now()),
+            rows: 0,
+        }
+    }
+
+    /// The caller has the row now: what it does with it is not the database's time.
+    fn pause(&mut self) {
+        self.spent += self.since.take().map_or(Duration::ZERO, |since| since.elapsed());
+    }
+
+    fn resume(&mut self) {
+        self.since = Some(Instant::now());
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.pause();
+        let &mut Self { ref sql, slow, wait, spent, rows, .. } = self;
+        Finished { system: "postgresql", text: sql.as_str(), elapsed: spent, wait, rows }.report(slow);
+    }
+}
+
+async fn execute(
+    pool: &Pool,
+    connection: &mut PgConnection,
+    statement: Statement,
+    wait: Duration,
+) -> Result<PgQueryResult, sqlx::Error> {
+    let _watch = Watch::start(pool, &statement, wait);
+    pool.noting_breakage(connection.execute(statement).await)
+}
+
+async fn fetch_all(
+    pool: &Pool,
+    connection: &mut PgConnection,
+    statement: Statement,
+    wait: Duration,
+) -> Result<Vec<PgRow>, sqlx::Error> {
+    let mut watch = Watch::start(pool, &statement, wait);
+    let rows = pool.noting_breakage(connection.fetch_all(statement).await)?;
+    watch.rows = rows.len() as u64;
+    Ok(rows)
+}
+
+async fn fetch_optional(
+    pool: &Pool,
+    connection: &mut PgConnection,
+    statement: Statement,
+    wait: Duration,
+) -> Result<Option<PgRow>, sqlx::Error> {
+    let mut watch = Watch::start(pool, &statement, wait);
+    let row = pool.noting_breakage(connection.fetch_optional(statement).await)?;
+    watch.rows = u64::from(row.is_some());
+    Ok(row)
+}
+
+fn fetch_many<'c>(
+    pool: Pool,
+    connection: &'c mut PgConnection,
+    statement: Statement,
+    wait: Duration,
+) -> impl Stream<Item = Result<Item, sqlx::Error>> + Send + 'c {
+    try_stream! {
+        let mut watch = Watch::start(&pool, &statement, wait);
+        let mut items = connection.fetch_many(statement);
+        while let Some(item) = pool.noting_breakage(items.try_next().await)? {
+            watch.rows += u64::from(item.is_right());
+            watch.pause();
+            yield item;
+            watch.resume();
+        }
+    }
+}
+
+impl<'p> Executor<'p> for &Pool {
+    type Database = Postgres;
+
+    fn execute<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<PgQueryResult, sqlx::Error>>
+    where
+        'p: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let (pool, statement) = (self.clone(), Statement::of(query));
+        Box::pin(async move {
+            let statement = statement.map_err(sqlx::Error::Encode)?;
+            let (mut connection, wait) = pool.checkout().await?;
+            execute(&pool, &mut connection, statement, wait).await
+        })
+    }
+
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Item, sqlx::Error>>
+    where
+        'p: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let (pool, statement) = (self.clone(), Statement::of(query));
+        Box::pin(try_stream! {
+            let statement = statement.map_err(sqlx::Error::Encode)?;
+            let (mut connection, wait) = pool.checkout().await?;
+            for await item in fetch_many(pool, &mut connection, statement, wait) {
+                yield item?;
+            }
+        })
+    }
+
+    fn fetch_all<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Vec<PgRow>, sqlx::Error>>
+    where
+        'p: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let (pool, statement) = (self.clone(), Statement::of(query));
+        Box::pin(async move {
+            let statement = statement.map_err(sqlx::Error::Encode)?;
+            let (mut connection, wait) = pool.checkout().await?;
+            fetch_all(&pool, &mut connection, statement, wait).await
+        })
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, sqlx::Error>>
+    where
+        'p: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let (pool, statement) = (self.clone(), Statement::of(query));
+        Box::pin(async move {
+            let statement = statement.map_err(sqlx::Error::Encode)?;
+            let (mut connection, wait) = pool.checkout().await?;
+            fetch_optional(&pool, &mut connection, statement, wait).await
+        })
+    }
+
+    fn prepare_with<'e>(
+        self,
+        sql: SqlStr,
+        parameters: &'e [PgTypeInfo],
+    ) -> BoxFuture<'e, Result<PgStatement, sqlx::Error>>
+    where
+        'p: 'e,
+    {
+        let pool = self.clone();
+        Box::pin(async move {
+            let (mut connection, _) = pool.checkout().await?;
+            pool.noting_breakage(connection.prepare_with(sql, parameters).await)
+        })
+    }
+
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<Postgres>, sqlx::Error>>
+    where
+        'p: 'e,
+    {
+        let pool = self.clone();
+        Box::pin(async move {
+            let (mut connection, _) = pool.checkout().await?;
+            pool.noting_breakage(connection.describe(sql).await)
+        })
+    }
+}
+
+impl<'c> Executor<'c> for Timed<'c> {
+    type Database = Postgres;
+
+    fn execute<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<PgQueryResult, sqlx::Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let statement = Statement::of(query);
+        Box::pin(async move {
+            let statement = statement.map_err(sqlx::Error::Encode)?;
+            execute(&self.pool, self.connection, statement, Duration::ZERO).await
+        })
+    }
+
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Item, sqlx::Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        match Statement::of(query) {
+            Ok(statement) => Box::pin(fetch_many(self.pool, self.connection, statement, Duration::ZERO)),
+            Err(error) => Box::pin(futures_util::stream::iter([Err(sqlx::Error::Encode(error))])),
+        }
+    }
+
+    fn fetch_all<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Vec<PgRow>, sqlx::Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let statement = Statement::of(query);
+        Box::pin(async move {
+            let statement = statement.map_err(sqlx::Error::Encode)?;
+            fetch_all(&self.pool, self.connection, statement, Duration::ZERO).await
+        })
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, sqlx::Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let statement = Statement::of(query);
+        Box::pin(async move {
+            let statement = statement.map_err(sqlx::Error::Encode)?;
+            fetch_optional(&self.pool, self.connection, statement, Duration::ZERO).await
+        })
+    }
+
+    fn prepare_with<'e>(
+        self,
+        sql: SqlStr,
+        parameters: &'e [PgTypeInfo],
+    ) -> BoxFuture<'e, Result<PgStatement, sqlx::Error>>
+    where
+        'c: 'e,
+    {
+        self.connection.prepare_with(sql, parameters)
+    }
+
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<Postgres>, sqlx::Error>>
+    where
+        'c: 'e,
+    {
+        self.connection.describe(sql)
+    }
+}

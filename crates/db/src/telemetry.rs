@@ -1,0 +1,110 @@
+//! The names under which this crate reports what it does: `tracing` targets and `metrics` names.
+
+/// Target of the event that every statement emits, at DEBUG, in the caller's span.
+pub const QUERY_EVENT: &str = "greenwave_db::query";
+/// Target of the warning that a slow statement emits.
+pub const SLOW_QUERY_EVENT: &str = "greenwave_db::slow_query";
+/// Histogram, seconds: how long statements ran. Label `db.system.name`.
+pub const OPERATION_DURATION: &str = "db.client.operation.duration";
+/// Histogram, seconds: how long callers waited for a connection.
+pub const CONNECTION_WAIT: &str = "db.client.connection.wait_time";
+/// Counter: callers that got no connection in time.
+pub const CONNECTION_TIMEOUTS: &str = "db.client.connection.timeouts";
+/// Histogram: keys in a batch. Label `loader`.
+pub const BATCH_SIZE: &str = "greenwave.db.batch.size";
+
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub(crate) use statements::*;
+
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod statements {
+    use std::time::Duration;
+
+    use tracing::Level;
+
+    use super::*;
+
+    /// Longer statements are cut in logs: a bulk insert may be megabytes of text.
+    const MAX_TEXT: usize = 4096;
+
+    /// A statement that ended, well or not.
+    pub(crate) struct Finished<'a> {
+        /// `db.system.name`, as OpenTelemetry spells it.
+        pub(crate) system: &'static str,
+        /// The statement with its placeholders: values are not in it.
+        pub(crate) text: &'a str,
+        pub(crate) elapsed: Duration,
+        pub(crate) wait: Duration,
+        pub(crate) rows: u64,
+    }
+
+    impl Finished<'_> {
+        pub(crate) fn report(&self, slow: Duration) {
+            metrics::histogram!(OPERATION_DURATION, "db.system.name" => self.system).record(self.elapsed);
+            tracing::event!(
+                target: QUERY_EVENT,
+                Level::DEBUG,
+                db.query.text = self.cut_text(),
+                elapsed_us = micros(self.elapsed),
+                db.response.returned_rows = self.rows,
+            );
+            self.report_if_slow(slow);
+        }
+
+        pub(crate) fn report_if_slow(&self, slow: Duration) {
+            if self.elapsed < slow {
+                return;
+            }
+            tracing::event!(
+                target: SLOW_QUERY_EVENT,
+                Level::WARN,
+                db.query.text = self.cut_text(),
+                elapsed_us = micros(self.elapsed),
+                wait_us = micros(self.wait),
+                db.response.returned_rows = self.rows,
+                "slow query",
+            );
+        }
+
+        fn cut_text(&self) -> &str {
+            &self.text[..self.text.floor_char_boundary(MAX_TEXT)]
+        }
+    }
+
+    /// A caller got a connection.
+    pub(crate) fn waited(wait: Duration) {
+        metrics::histogram!(CONNECTION_WAIT).record(wait);
+    }
+
+    /// A caller got none.
+    pub(crate) fn timed_out() {
+        metrics::counter!(CONNECTION_TIMEOUTS).increment(1);
+    }
+
+    fn micros(duration: Duration) -> u64 {
+        u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
+/// A batch begins.
+pub(crate) fn batch(loader: &'static str, keys: usize) {
+    metrics::histogram!(BATCH_SIZE, "loader" => loader).record(keys as f64);
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_readme_names_every_signal() {
+        let readme = include_str!("../README.md");
+        for name in [
+            super::QUERY_EVENT,
+            super::SLOW_QUERY_EVENT,
+            super::OPERATION_DURATION,
+            super::CONNECTION_WAIT,
+            super::CONNECTION_TIMEOUTS,
+            super::BATCH_SIZE,
+        ] {
+            assert!(readme.contains(&format!("`{name}`")), "README.md does not name {name}");
+        }
+    }
+}

@@ -1,0 +1,275 @@
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use expect_test::expect;
+use futures_util::{FutureExt, future::join_all};
+use greenwave_db::{BatchConfig, BatchError, BatchLoader};
+use tokio::{sync::Semaphore, task::yield_now, time::timeout};
+
+type Loader = BatchLoader<u32, String, io::Error>;
+
+/// A loader of `"v{key}"` whose calls are recorded, and each waits for a permit.
+struct Rig {
+    loader: Loader,
+    calls: Arc<Mutex<Vec<Vec<u32>>>>,
+    permits: Arc<Semaphore>,
+}
+
+impl Rig {
+    fn new(config: BatchConfig) -> Self {
+        Self::loading(config, |keys| Ok(keys.into_iter().map(|key| (key, format!("v{key}"))).collect()))
+    }
+
+    fn loading(
+        config: BatchConfig,
+        load: impl Fn(Vec<u32>) -> io::Result<HashMap<u32, String>> + Send + Sync + 'static,
+    ) -> Self {
+        let calls: Arc<Mutex<Vec<Vec<u32>>>> = Arc::default();
+        let permits = Arc::new(Semaphore::new(0));
+        let load = Arc::new(load);
+        let (recorded, gate) = (Arc::clone(&calls), Arc::clone(&permits));
+        let loader = BatchLoader::new("test", config, move |keys: Vec<u32>| {
+            recorded.lock().unwrap().push(keys.clone());
+            let (gate, load) = (Arc::clone(&gate), Arc::clone(&load));
+            async move {
+                gate.acquire().await.unwrap().forget();
+                load(keys)
+            }
+        });
+        Self { loader, calls, permits }
+    }
+
+    fn open(self) -> Self {
+        self.permits.add_permits(Semaphore::MAX_PERMITS / 2);
+        self
+    }
+
+    fn calls(&self) -> Vec<Vec<u32>> {
+        self.calls.lock().unwrap().clone()
+    }
+
+    /// Starts a load that goes on by itself.
+    fn spawn(&self, key: u32) -> tokio::task::JoinHandle<Result<Option<String>, BatchError<io::Error>>> {
+        let loader = self.loader.clone();
+        tokio::spawn(async move { loader.load(key).await })
+    }
+
+    /// Waits until so many calls have begun.
+    async fn calls_begun(&self, calls: usize) {
+        while self.calls().len() < calls {
+            yield_now().await;
+        }
+    }
+
+    /// Lets spawned loads reach the queue.
+    async fn settle(&self) {
+        for _ in 0..100 {
+            yield_now().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_concurrent_loads_need_few_calls() {
+    let rig = Rig::new(BatchConfig::default()).open();
+    let answers = join_all((0..1000).map(|key| rig.loader.load(key))).await;
+    for (key, answer) in answers.into_iter().enumerate() {
+        assert_eq!(answer.unwrap(), Some(format!("v{key}")));
+    }
+    let calls = rig.calls();
+    assert!(calls.len() < 100, "{} calls", calls.len());
+    assert_eq!(calls.iter().map(Vec::len).sum::<usize>(), 1000);
+}
+
+#[tokio::test]
+async fn a_lone_caller_goes_at_once_and_alone() {
+    let rig = Rig::new(BatchConfig::default()).open();
+    for key in 0..3 {
+        assert_eq!(rig.loader.load(key).await.unwrap(), Some(format!("v{key}")));
+    }
+    assert_eq!(rig.calls(), [[0], [1], [2]]);
+}
+
+#[tokio::test]
+async fn while_two_batches_run_the_rest_queue_and_go_together() {
+    let rig = Rig::new(BatchConfig::default());
+    let loads: Vec<_> = (0..10).map(|key| rig.spawn(key)).collect();
+    rig.settle().await;
+    assert_eq!(rig.calls(), [[0], [1]], "two slots, and no more");
+    rig.permits.add_permits(1);
+    rig.calls_begun(3).await;
+    assert_eq!(rig.calls()[2], (2..10).collect::<Vec<_>>());
+    rig.permits.add_permits(2);
+    for load in loads {
+        load.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_batch_has_a_limit() {
+    let rig = Rig::new(BatchConfig { max_batch: 3, max_in_flight: 1, ..Default::default() });
+    let loads: Vec<_> = (0..8).map(|key| rig.spawn(key)).collect();
+    rig.settle().await;
+    rig.permits.add_permits(4);
+    for load in loads {
+        load.await.unwrap().unwrap();
+    }
+    assert_eq!(rig.calls(), [vec![0], vec![1, 2, 3], vec![4, 5, 6], vec![7]]);
+}
+
+#[tokio::test]
+async fn a_key_asked_for_twice_is_loaded_once_until_it_is_sent() {
+    let rig = Rig::new(BatchConfig { max_in_flight: 1, ..Default::default() });
+    let first = rig.spawn(7);
+    rig.calls_begun(1).await;
+    // Key 7 is under way: whoever asks now may have written since.
+    let later: Vec<_> = [7, 7, 8, 7].into_iter().map(|key| rig.spawn(key)).collect();
+    rig.settle().await;
+    rig.permits.add_permits(2);
+    assert_eq!(first.await.unwrap().unwrap().as_deref(), Some("v7"));
+    for load in later {
+        assert!(load.await.unwrap().unwrap().is_some());
+    }
+    assert_eq!(rig.calls(), [vec![7], vec![7, 8]]);
+}
+
+#[tokio::test]
+async fn an_absent_key_is_none() {
+    let rig = Rig::loading(BatchConfig::default(), |_| Ok(HashMap::new())).open();
+    assert_eq!(rig.loader.load(1).await.unwrap(), None);
+}
+
+/// Runs keys 1 to 64 in one batch, after key 0 has occupied the only slot.
+async fn one_batch(rig: &Rig) -> Vec<Result<Option<String>, BatchError<io::Error>>> {
+    let first = rig.spawn(0);
+    rig.calls_begun(1).await;
+    let loads: Vec<_> = (1..=64).map(|key| rig.spawn(key)).collect();
+    rig.settle().await;
+    rig.permits.add_permits(Semaphore::MAX_PERMITS / 2);
+    let _ = first.await.unwrap();
+    let mut answers = Vec::new();
+    for load in loads {
+        answers.push(load.await.unwrap());
+    }
+    answers
+}
+
+#[tokio::test]
+async fn a_bad_key_fails_alone() {
+    let config = BatchConfig { max_in_flight: 1, ..Default::default() };
+    let rig = Rig::loading(config, |keys| {
+        if keys.contains(&13) {
+            return Err(io::Error::other("key 13"));
+        }
+        Ok(keys.into_iter().map(|key| (key, format!("v{key}"))).collect())
+    });
+    for (key, answer) in (1..).zip(one_batch(&rig).await) {
+        match answer {
+            Err(BatchError::Load { source, .. }) => {
+                assert_eq!((key, source.to_string().as_str()), (13, "key 13"))
+            }
+            answer => assert_eq!(answer.unwrap(), Some(format!("v{key}"))),
+        }
+    }
+    assert_eq!(rig.calls().len(), 1 + 1 + 2 * 6, "the first, the batch, and six halvings");
+}
+
+#[tokio::test]
+async fn a_key_that_panics_the_load_fails_alone_too() {
+    let config = BatchConfig { max_in_flight: 1, ..Default::default() };
+    let rig = Rig::loading(config, |keys| {
+        assert!(!keys.contains(&64), "key 64 on purpose");
+        Ok(HashMap::new())
+    });
+    let mut answers = one_batch(&rig).await;
+    let last = answers.pop().unwrap().unwrap_err();
+    expect!["batch loader `test` panicked: key 64 on purpose"].assert_eq(&last.to_string());
+    assert!(answers.into_iter().all(|answer| matches!(answer, Ok(None))));
+}
+
+#[tokio::test]
+async fn when_no_key_loads_it_gives_up_early() {
+    let config = BatchConfig { max_in_flight: 1, ..Default::default() };
+    let rig = Rig::loading(config, |_| Err(io::Error::other("the database is down")));
+    let answers = one_batch(&rig).await;
+    assert!(answers.iter().all(|answer| matches!(answer, Err(BatchError::Load { .. }))));
+    assert!(rig.calls().len() < 16, "{} calls for 64 keys", rig.calls().len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_load_that_hangs_ends_at_its_timeout_and_frees_its_slot() {
+    let rig = Rig::new(BatchConfig { max_in_flight: 1, ..Default::default() });
+    let (hung, queued) = (rig.spawn(1), rig.spawn(2));
+    rig.settle().await;
+    assert!(matches!(hung.await.unwrap(), Err(BatchError::TimedOut { .. })));
+    rig.permits.add_permits(1);
+    assert_eq!(queued.await.unwrap().unwrap().as_deref(), Some("v2"));
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_and_says_what_to_do() {
+    let rig = Rig::new(BatchConfig { max_in_flight: 1, max_queued: 2, ..Default::default() });
+    let loads: Vec<_> = (0..3).map(|key| rig.spawn(key)).collect();
+    rig.settle().await;
+    let refused = rig.loader.load(9).await.unwrap_err();
+    expect!["batch loader `test` has 2 callers waiting: its load function is too slow for this load, make it faster or raise `max_batch` or `max_queued`"]
+        .assert_eq(&refused.to_string());
+    rig.permits.add_permits(2);
+    for load in loads {
+        load.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_dropped_caller_harms_nobody() {
+    let rig = Rig::new(BatchConfig { max_in_flight: 1, ..Default::default() });
+    let first = rig.spawn(0);
+    rig.calls_begun(1).await;
+    let (leaves, shares, stays) = (rig.spawn(1), rig.spawn(2), rig.spawn(2));
+    rig.settle().await;
+    for dropped in [first, leaves, shares] {
+        dropped.abort();
+        assert!(dropped.await.unwrap_err().is_cancelled());
+    }
+    rig.permits.add_permits(2);
+    assert_eq!(stays.await.unwrap().unwrap().as_deref(), Some("v2"));
+    assert_eq!(rig.calls(), [[0], [2]], "key 1 had nobody left");
+}
+
+#[test]
+fn a_runtime_that_ends_lets_go_of_those_who_wait_elsewhere() {
+    let rig = Rig::new(BatchConfig { max_in_flight: 1, ..Default::default() });
+    let [ends, stays] =
+        [(); 2].map(|()| tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap());
+    let loader = rig.loader.clone();
+    let under_way = ends.spawn(async move { loader.load(1).await });
+    ends.block_on(rig.calls_begun(1));
+    let mut waiting = Box::pin(rig.loader.load(2));
+    assert!(stays.block_on(async { (&mut waiting).now_or_never() }).is_none(), "it queues");
+    drop((under_way, ends));
+    let waiting = stays.block_on(async { timeout(Duration::from_secs(10), waiting).await.unwrap() });
+    assert!(matches!(waiting, Err(BatchError::Cancelled { .. })));
+
+    rig.permits.add_permits(1);
+    let next = stays.block_on(rig.loader.load(3));
+    assert_eq!(next.unwrap().as_deref(), Some("v3"), "and the loader works on");
+}
+
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[tokio::test]
+async fn a_batch_runs_in_the_span_of_its_first_caller() {
+    use tracing::Instrument;
+    let signals = crate::signals::signals();
+    let loader = BatchLoader::new("spanned", BatchConfig::default(), |keys: Vec<u32>| async move {
+        tracing::info!(db.query.text = "batch-span");
+        Ok::<_, io::Error>(keys.into_iter().map(|key| (key, ())).collect())
+    });
+    loader.load(1).instrument(tracing::info_span!("request")).await.unwrap();
+    let events = signals.mentioning("batch-span");
+    assert_eq!(events.len(), 1);
+    assert_eq!(events[0].spans, ["request"]);
+}
