@@ -1,0 +1,104 @@
+//! What can go wrong, told apart by what a caller would do about it.
+
+use std::io;
+use std::time::Duration;
+
+/// Why instances could not be started, did not become ready, or a proxy did not end cleanly.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The configuration names no program.
+    #[error("no command to supervise; give the program and its arguments")]
+    NoCommand,
+
+    /// The configuration asks for no instance.
+    #[error("no instances to start; `instances` must be at least 1")]
+    NoInstances,
+
+    /// The text names no health check.
+    #[error("no health check is called {text:?}; use tcp, none, or a path such as /health")]
+    InvalidHealth {
+        /// The text as it was given.
+        text: String,
+    },
+
+    /// The program does not exist. Starting it again would not help, so nothing is retried.
+    #[error("command not found: {command}; check the spelling or give its full path")]
+    CommandNotFound {
+        /// The program as it was given.
+        command: String,
+    },
+
+    /// The program exists, but the system would not start it.
+    #[error("could not start {command}")]
+    Start {
+        /// The program as it was given.
+        command: String,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+
+    /// No loopback port was free for an instance.
+    #[error("could not find a free port on 127.0.0.1")]
+    Port(#[source] io::Error),
+
+    /// An instance did not become ready in time.
+    #[error("{instance} was not ready within {within:?}{}", history(.last_exit.as_deref(), .last_lines))]
+    NotReady {
+        /// The instance's name.
+        instance: String,
+        /// How long it had.
+        within: Duration,
+        /// How it last ended, if it did.
+        last_exit: Option<String>,
+        /// The last lines that it wrote.
+        last_lines: Vec<String>,
+    },
+
+    /// An instance ends again and again soon after it is started.
+    #[error("{instance} keeps exiting{}", history(.last_exit.as_deref(), .last_lines))]
+    CrashLoop {
+        /// The instance's name.
+        instance: String,
+        /// How it last ended.
+        last_exit: Option<String>,
+        /// The last lines that it wrote.
+        last_lines: Vec<String>,
+    },
+
+    /// The supervisor was shut down while somebody waited for its instances.
+    #[error("{instance} was stopped before it was ready")]
+    Stopped {
+        /// The instance's name.
+        instance: String,
+    },
+
+    /// Requests still ran when the drain timeout of a proxy had passed, and were cut.
+    #[error("{connections} connections were cut: their requests did not finish within {within:?}")]
+    Drain {
+        /// How many connections were cut.
+        connections: usize,
+        /// The drain timeout.
+        within: Duration,
+    },
+}
+
+fn history(last_exit: Option<&str>, last_lines: &[String]) -> String {
+    let mut text = String::new();
+    if let Some(exit) = last_exit {
+        text.push_str(" (");
+        text.push_str(exit);
+        text.push(')');
+    }
+    if last_lines.is_empty() {
+        text.push_str("; it wrote nothing");
+    } else {
+        text.push_str("; its last lines:");
+        for line in last_lines {
+            text.push_str("\n    ");
+            text.push_str(line);
+        }
+    }
+    text
+}

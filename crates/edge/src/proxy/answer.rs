@@ -1,0 +1,81 @@
+//! Answers that the proxy gives itself.
+
+use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderValue, Response, StatusCode};
+
+use super::body::{AnswerBody, InFlight};
+
+/// Why a request is answered by the proxy and not by an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    Ambiguous,
+    NoHost,
+    TwoHosts,
+    InvalidHost,
+    InvalidTarget,
+    Connect,
+    WebSocket,
+    ClientSilent,
+    BrokenBody,
+    NoUpstream,
+    UpstreamFailed,
+    UpstreamAmbiguous,
+    UpstreamSilent,
+}
+
+impl Refusal {
+    fn parts(self) -> (StatusCode, &'static str, &'static str) {
+        use StatusCode as S;
+        match self {
+            Self::Ambiguous => (S::BAD_REQUEST, "bad_request", "the length of the request is ambiguous"),
+            Self::NoHost => (S::BAD_REQUEST, "bad_request", "the request has no Host header"),
+            Self::TwoHosts => (S::BAD_REQUEST, "bad_request", "the request names more than one host"),
+            Self::InvalidHost => (S::BAD_REQUEST, "bad_request", "the Host header names no host"),
+            Self::InvalidTarget => (S::BAD_REQUEST, "bad_request", "the request target cannot be forwarded"),
+            Self::Connect => (S::METHOD_NOT_ALLOWED, "method_not_allowed", "CONNECT is not supported"),
+            Self::WebSocket => {
+                (S::NOT_IMPLEMENTED, "not_implemented", "WebSocket upgrades are not supported")
+            }
+            Self::ClientSilent => {
+                (S::REQUEST_TIMEOUT, "request_timeout", "the rest of the request did not arrive")
+            }
+            Self::BrokenBody => {
+                (S::BAD_REQUEST, "bad_request", "the body of the request is malformed or broke off")
+            }
+            Self::NoUpstream => {
+                (S::SERVICE_UNAVAILABLE, "unavailable", "no instance of the service is healthy")
+            }
+            Self::UpstreamFailed => (S::BAD_GATEWAY, "bad_gateway", "the service ended the connection"),
+            Self::UpstreamAmbiguous => {
+                (S::BAD_GATEWAY, "bad_gateway", "the service sent an ambiguous answer")
+            }
+            Self::UpstreamSilent => {
+                (S::GATEWAY_TIMEOUT, "gateway_timeout", "the service did not answer in time")
+            }
+        }
+    }
+
+    /// Whether what follows on the client's connection cannot be trusted, or is not wanted.
+    fn closes(self) -> bool {
+        !matches!(
+            self,
+            Self::NoUpstream | Self::UpstreamFailed | Self::UpstreamAmbiguous | Self::UpstreamSilent
+        )
+    }
+
+    pub(super) fn answer(self, in_flight: InFlight) -> Response<AnswerBody> {
+        let (status, code, message) = self.parts();
+        let text = format!(r#"{{"error":"{code}","message":"{message}"}}"#);
+        let mut response = Response::new(AnswerBody::own(text, in_flight.answered(status)));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if self == Self::NoUpstream {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if self.closes() {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}

@@ -1,0 +1,181 @@
+//! Bodies on their way: requests that may have to be sent again, answers whose end is recorded.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::StatusCode;
+use http_body_util::Full;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::time::{Instant, Sleep};
+
+use crate::telemetry;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A request's body, lent to each attempt to send it. As long as no attempt has read from it, it can be
+/// lent once more.
+#[derive(Clone)]
+pub(super) enum RequestBody {
+    Empty,
+    Lent(Arc<Mutex<Lent>>),
+}
+
+pub(super) struct Lent {
+    body: Incoming,
+    touched: bool,
+    // Whether whoever sends it on waits for the client at the moment.
+    starved: bool,
+    moved_at: Instant,
+}
+
+impl RequestBody {
+    pub(super) fn new(body: Incoming) -> Self {
+        if body.is_end_stream() {
+            return Self::Empty;
+        }
+        let lent = Lent { body, touched: false, starved: false, moved_at: Instant::now() };
+        Self::Lent(Arc::new(Mutex::new(lent)))
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        matches!(self, Self::Empty)
+    }
+
+    /// Whether nothing of it was consumed.
+    pub(super) fn is_whole(&self) -> bool {
+        self.lent().is_none_or(|lent| !lent.touched)
+    }
+
+    /// When something of it last moved.
+    pub(super) fn moved_at(&self) -> Option<Instant> {
+        self.lent().map(|lent| lent.moved_at)
+    }
+
+    /// Whether its sender waits for the client.
+    pub(super) fn is_starved(&self) -> bool {
+        self.lent().is_some_and(|lent| lent.starved)
+    }
+
+    fn lent(&self) -> Option<MutexGuard<'_, Lent>> {
+        match self {
+            Self::Empty => None,
+            // Poisoned only by a panic in hyper's body, which then reports its own failure.
+            Self::Lent(lent) => Some(lent.lock().unwrap_or_else(PoisonError::into_inner)),
+        }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let Some(mut lent) = self.lent() else { return Poll::Ready(None) };
+        lent.touched = true;
+        lent.starved = true;
+        let frame = ready!(Pin::new(&mut lent.body).poll_frame(cx));
+        lent.starved = false;
+        lent.moved_at = Instant::now();
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.lent().is_none_or(|lent| lent.body.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.lent().map_or_else(|| SizeHint::with_exact(0), |lent| lent.body.size_hint())
+    }
+}
+
+/// A request between its head and the end of its answer. Dropping it records how long that was.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    begun: Instant,
+    status: Option<StatusCode>,
+}
+
+impl InFlight {
+    pub(super) fn begin() -> Self {
+        metrics::gauge!(telemetry::ACTIVE_REQUESTS).increment(1.0);
+        Self { begun: Instant::now(), status: None }
+    }
+
+    pub(super) fn answered(mut self, status: StatusCode) -> Self {
+        self.status = Some(status);
+        self
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        metrics::gauge!(telemetry::ACTIVE_REQUESTS).decrement(1.0);
+        let status = self.status.as_ref().map_or("499", StatusCode::as_str).to_owned();
+        metrics::histogram!(telemetry::REQUEST_DURATION, telemetry::STATUS => status)
+            .record(self.begun.elapsed().as_secs_f64());
+    }
+}
+
+/// The body of an answer. An upstream that falls silent in the middle of it is given up.
+pub(super) struct AnswerBody {
+    source: Source,
+    _in_flight: InFlight,
+}
+
+enum Source {
+    Own(Full<Bytes>),
+    Upstream { body: Incoming, limit: Duration, patience: Option<Pin<Box<Sleep>>> },
+}
+
+impl AnswerBody {
+    pub(super) fn own(text: String, in_flight: InFlight) -> Self {
+        Self { source: Source::Own(Full::from(text)), _in_flight: in_flight }
+    }
+
+    pub(super) fn upstream(body: Incoming, limit: Duration, in_flight: InFlight) -> Self {
+        Self { source: Source::Upstream { body, limit, patience: None }, _in_flight: in_flight }
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match &mut self.source {
+            Source::Own(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Source::Upstream { body, limit, patience } => {
+                if let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) {
+                    *patience = None;
+                    return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
+                }
+                let patience = patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(*limit)));
+                ready!(patience.as_mut().poll(cx));
+                Poll::Ready(Some(Err("the upstream fell silent in the middle of its answer".into())))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Own(body) => body.is_end_stream(),
+            Source::Upstream { body, .. } => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Own(body) => body.size_hint(),
+            Source::Upstream { body, .. } => body.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! What a request must have, and what changes in the heads that pass.
+
+use std::net::IpAddr;
+
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING, UPGRADE};
+use http::uri::Authority;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, request};
+
+use super::answer::Refusal;
+use super::framing::digits;
+
+const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+// What concerns one connection and not the message (RFC 9110, section 7.6.1).
+const HOP_BY_HOP: [HeaderName; 9] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-authenticate"),
+    HeaderName::from_static("proxy-authorization"),
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("te"),
+    HeaderName::from_static("trailer"),
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+
+/// Whether the request can be forwarded at all.
+pub(super) fn check_request(head: &request::Parts) -> Result<(), Refusal> {
+    if head.method == Method::CONNECT {
+        return Err(Refusal::Connect);
+    }
+    let mut hosts = head.headers.get_all(HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (Some(host), None) => Some(host),
+        (None, _) if head.version < Version::HTTP_11 => None,
+        (None, _) => return Err(Refusal::NoHost),
+        (Some(_), Some(_)) => return Err(Refusal::TwoHosts),
+    };
+    if host.is_some_and(|host| !is_host(host)) {
+        return Err(Refusal::InvalidHost);
+    }
+    // `GET http://name/ HTTP/1.1`: the name stands in two places, and only one reading is to be possible.
+    if let (Some(authority), Some(host)) = (head.uri.authority(), host)
+        && !authority.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes())
+    {
+        return Err(Refusal::TwoHosts);
+    }
+    let websocket = |value: &HeaderValue| value.as_bytes().to_ascii_lowercase().starts_with(b"websocket");
+    if head.headers.get_all(UPGRADE).iter().any(websocket) {
+        return Err(Refusal::WebSocket);
+    }
+    Ok(())
+}
+
+fn is_host(value: &HeaderValue) -> bool {
+    let text = value.to_str().unwrap_or("@");
+    text.is_empty() || (!text.contains('@') && text.parse::<Authority>().is_ok())
+}
+
+/// Makes a client's head into the one that an upstream gets.
+pub(super) fn to_upstream(head: &mut request::Parts, peer: IpAddr) {
+    let chunked = head.headers.contains_key(TRANSFER_ENCODING);
+    if head.version < Version::HTTP_11
+        && !head.headers.contains_key(HOST)
+        && let Some(authority) = head.uri.authority()
+        && let Ok(host) = HeaderValue::from_str(authority.as_str())
+    {
+        head.headers.insert(HOST, host);
+    }
+    remove_hop_by_hop(&mut head.headers);
+    // Answered by this proxy when it begins to read the body.
+    head.headers.remove(EXPECT);
+    if chunked {
+        // hyper would send a body of unknown length with GET as no body at all.
+        head.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    // An address mapped into IPv6 is still the IPv4 address that upstreams know.
+    let peer = peer.to_canonical().to_string();
+    let mut forwarded_for = Vec::new();
+    for value in head.headers.get_all(X_FORWARDED_FOR) {
+        forwarded_for.extend_from_slice(value.as_bytes());
+        forwarded_for.extend_from_slice(b", ");
+    }
+    forwarded_for.extend_from_slice(peer.as_bytes());
+    if let Ok(value) = HeaderValue::from_maybe_shared(bytes::Bytes::from(forwarded_for)) {
+        head.headers.insert(X_FORWARDED_FOR, value);
+    }
+    if let Ok(value) = HeaderValue::from_str(&peer) {
+        head.headers.insert(X_REAL_IP, value);
+    }
+    head.headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    head.version = Version::HTTP_11;
+}
+
+/// Removes what concerns the connection alone, also what `Connection` names so.
+pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|names| names.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        // Without these the message would mean something else.
+        .filter(|name| *name != HOST && *name != CONTENT_LENGTH)
+        .collect();
+    for name in named.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+}
+
+/// Whether the end of an answer can be read in one way only.
+pub(super) fn has_one_length(headers: &HeaderMap) -> bool {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let mut encodings = headers.get_all(TRANSFER_ENCODING).iter();
+    match (lengths.next(), encodings.next()) {
+        (None, None) => true,
+        (Some(length), None) => lengths.next().is_none() && digits(length.as_bytes(), 10).is_some(),
+        (None, Some(encoding)) => {
+            encodings.next().is_none() && encoding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")
+        }
+        (Some(_), Some(_)) => false,
+    }
+}

@@ -1,0 +1,26 @@
+//! The names of this crate's signals, as the README tables them.
+
+/// Histogram, seconds: from a request's head to the end of its answer.
+/// Label [`STATUS`]; `499` where the client left before there was an answer.
+pub const REQUEST_DURATION: &str = "greenwave.edge.request.duration";
+
+/// Gauge: requests between head and end of answer.
+pub const ACTIVE_REQUESTS: &str = "greenwave.edge.active_requests";
+
+/// Counter: requests sent once more, to another upstream.
+pub const RETRIES: &str = "greenwave.edge.retries";
+
+/// Gauge: upstreams that pass their health checks.
+pub const UPSTREAMS_HEALTHY: &str = "greenwave.edge.upstreams.healthy";
+
+/// Label: the status code of the answer.
+pub const STATUS: &str = "http.response.status_code";
+
+/// Target of the supervisor's tracing events.
+pub const SUPERVISOR_TARGET: &str = "greenwave_edge::supervisor";
+
+/// Target of the proxy's tracing events.
+pub const PROXY_TARGET: &str = "greenwave_edge::proxy";
+
+/// All metrics, for tables and checks.
+pub const METRICS: &[&str] = &[REQUEST_DURATION, ACTIVE_REQUESTS, RETRIES, UPSTREAMS_HEALTHY];

@@ -1,0 +1,118 @@
+//! What the tests supervise: this same test binary, started again to run one "test" that is a service.
+
+use std::convert::Infallible;
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use greenwave_edge::{InstanceStatus, Supervisor, SupervisorBuilder, SupervisorConfig};
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Either, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+const MODE: &str = "EDGE_TEST_CHILD";
+const NAME: &str = "EDGE_TEST_INSTANCE";
+
+/// A supervisor for children of that mode, with patience enough for a busy machine.
+pub(crate) fn children(mode: &'static str, config: SupervisorConfig) -> SupervisorBuilder {
+    let program = std::env::current_exe().unwrap().to_string_lossy().into_owned();
+    let arguments = ["--exact", "child::process", "--nocapture", "--quiet"].map(String::from);
+    let command = [vec![program], arguments.to_vec()].concat();
+    Supervisor::new(SupervisorConfig { command, ..config })
+        .env(move |instance| vec![(MODE.into(), mode.into()), (NAME.into(), instance.name.clone())])
+        .logs(|_| ())
+}
+
+/// Looks at the instances until they are as wanted.
+pub(crate) async fn until(
+    supervisor: &Supervisor,
+    wanted: impl Fn(&[InstanceStatus]) -> bool,
+) -> Vec<InstanceStatus> {
+    for _ in 0..2000 {
+        let statuses = supervisor.instances();
+        if wanted(&statuses) {
+            return statuses;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("instances never were as wanted; at last they were {:#?}", supervisor.instances());
+}
+
+/// Not a test: the service, when the variable is set.
+#[test]
+fn process() {
+    let Ok(mode) = std::env::var(MODE) else { return };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        match mode.as_str() {
+            "serve" => serve(false).await,
+            "stubborn" => serve(true).await,
+            "crash" => {
+                eprintln!("no database at db:5432");
+                std::process::exit(7);
+            }
+            "deaf" => {
+                eprintln!("warming up");
+                std::future::pending().await
+            }
+            "worker" => work().await,
+            other => panic!("no mode is called {other}"),
+        }
+    });
+    std::process::exit(0);
+}
+
+async fn work() {
+    println!("port {:?}", std::env::var("PORT").ok());
+    let mut stdout = std::io::stdout();
+    stdout.write_all(b"raw \xff\x00 bytes\n").unwrap();
+    stdout.write_all(&[b'x'; 40_000]).unwrap();
+    stdout.write_all(b"\n").unwrap();
+    eprintln!("to stderr");
+    signal(SignalKind::terminate()).unwrap().recv().await;
+    println!("finished the last job");
+}
+
+async fn serve(stubborn: bool) {
+    let mut terminate = signal(SignalKind::terminate()).unwrap();
+    let port: u16 = std::env::var("PORT").unwrap().parse().unwrap();
+    let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                let (stream, _) = accepted.unwrap();
+                let connection =
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer));
+                tokio::spawn(connection);
+            }
+            _ = terminate.recv() => if !stubborn { return },
+        }
+    }
+}
+
+static SICK: AtomicBool = AtomicBool::new(false);
+
+async fn answer(request: Request<Incoming>) -> Result<Response<Either<Full<Bytes>, Incoming>>, Infallible> {
+    let text = match request.uri().path() {
+        "/echo" => return Ok(Response::new(Either::Right(request.into_body()))),
+        "/exit" => std::process::exit(3),
+        "/sick" => {
+            SICK.store(true, Ordering::SeqCst);
+            String::new()
+        }
+        "/health" if SICK.swap(false, Ordering::SeqCst) => {
+            // Sick for one check, and well at the next.
+            let mut response = Response::new(Either::Left(Full::default()));
+            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            return Ok(response);
+        }
+        "/length" => request.into_body().collect().await.map_or(0, |body| body.to_bytes().len()).to_string(),
+        _ => std::env::var(NAME).unwrap(),
+    };
+    Ok(Response::new(Either::Left(Full::from(text))))
+}

@@ -1,0 +1,99 @@
+//! What the README tables is what there is.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
+use greenwave_edge::{ProxyConfig, SupervisorConfig, telemetry};
+use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
+
+use crate::clients::RunningProxy;
+use crate::upstreams::{OK, Scripted, nobody};
+
+const README: &str = include_str!("../../README.md");
+
+#[derive(Clone, Default)]
+struct Seen(Arc<Mutex<BTreeSet<String>>>);
+
+impl Seen {
+    fn note(&self, key: &Key) {
+        let labels: Vec<String> =
+            key.labels().map(|label| format!("{}={}", label.key(), label.value())).collect();
+        self.0.lock().unwrap().insert(format!("{} {}", key.name(), labels.join(",")).trim().to_owned());
+    }
+}
+
+impl Recorder for Seen {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        self.note(key);
+        Counter::noop()
+    }
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        self.note(key);
+        Gauge::noop()
+    }
+    fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
+        self.note(key);
+        Histogram::noop()
+    }
+}
+
+#[tokio::test]
+async fn a_request_emits_the_metrics_of_the_table() {
+    let seen = Seen::default();
+    // For this thread, and on it runs all of this test.
+    let _guard = metrics::set_default_local_recorder(&seen);
+    let upstream = Scripted::start(OK).await;
+    let proxy = RunningProxy::before(&[nobody().await, upstream.address]).await;
+    assert_eq!(proxy.get("/").await.status(), 200);
+    proxy.cancel.cancel();
+    proxy.served.await.unwrap().unwrap();
+    let seen: Vec<String> = seen.0.lock().unwrap().iter().cloned().collect();
+    assert_eq!(
+        seen,
+        [
+            "greenwave.edge.active_requests",
+            "greenwave.edge.request.duration http.response.status_code=200",
+            "greenwave.edge.retries",
+            "greenwave.edge.upstreams.healthy",
+        ]
+    );
+    for name in telemetry::METRICS {
+        assert!(seen.iter().any(|seen| seen.split(' ').next() == Some(name)), "{name} was not emitted");
+        assert!(README.contains(&format!("| `{name}` |")), "{name} is not in the README");
+    }
+    for target in [telemetry::SUPERVISOR_TARGET, telemetry::PROXY_TARGET, telemetry::STATUS] {
+        assert!(README.contains(&format!("`{target}`")), "{target} is not in the README");
+    }
+}
+
+#[test]
+fn the_readme_lists_every_key_with_its_default() {
+    let check = |prefix: &str, config: serde_json::Value| {
+        for (key, value) in config.as_object().unwrap() {
+            let default = match value {
+                serde_json::Value::String(text) if key == "name" || key == "health" => format!("`{text}`"),
+                serde_json::Value::String(text) => text.clone(),
+                serde_json::Value::Array(_) => String::new(),
+                other => other.to_string(),
+            };
+            let row = format!("| `{prefix}{key}` | {default}").trim_end().to_owned();
+            assert!(README.contains(&row), "the README has no row that begins with {row:?}");
+        }
+    };
+    let mut supervisor = serde_json::to_value(SupervisorConfig::default()).unwrap();
+    check("check.", supervisor.as_object_mut().unwrap().remove("check").unwrap());
+    check("", supervisor);
+    check("", serde_json::to_value(ProxyConfig::default()).unwrap());
+}
+
+#[test]
+fn an_unknown_key_is_refused() {
+    assert!(serde_json::from_str::<ProxyConfig>(r#"{"upstream_wait": "3s"}"#).is_ok());
+    assert!(serde_json::from_str::<ProxyConfig>(r#"{"upstream_wiat": "3s"}"#).is_err());
+    let supervisor =
+        serde_json::from_str::<SupervisorConfig>(r#"{"health": "/up", "check": {"interval": "5s"}}"#);
+    assert_eq!(supervisor.unwrap().health.to_string(), "/up");
+}
