@@ -1,1 +1,28 @@
-//! Durable background jobs on SQLite and PostgreSQL, pushed alone or in the caller's transaction.
+#![doc = include_str!("../README.md")]
+
+mod backends;
+mod backoff;
+mod config;
+mod dead;
+mod deadline;
+mod error;
+mod job;
+mod queue;
+pub mod telemetry;
+mod wakeups;
+mod worker;
+
+pub use backends::Backend;
+#[cfg(feature = "postgres")]
+pub use backends::postgres::Postgres;
+#[cfg(feature = "sqlite")]
+pub use backends::sqlite::Sqlite;
+pub use config::WorkerConfig;
+pub use dead::{AttemptError, DeadJob, DeadReason};
+pub use error::Error;
+pub use job::{Job, JobContext, JobId, PushOptions};
+pub use queue::{Queue, QueueStats};
+pub use worker::Worker;
+
+/// What a handler may fail with: any error, boxed.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

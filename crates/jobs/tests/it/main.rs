@@ -1,1 +1,9 @@
+//! The tests of greenwave-jobs: one conformance suite for every backend, and what only one of them can do.
+#![allow(clippy::unwrap_used)]
 
+mod conformance;
+mod rules;
+mod support;
+
+#[cfg(feature = "postgres")]
+mod postgres;

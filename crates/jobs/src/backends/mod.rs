@@ -1,0 +1,103 @@
+//! What the worker and the queue ask of a database.
+
+#[cfg(feature = "postgres")]
+pub(crate) mod postgres;
+#[cfg(feature = "sqlite")]
+pub(crate) mod sqlite;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::dead::{DeadJob, DeadReason};
+use crate::job::NewJob;
+use crate::queue::QueueStats;
+use crate::wakeups::Wakeups;
+use crate::{Error, JobId};
+
+/// A database that can hold a [`Queue`](crate::Queue): `Postgres` or `Sqlite`. Sealed.
+pub trait Backend: Store {}
+
+/// One hold of one job. Settling a job names its lease, so it has no effect once another worker has the job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lease {
+    pub job: JobId,
+    pub id: i64,
+}
+
+/// A job as a worker receives it.
+#[derive(Debug)]
+pub struct LeasedJob {
+    pub lease: Lease,
+    pub name: String,
+    pub payload: String,
+    pub failures: u32,
+    pub max_attempts: u32,
+    pub waited: Duration,
+}
+
+/// A failed attempt whose job shall run again.
+#[derive(Debug, Clone)]
+pub struct Retry {
+    pub lease: Lease,
+    pub delay: Duration,
+    pub error: String,
+}
+
+/// An attempt after which its job is dead.
+#[derive(Debug, Clone)]
+pub struct Burial {
+    pub lease: Lease,
+    pub reason: DeadReason,
+    pub error: String,
+}
+
+/// The statements of a queue. Each is atomic, and each that settles is fenced by the lease and answers how many jobs
+/// it still found under it; so each may be repeated after an unknown outcome.
+pub trait Store: Clone + Send + Sync + 'static {
+    fn migrate(&self) -> impl Future<Output = Result<(), Error>> + Send;
+    fn is_migrated(&self) -> impl Future<Output = Result<bool, Error>> + Send;
+
+    /// Stores all or none, and answers with their ids in order.
+    fn push(&self, jobs: Vec<NewJob>) -> impl Future<Output = Result<Vec<JobId>, Error>> + Send;
+
+    /// Makes scheduled jobs ready whose time has come.
+    fn promote(&self) -> impl Future<Output = Result<(), Error>> + Send;
+    /// Makes jobs ready whose lease has ended; those that crashed too often are buried.
+    fn rescue(&self, max_crashes: u32) -> impl Future<Output = Result<(), Error>> + Send;
+    /// Leases up to `limit` ready jobs of a queue, the most urgent first, all under one fresh lease id.
+    fn fetch(
+        &self,
+        queue: &str,
+        limit: usize,
+        lease: Duration,
+    ) -> impl Future<Output = Result<Vec<LeasedJob>, Error>> + Send;
+
+    /// Extends leases from now, and answers with those that are still held.
+    fn extend(
+        &self,
+        leases: Vec<Lease>,
+        lease: Duration,
+    ) -> impl Future<Output = Result<Vec<Lease>, Error>> + Send;
+    fn complete(&self, leases: Vec<Lease>) -> impl Future<Output = Result<usize, Error>> + Send;
+    /// Returns jobs to their queue as if they had not been fetched.
+    fn release(&self, leases: Vec<Lease>) -> impl Future<Output = Result<usize, Error>> + Send;
+    fn retry(&self, retries: Vec<Retry>) -> impl Future<Output = Result<usize, Error>> + Send;
+    fn bury(&self, burials: Vec<Burial>) -> impl Future<Output = Result<usize, Error>> + Send;
+
+    fn stats(&self) -> impl Future<Output = Result<QueueStats, Error>> + Send;
+    /// The latest dead jobs, newest first.
+    fn dead(&self, limit: usize) -> impl Future<Output = Result<Vec<DeadJob>, Error>> + Send;
+    fn retry_dead(&self, id: JobId) -> impl Future<Output = Result<bool, Error>> + Send;
+
+    /// Tells other processes that a queue (or any, if none is named) has something new; soon, and without a promise.
+    fn announce(&self, queue: Option<&'static str>);
+    /// Passes on what other processes announce, for as long as it is polled.
+    fn listen(&self, wakeups: Arc<Wakeups>) -> impl Future<Output = ()> + Send;
+}
+
+/// How many jobs one statement promotes or rescues.
+const MAINTENANCE_BATCH: i64 = 1000;
+
+/// Said of a job whose lease ended.
+const LEASE_ENDED: &str = "the lease ended: the worker that ran this job was killed, or lost its database";

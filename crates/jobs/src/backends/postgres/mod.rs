@@ -1,0 +1,280 @@
+//! PostgreSQL: rows are locked by `FOR UPDATE SKIP LOCKED`, time is the server's.
+
+mod notify;
+mod push;
+mod settle;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::{Connection, PgConnection, PgPool};
+
+use super::{Backend, Burial, LEASE_ENDED, Lease, LeasedJob, MAINTENANCE_BATCH, Retry, Store};
+use crate::dead::{DeadJob, DeadReason, read_errors, time};
+use crate::error::postgres;
+use crate::job::{NewJob, millis};
+use crate::queue::{QueueStats, encode_all};
+use crate::wakeups::Wakeups;
+use crate::{Error, Job, JobId, PushOptions, Queue, telemetry};
+
+/// A queue in PostgreSQL, over a sqlx pool.
+#[derive(Debug, Clone)]
+pub struct Postgres {
+    pool: PgPool,
+    announcer: Arc<notify::Announcer>,
+}
+
+const MIGRATIONS: &[(i32, &str)] = &[(1, include_str!("../../../migrations/postgres/0001_jobs.sql"))];
+
+/// "greenwav" in ASCII; whoever migrates the queue holds this advisory lock.
+const MIGRATION_LOCK: i64 = 0x6772_6565_6e77_6176;
+
+impl Queue<Postgres> {
+    /// A queue in the database of this pool. Nothing is sent until the first call.
+    ///
+    /// A running worker uses up to four connections of the pool for moments at a time, and one of its own outside
+    /// the pool, on which it listens.
+    pub fn postgres(pool: PgPool) -> Self {
+        let announcer = Arc::new(notify::Announcer::new(pool.clone()));
+        Queue::over(Postgres { pool, announcer })
+    }
+
+    /// Stores a job in the caller's transaction: it exists if and when that commits.
+    ///
+    /// Call [`Queue::wake`] after the commit, so that no worker waits for its next poll.
+    ///
+    /// ```no_run
+    /// # use greenwave_jobs::{Job, Queue, Postgres};
+    /// # async fn f(pool: sqlx::PgPool, queue: Queue<Postgres>, job: impl Job) -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut tx = pool.begin().await?;
+    /// sqlx::query("INSERT INTO users (name) VALUES ('Ada')").execute(&mut *tx).await?;
+    /// queue.push_in(&mut tx, &job).await?;
+    /// tx.commit().await?;
+    /// queue.wake();
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn push_in<J: Job>(&self, conn: &mut PgConnection, job: &J) -> Result<JobId, Error> {
+        self.push_in_with(conn, job, PushOptions::default()).await
+    }
+
+    /// As [`push_in`](Self::push_in), with a delay or a priority.
+    pub async fn push_in_with<J: Job>(
+        &self,
+        conn: &mut PgConnection,
+        job: &J,
+        options: PushOptions,
+    ) -> Result<JobId, Error> {
+        let id = push::one(conn, NewJob::encode(job, &options)?).await?;
+        telemetry::pushed(J::QUEUE, J::NAME, 1);
+        Ok(id)
+    }
+
+    /// Stores many jobs of a type in the caller's transaction, in one statement. Answers with their ids in order.
+    pub async fn push_many_in<J: Job>(
+        &self,
+        conn: &mut PgConnection,
+        jobs: &[J],
+    ) -> Result<Vec<JobId>, Error> {
+        let ids = push::many(conn, encode_all(jobs)?).await?;
+        telemetry::pushed(J::QUEUE, J::NAME, jobs.len());
+        Ok(ids)
+    }
+}
+
+impl Backend for Postgres {}
+
+impl Store for Postgres {
+    async fn migrate(&self) -> Result<(), Error> {
+        let mut conn = self.pool.acquire().await.map_err(postgres)?;
+        migrate(&mut conn).await.map_err(postgres)
+    }
+
+    async fn is_migrated(&self) -> Result<bool, Error> {
+        let mut conn = self.pool.acquire().await.map_err(postgres)?;
+        is_migrated(&mut conn).await.map_err(postgres)
+    }
+
+    async fn push(&self, mut jobs: Vec<NewJob>) -> Result<Vec<JobId>, Error> {
+        let mut conn = self.pool.acquire().await.map_err(postgres)?;
+        match (jobs.pop(), jobs.is_empty()) {
+            (Some(only), true) => Ok(vec![push::one(&mut conn, only).await?]),
+            (Some(last), false) => {
+                jobs.push(last);
+                push::many(&mut conn, jobs).await
+            }
+            (None, _) => Ok(Vec::new()),
+        }
+    }
+
+    async fn promote(&self) -> Result<(), Error> {
+        const PROMOTE: &str = "
+            UPDATE greenwave_jobs SET state = 0
+            WHERE id = ANY(ARRAY(
+                SELECT id FROM greenwave_jobs WHERE state = 1 AND run_at <= now()
+                ORDER BY run_at LIMIT $1 FOR UPDATE SKIP LOCKED))";
+        let done = sqlx::query(PROMOTE).bind(MAINTENANCE_BATCH).execute(&self.pool).await;
+        done.map(drop).map_err(postgres)
+    }
+
+    async fn rescue(&self, max_crashes: u32) -> Result<(), Error> {
+        settle::rescue(&self.pool, i32::try_from(max_crashes).unwrap_or(i32::MAX)).await.map_err(postgres)
+    }
+
+    async fn fetch(&self, queue: &str, limit: usize, lease: Duration) -> Result<Vec<LeasedJob>, Error> {
+        fetch(&self.pool, queue, limit, lease).await.map_err(postgres)
+    }
+
+    async fn extend(&self, leases: Vec<Lease>, lease: Duration) -> Result<Vec<Lease>, Error> {
+        settle::extend(&self.pool, leases, lease).await.map_err(postgres)
+    }
+
+    async fn complete(&self, leases: Vec<Lease>) -> Result<usize, Error> {
+        settle::complete(&self.pool, leases).await.map_err(postgres)
+    }
+
+    async fn release(&self, leases: Vec<Lease>) -> Result<usize, Error> {
+        settle::release(&self.pool, leases).await.map_err(postgres)
+    }
+
+    async fn retry(&self, retries: Vec<Retry>) -> Result<usize, Error> {
+        settle::retry(&self.pool, retries).await.map_err(postgres)
+    }
+
+    async fn bury(&self, burials: Vec<Burial>) -> Result<usize, Error> {
+        settle::bury(&self.pool, burials).await.map_err(postgres)
+    }
+
+    async fn stats(&self) -> Result<QueueStats, Error> {
+        const STATS: &str = "
+            SELECT count(*) FILTER (WHERE state = 0), count(*) FILTER (WHERE state = 1),
+                   count(*) FILTER (WHERE state = 2), (SELECT count(*) FROM greenwave_jobs_dead)
+            FROM greenwave_jobs";
+        let row: (i64, i64, i64, i64) =
+            sqlx::query_as(STATS).fetch_one(&self.pool).await.map_err(postgres)?;
+        let [ready, scheduled, running, dead] = [row.0, row.1, row.2, row.3].map(i64::unsigned_abs);
+        Ok(QueueStats { ready, scheduled, running, dead })
+    }
+
+    async fn dead(&self, limit: usize) -> Result<Vec<DeadJob>, Error> {
+        dead(&self.pool, limit).await.map_err(postgres)
+    }
+
+    async fn retry_dead(&self, id: JobId) -> Result<bool, Error> {
+        const REVIVE: &str = "
+            WITH revived AS (DELETE FROM greenwave_jobs_dead WHERE id = $1 RETURNING *)
+            INSERT INTO greenwave_jobs
+                (id, queue, name, payload, priority, state, run_at, max_attempts, errors, created_at)
+            SELECT id, queue, name, payload, priority, 0, now(), max_attempts, errors, created_at FROM revived";
+        let done = sqlx::query(REVIVE).bind(id.get()).execute(&self.pool).await.map_err(postgres)?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    fn announce(&self, queue: Option<&'static str>) {
+        self.announcer.announce(queue.unwrap_or_default());
+    }
+
+    fn listen(&self, wakeups: Arc<Wakeups>) -> impl Future<Output = ()> + Send {
+        notify::listen(self.pool.clone(), wakeups)
+    }
+}
+
+async fn migrate(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    const CREATE: &str = "
+        CREATE TABLE IF NOT EXISTS greenwave_jobs_migrations (
+            version integer PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())";
+    // The quick way out takes no lock: the usual start finds all in place.
+    if is_migrated(conn).await? {
+        return Ok(());
+    }
+    let mut tx = conn.begin().await?;
+    sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(MIGRATION_LOCK).execute(&mut *tx).await?;
+    sqlx::query(CREATE).execute(&mut *tx).await?;
+    let applied: i32 = sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM greenwave_jobs_migrations")
+        .fetch_one(&mut *tx)
+        .await?;
+    for &(version, sql) in MIGRATIONS.iter().filter(|(version, _)| *version > applied) {
+        sqlx::raw_sql(sql).execute(&mut *tx).await?;
+        sqlx::query("INSERT INTO greenwave_jobs_migrations (version) VALUES ($1)")
+            .bind(version)
+            .execute(&mut *tx)
+            .await?;
+    }
+    tx.commit().await
+}
+
+async fn is_migrated(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let exists: bool = sqlx::query_scalar("SELECT to_regclass('greenwave_jobs_migrations') IS NOT NULL")
+        .fetch_one(&mut *conn)
+        .await?;
+    if !exists {
+        return Ok(false);
+    }
+    // A database that is ahead of this library serves it: migrations only add.
+    let newest = MIGRATIONS.last().map_or(0, |(version, _)| *version);
+    sqlx::query_scalar("SELECT coalesce(max(version), 0) >= $1 FROM greenwave_jobs_migrations")
+        .bind(newest)
+        .fetch_one(conn)
+        .await
+}
+
+async fn fetch(
+    pool: &PgPool,
+    queue: &str,
+    limit: usize,
+    lease: Duration,
+) -> Result<Vec<LeasedJob>, sqlx::Error> {
+    // ANY(ARRAY(…)), because a join with the selection lets a generic plan scan the whole table.
+    // The lease id is a subquery, so that it is drawn once for the statement, and only if there is a job.
+    const FETCH: &str = "
+        UPDATE greenwave_jobs
+        SET state = 2, lease_id = (SELECT nextval('greenwave_jobs_lease')),
+            lease_until = now() + $3 * interval '1 millisecond'
+        WHERE id = ANY(ARRAY(
+            SELECT id FROM greenwave_jobs WHERE state = 0 AND queue = $1
+            ORDER BY priority, id LIMIT $2 FOR UPDATE SKIP LOCKED))
+        RETURNING id, lease_id, name, payload::text, failures, max_attempts,
+            extract(epoch FROM now() - run_at)::float8";
+    type Row = (i64, i64, String, String, i32, i32, f64);
+    let rows: Vec<Row> = sqlx::query_as(FETCH)
+        .bind(queue)
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .bind(millis(lease))
+        .fetch_all(pool)
+        .await?;
+    let mut jobs: Vec<LeasedJob> = rows
+        .into_iter()
+        .map(|(id, lease, name, payload, failures, max_attempts, waited)| LeasedJob {
+            lease: Lease { job: id.into(), id: lease },
+            name,
+            payload,
+            failures: failures.unsigned_abs(),
+            max_attempts: max_attempts.unsigned_abs(),
+            waited: Duration::try_from_secs_f64(waited).unwrap_or_default(),
+        })
+        .collect();
+    jobs.sort_unstable_by_key(|job| job.lease);
+    Ok(jobs)
+}
+
+async fn dead(pool: &PgPool, limit: usize) -> Result<Vec<DeadJob>, sqlx::Error> {
+    const DEAD: &str = "
+        SELECT id, queue, name, payload::text, attempts, reason, errors::text,
+            (extract(epoch FROM died_at) * 1000)::bigint
+        FROM greenwave_jobs_dead ORDER BY died_at DESC, id DESC LIMIT $1";
+    type Row = (i64, String, String, String, i32, String, String, i64);
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let rows: Vec<Row> = sqlx::query_as(DEAD).bind(limit).fetch_all(pool).await?;
+    let job = |(id, queue, name, payload, attempts, reason, errors, died_at): Row| DeadJob {
+        id: id.into(),
+        queue,
+        name,
+        payload,
+        attempts: attempts.unsigned_abs(),
+        reason: DeadReason::from_code(&reason),
+        errors: read_errors(&errors),
+        died_at: time(died_at),
+    };
+    Ok(rows.into_iter().map(job).collect())
+}

@@ -1,0 +1,102 @@
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+
+/// How a [`Worker`](crate::Worker) works.
+///
+/// ```
+/// use greenwave_jobs::WorkerConfig;
+///
+/// let config = WorkerConfig { concurrency: 10, ..Default::default() };
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WorkerConfig {
+    /// How many jobs run at once. Default: 50.
+    pub concurrency: usize,
+
+    /// How many jobs one statement fetches or completes at most. Default: 500.
+    ///
+    /// A worker never fetches more than it can start at once, so `concurrency` bounds a batch too.
+    pub max_batch: usize,
+
+    /// How long an idle worker sleeps, give or take a fifth, when nothing wakes it. Default: 200ms.
+    ///
+    /// It bounds how late a delayed job starts, and how late a job starts whose wake-up was lost.
+    #[serde(with = "humantime_serde")]
+    pub poll_interval: Duration,
+
+    /// How long a job stays with a worker that shows no sign of life. Default: 30s.
+    ///
+    /// A living worker extends its leases every third of it. Shorter: the jobs of a killed worker start again
+    /// sooner. Longer: a database may be away for longer before running jobs are dropped. At least 100ms.
+    #[serde(with = "humantime_serde")]
+    pub lease: Duration,
+
+    /// How long one attempt may take before it counts as failed. Default: 5m.
+    #[serde(with = "humantime_serde")]
+    pub attempt_timeout: Duration,
+
+    /// The wait after the first failure; each further failure doubles it. Default: 1s.
+    ///
+    /// The wait is drawn evenly between nothing and that value, so that jobs which failed together spread out.
+    #[serde(with = "humantime_serde")]
+    pub retry_base: Duration,
+
+    /// The longest wait between two attempts. Default: 1h.
+    #[serde(with = "humantime_serde")]
+    pub retry_max: Duration,
+
+    /// After so many lost leases a job is taken for the killer of its workers, and is dead. Default: 3.
+    pub max_crashes: u32,
+
+    /// How long a stopping worker lets its jobs run before it returns them to the queue. Default: 10s.
+    #[serde(with = "humantime_serde")]
+    pub grace: Duration,
+}
+
+impl Default for WorkerConfig {
+    fn default() -> Self {
+        WorkerConfig {
+            concurrency: 50,
+            max_batch: 500,
+            poll_interval: Duration::from_millis(200),
+            lease: Duration::from_secs(30),
+            attempt_timeout: Duration::from_secs(5 * 60),
+            retry_base: Duration::from_secs(1),
+            retry_max: Duration::from_secs(3600),
+            max_crashes: 3,
+            grace: Duration::from_secs(10),
+        }
+    }
+}
+
+impl WorkerConfig {
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let positive = [
+            ("concurrency", self.concurrency > 0),
+            ("max_batch", self.max_batch > 0),
+            ("poll_interval", !self.poll_interval.is_zero()),
+            ("attempt_timeout", !self.attempt_timeout.is_zero()),
+            ("max_crashes", self.max_crashes > 0),
+        ];
+        match positive.iter().find(|(_, holds)| !holds) {
+            Some((name, _)) => Err(Error::Worker(format!("`{name}` must be above zero"))),
+            None if self.lease < MIN_LEASE => {
+                Err(Error::Worker(format!("`lease` must be at least {MIN_LEASE:?}")))
+            }
+            None if self.concurrency > MAX_CONCURRENCY => {
+                Err(Error::Worker(format!("`concurrency` must be at most {MAX_CONCURRENCY}")))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// Shorter leases are lost to the delays of an ordinary network and scheduler.
+const MIN_LEASE: Duration = Duration::from_millis(100);
+
+/// Far beyond use; below what tokio's semaphores and PostgreSQL's statements bear.
+const MAX_CONCURRENCY: usize = 100_000;

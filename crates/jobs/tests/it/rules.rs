@@ -1,0 +1,103 @@
+//! What needs no database, or only the nearest: configuration, names, refusals.
+
+use expect_test::expect;
+use greenwave_jobs::{WorkerConfig, telemetry};
+
+const README: &str = include_str!("../../README.md");
+
+#[test]
+fn the_readme_names_every_signal() {
+    for name in [telemetry::PUSHED, telemetry::RUN_DURATION, telemetry::WAIT, telemetry::ATTEMPT_SPAN] {
+        assert!(README.contains(&format!("| `{name}` |")), "{name} is missing");
+    }
+}
+
+#[test]
+fn the_readme_states_every_default() {
+    let config = serde_json::to_value(WorkerConfig::default()).unwrap();
+    for (field, default) in config.as_object().unwrap() {
+        let default = default.to_string().replace('"', "");
+        assert!(README.contains(&format!("| `{field}` | {default} |")), "{field} = {default} is missing");
+    }
+}
+
+#[test]
+fn a_config_reads_durations_and_refuses_unknown_keys() {
+    let config: WorkerConfig = serde_json::from_str(r#"{"lease": "1m 30s"}"#).unwrap();
+    assert_eq!(config.lease.as_secs(), 90);
+    let error = serde_json::from_str::<WorkerConfig>(r#"{"leese": "1m"}"#).unwrap_err();
+    expect!["unknown field `leese`, expected one of `concurrency`, `max_batch`, `poll_interval`, `lease`, `attempt_timeout`, `retry_base`, `retry_max`, `max_crashes`, `grace` at line 1 column 8"].assert_eq(&error.to_string());
+}
+
+#[cfg(feature = "sqlite")]
+mod refusals {
+    use std::time::Duration;
+
+    use expect_test::{Expect, expect};
+    use greenwave_jobs::{BoxError, Error, Queue, Sqlite, Worker, WorkerConfig};
+    use tokio_util::sync::CancellationToken;
+
+    use crate::support::{Note, note, quick};
+
+    async fn check(worker: impl FnOnce(Queue<Sqlite>) -> Worker<Sqlite>, expected: Expect) {
+        let queue = Queue::sqlite(":memory:").unwrap();
+        let error = worker(queue).run(CancellationToken::new()).await.unwrap_err();
+        expected.assert_eq(&error.to_string());
+    }
+
+    fn with(config: WorkerConfig) -> impl FnOnce(Queue<Sqlite>) -> Worker<Sqlite> {
+        |queue| Worker::new(queue, config).handle(|_: Note, _| async { Ok::<(), BoxError>(()) })
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_makes_no_sense_is_refused() {
+        check(
+            with(WorkerConfig { concurrency: 0, ..quick() }),
+            expect!["the worker cannot run: `concurrency` must be above zero"],
+        )
+        .await;
+        check(
+            with(WorkerConfig { lease: Duration::ZERO, ..quick() }),
+            expect!["the worker cannot run: `lease` must be at least 100ms"],
+        )
+        .await;
+        check(
+            with(WorkerConfig { concurrency: usize::MAX, ..quick() }),
+            expect!["the worker cannot run: `concurrency` must be at most 100000"],
+        )
+        .await;
+        check(|queue| Worker::new(queue, quick()), expect!["the worker cannot run: it has no handler"]).await;
+        check(
+            |queue| with(quick())(queue).handle(|_: Note, _| async { Ok::<(), BoxError>(()) }),
+            expect!["the worker cannot run: job `note` has two handlers"],
+        )
+        .await;
+    }
+
+    #[test]
+    fn eight_may_open_a_new_file_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        for round in 0..20 {
+            let path = folder.path().join(round.to_string());
+            let start = std::sync::Barrier::new(8);
+            std::thread::scope(|scope| {
+                for _ in 0..8 {
+                    scope.spawn(|| {
+                        start.wait();
+                        Queue::sqlite(&path).unwrap();
+                    });
+                }
+            });
+        }
+    }
+
+    #[tokio::test]
+    async fn an_error_shows_its_cause_once() {
+        let queue = Queue::sqlite(":memory:").unwrap();
+        let error = queue.push(&note("x")).await.unwrap_err();
+        assert!(matches!(error, Error::Sqlite(_)));
+        expect!["the queue's SQLite database failed"].assert_eq(&error.to_string());
+        expect!["no such table: greenwave_jobs"]
+            .assert_eq(&std::error::Error::source(&error).unwrap().to_string());
+    }
+}

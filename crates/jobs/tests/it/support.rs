@@ -1,0 +1,197 @@
+//! Databases, jobs and workers for the tests.
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use greenwave_jobs::{Backend, BoxError, Error, Job, JobContext, Queue, QueueStats, Worker, WorkerConfig};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// Far more than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One empty database of a test's own.
+pub(crate) trait Fixture: Sized {
+    type Backend: Backend + Debug;
+
+    async fn empty() -> Self;
+
+    /// A queue that shares nothing with the others but the database, as in another process.
+    fn connect(&self) -> Queue<Self::Backend>;
+
+    /// Pushes in a transaction of the caller's, which then ends as asked.
+    async fn push_in_transaction(&self, queue: &Queue<Self::Backend>, notes: &[Note], commit: bool);
+
+    async fn ready() -> (Self, Queue<Self::Backend>) {
+        let fixture = Self::empty().await;
+        let queue = fixture.connect();
+        queue.migrate().await.unwrap();
+        (fixture, queue)
+    }
+}
+
+#[cfg(feature = "postgres")]
+pub(crate) struct PostgresFixture {
+    pub(crate) pool: sqlx::PgPool,
+}
+
+#[cfg(feature = "postgres")]
+impl Fixture for PostgresFixture {
+    type Backend = greenwave_jobs::Postgres;
+
+    async fn empty() -> Self {
+        let url = tokio::task::spawn_blocking(greenwave_test_servers::postgres_database).await.unwrap();
+        PostgresFixture {
+            pool: sqlx::postgres::PgPoolOptions::new().max_connections(4).connect_lazy(&url).unwrap(),
+        }
+    }
+
+    fn connect(&self) -> Queue<Self::Backend> {
+        let options = self.pool.connect_options().as_ref().clone();
+        Queue::postgres(sqlx::postgres::PgPoolOptions::new().max_connections(4).connect_lazy_with(options))
+    }
+
+    async fn push_in_transaction(&self, queue: &Queue<Self::Backend>, notes: &[Note], commit: bool) {
+        let mut tx = self.pool.begin().await.unwrap();
+        queue.push_in(&mut tx, &notes[0]).await.unwrap();
+        queue.push_many_in(&mut tx, &notes[1..]).await.unwrap();
+        if commit { tx.commit().await.unwrap() } else { tx.rollback().await.unwrap() }
+    }
+}
+
+#[cfg(feature = "sqlite")]
+pub(crate) struct SqliteFixture {
+    folder: tempfile::TempDir,
+}
+
+#[cfg(feature = "sqlite")]
+impl Fixture for SqliteFixture {
+    type Backend = greenwave_jobs::Sqlite;
+
+    async fn empty() -> Self {
+        SqliteFixture { folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn connect(&self) -> Queue<Self::Backend> {
+        Queue::sqlite(self.folder.path().join("jobs.db")).unwrap()
+    }
+
+    async fn push_in_transaction(&self, queue: &Queue<Self::Backend>, notes: &[Note], commit: bool) {
+        let mut conn = rusqlite::Connection::open(self.folder.path().join("jobs.db")).unwrap();
+        conn.busy_timeout(PATIENCE).unwrap();
+        let tx = conn.transaction().unwrap();
+        queue.push_in(&tx, &notes[0]).unwrap();
+        queue.push_many_in(&tx, &notes[1..]).unwrap();
+        if commit { tx.commit().unwrap() } else { tx.rollback().unwrap() }
+    }
+}
+
+/// The job of most tests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Note {
+    pub(crate) text: String,
+}
+
+impl Job for Note {
+    const NAME: &'static str = "note";
+    const MAX_ATTEMPTS: u32 = 3;
+}
+
+pub(crate) fn note(text: impl ToString) -> Note {
+    Note { text: text.to_string() }
+}
+
+/// Polls often, retries soon.
+pub(crate) fn quick() -> WorkerConfig {
+    WorkerConfig {
+        concurrency: 10,
+        poll_interval: Duration::from_millis(20),
+        retry_base: Duration::from_millis(10),
+        retry_max: Duration::from_millis(50),
+        ..Default::default()
+    }
+}
+
+/// Sleeps for ever unless woken.
+pub(crate) fn sleepy() -> WorkerConfig {
+    WorkerConfig { poll_interval: Duration::from_secs(3600), ..quick() }
+}
+
+/// A worker that runs.
+pub(crate) struct Running {
+    cancel: CancellationToken,
+    task: JoinHandle<Result<(), Error>>,
+}
+
+pub(crate) fn start<B: Backend>(worker: Worker<B>) -> Running {
+    let cancel = CancellationToken::new();
+    Running { task: tokio::spawn(worker.run(cancel.clone())), cancel }
+}
+
+impl Running {
+    pub(crate) fn ask_to_stop(&self) {
+        self.cancel.cancel();
+    }
+
+    /// The graceful end.
+    pub(crate) async fn stop(self) {
+        self.cancel.cancel();
+        within(self.task).await.unwrap().unwrap();
+    }
+
+    /// The end of a killed process: handlers are dropped, nothing is told to the database.
+    pub(crate) async fn kill(self) {
+        self.task.abort();
+        within(self.task).await.unwrap_err();
+    }
+}
+
+/// A worker that reports each note it gets, and completes it.
+pub(crate) fn recorder<B: Backend>(
+    queue: Queue<B>,
+    config: WorkerConfig,
+) -> (Worker<B>, mpsc::UnboundedReceiver<(Note, JobContext)>) {
+    let (report, reports) = mpsc::unbounded_channel();
+    let worker = Worker::new(queue, config).handle(move |note: Note, context| {
+        let sent = report.send((note, context));
+        async move { sent.map_err(BoxError::from) }
+    });
+    (worker, reports)
+}
+
+/// A worker whose handler reports and then never ends by itself.
+pub(crate) fn sticker<B: Backend>(
+    queue: Queue<B>,
+    config: WorkerConfig,
+) -> (Worker<B>, mpsc::UnboundedReceiver<(Note, JobContext)>) {
+    let (report, reports) = mpsc::unbounded_channel();
+    let worker = Worker::new(queue, config).handle(move |note: Note, context| {
+        report.send((note, context)).unwrap();
+        std::future::pending::<Result<(), BoxError>>()
+    });
+    (worker, reports)
+}
+
+pub(crate) async fn within<F: IntoFuture>(future: F) -> F::Output {
+    timeout(PATIENCE, future).await.expect("this should have happened long ago")
+}
+
+/// Waits until the counts are as wished.
+pub(crate) async fn settled<B: Backend>(queue: &Queue<B>, wish: impl Fn(QueueStats) -> bool) -> QueueStats {
+    let wait = async {
+        loop {
+            let stats = queue.stats().await.unwrap();
+            if wish(stats) {
+                return stats;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    match timeout(PATIENCE, wait).await {
+        Ok(stats) => stats,
+        Err(_) => panic!("the queue never settled: {:?}", queue.stats().await),
+    }
+}
