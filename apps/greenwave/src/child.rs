@@ -22,11 +22,15 @@ pub(crate) struct ChildArguments {
     command: Vec<OsString>,
 }
 
+/// This program's own file.
+pub(crate) fn this_program() -> Result<String> {
+    let program = env::current_exe().context("cannot find this program's own file")?;
+    program.into_os_string().into_string().ok().context("this program's path is not UTF-8")
+}
+
 /// The command line that runs `command` so that the kernel ends it when this process ends, however that ends.
 pub(crate) fn tied_to_this_process(command: &[String]) -> Result<Vec<String>> {
-    let program = env::current_exe().context("cannot find this program's own file")?;
-    let program = program.into_os_string().into_string().ok().context("this program's path is not UTF-8")?;
-    let start = [program, "child".into(), "--parent".into(), id().to_string(), "--".into()];
+    let start = [this_program()?, "child".into(), "--parent".into(), id().to_string(), "--".into()];
     Ok(start.into_iter().chain(command.iter().cloned()).collect())
 }
 

@@ -15,7 +15,7 @@ const RESERVED: [&str; 3] = ["GREENWAVE_CONFIG", "GREENWAVE_MONITOR_SOCKET", "GR
 
 /// Reads the file (the one given, else `GREENWAVE_CONFIG`, else `greenwave.toml` here if there is one), then the
 /// environment.
-pub fn load(file: Option<&Path>) -> Result<Config> {
+pub(crate) fn load(file: Option<&Path>) -> Result<Config> {
     let named = file.map(PathBuf::from).or_else(|| env::var_os("GREENWAVE_CONFIG").map(PathBuf::from));
     let path = named.clone().unwrap_or_else(|| FILE.into());
     let text = match fs::read_to_string(&path) {

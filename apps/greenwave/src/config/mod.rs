@@ -8,8 +8,8 @@ use std::{num::NonZeroU16, path::PathBuf, time::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use load::load;
-pub use reference::reference;
+pub(crate) use load::load;
+pub(crate) use reference::reference;
 
 /// Everything that `greenwave.toml` may say.
 ///
@@ -17,7 +17,7 @@ pub use reference::reference;
 /// (`GREENWAVE_EDGE__LISTEN=0.0.0.0:80`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Config {
+pub(crate) struct Config {
     /// Where the embedded database and the sockets are kept; made if absent. Default: `greenwave-data`.
     pub data_dir: PathBuf,
     /// What is run.
@@ -45,7 +45,7 @@ impl Default for Config {
 /// The service that is supervised.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct App {
+pub(crate) struct App {
     /// The command and its arguments, in any language; each instance listens on the port in its `PORT`.
     /// Default: `[]`, the shop.
     pub command: Vec<String>,
@@ -78,7 +78,7 @@ impl Default for App {
 /// The load balancer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Edge {
+pub(crate) struct Edge {
     /// The address that clients connect to. Default: `127.0.0.1:8080`.
     pub listen: String,
     /// How long an instance may take to accept a connection. Default: `2s`.
@@ -109,7 +109,7 @@ impl Default for Edge {
 /// The dashboard.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Dashboard {
+pub(crate) struct Dashboard {
     /// Its address; one that is not loopback needs a token. Default: `127.0.0.1:8090`.
     pub listen: String,
     /// The password that it asks for; empty asks for none. Default: "".
@@ -125,7 +125,7 @@ impl Default for Dashboard {
 /// Where the shop keeps its data.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Shop {
+pub(crate) struct Shop {
     /// `postgres://…` or `sqlite:PATH`; empty is a SQLite file in `data_dir`. `DATABASE_URL` sets it too. Default: "".
     pub database_url: String,
     /// `redis://…`; empty caches in process only. `REDIS_URL` sets it too. Default: "".
@@ -137,7 +137,7 @@ pub struct Shop {
 /// How many instances run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a number from 1 to 65535, or \"max\"")]
-pub enum Instances {
+pub(crate) enum Instances {
     /// So many.
     Count(NonZeroU16),
     /// One a core.
@@ -147,14 +147,14 @@ pub enum Instances {
 /// The word `max`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Max {
+pub(crate) enum Max {
     /// One a core.
     Max,
 }
 
 impl Instances {
     /// The number, on this machine.
-    pub fn count(self) -> usize {
+    pub(crate) fn count(self) -> usize {
         match self {
             Instances::Count(count) => usize::from(count.get()),
             Instances::Max(_) => std::thread::available_parallelism().map_or(1, usize::from),
@@ -176,7 +176,7 @@ impl std::str::FromStr for Instances {
 
 impl Config {
     /// The same with its secrets blacked out, to be shown.
-    pub fn redacted(&self) -> Config {
+    pub(crate) fn redacted(&self) -> Config {
         let mut shown = self.clone();
         if !shown.dashboard.token.is_empty() {
             shown.dashboard.token = "***".into();

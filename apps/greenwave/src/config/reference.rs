@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::Config;
 
 /// A `greenwave.toml` with every key, its default, and what it means.
-pub fn reference() -> Result<String> {
+pub(crate) fn reference() -> Result<String> {
     let schema = schema_for!(Config).to_value();
     let defaults = toml::to_string(&Config::default()).context("the defaults are not TOML")?;
     let mut text = String::new();

@@ -13,8 +13,8 @@ pub(crate) fn print(service: &Service, edge: SocketAddr, dashboard: SocketAddr) 
         "\n{bold}Greenwave is up{plain}: {}\n\n  service    {bold}{edge}{plain}\n  dashboard  {bold}http://{dashboard}{plain}\n\nTry it:\n\n",
         service.description(),
     );
-    for path in service.curl_lines() {
-        text.push_str(&format!("  curl {}\n", path.replace("{edge}", &edge)));
+    for arguments in service.tries() {
+        text.push_str(&format!("  curl {}\n", arguments.replace("{edge}", &edge)));
     }
     text.push_str("\nCtrl-C stops it in good order.\n\n");
     // A closed standard output is no reason to stop.

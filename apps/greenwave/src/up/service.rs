@@ -4,6 +4,7 @@ use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use greenwave_edge::{Health, Supervisor, SupervisorConfig, Upstreams};
+use greenwave_shop::Shop;
 use tokio::sync::watch;
 
 use crate::{child, config::Config};
@@ -15,6 +16,7 @@ pub(crate) struct Service {
     /// The shop's worker; a command of the user's has none.
     worker: Option<Arc<Supervisor>>,
     description: String,
+    tries: &'static [&'static str],
 }
 
 impl Service {
@@ -49,18 +51,18 @@ impl Service {
         &self.description
     }
 
-    pub(crate) fn curl_lines(&self) -> &'static [&'static str] {
-        if self.worker.is_none() {
-            return &["{edge}/"];
-        }
-        &[
-            "{edge}/products/1",
-            "'{edge}/orders?customer_id=1'",
-            "{edge}/orders -H 'content-type: application/json' \
-             -d '{\"customer_id\": 1, \"items\": [{\"product_id\": 1, \"quantity\": 2}]}'",
-        ]
+    /// What to try with curl; `{edge}` stands for the service's URL.
+    pub(crate) fn tries(&self) -> &'static [&'static str] {
+        self.tries
     }
 }
+
+const SHOP_TRIES: [&str; 3] = [
+    "{edge}/products/1",
+    "'{edge}/orders?customer_id=1'",
+    "{edge}/orders -H 'content-type: application/json' \
+     -d '{\"customer_id\": 1, \"items\": [{\"product_id\": 1, \"quantity\": 2}]}'",
+];
 
 /// A command of the user's.
 fn command(config: &Config, sockets: &Path) -> Result<Service> {
@@ -73,47 +75,63 @@ fn command(config: &Config, sockets: &Path) -> Result<Service> {
     let description = format!("{} of {name}", instances(config.app.instances.count()));
     let instances =
         supervise(SupervisorConfig { name, command, health, ..supervisor(config) }, Vec::new(), sockets)?;
-    Ok(Service { instances, worker: None, description })
+    Ok(Service { instances, worker: None, description, tries: &["{edge}/"] })
 }
 
 /// The shop: this program again.
 async fn shop(config: &Config, sockets: &Path) -> Result<Service> {
-    let url = if config.shop.database_url.is_empty() {
-        embedded(&config.data_dir)?
-    } else {
-        config.shop.database_url.clone()
+    let url = match config.shop.database_url.as_str() {
+        "" => embedded(&config.data_dir)?,
+        url => url.into(),
     };
-    let mut environment = vec![("DATABASE_URL".into(), url)];
-    if !config.shop.redis_url.is_empty() {
-        environment.push(("REDIS_URL".into(), config.shop.redis_url.clone()));
-    }
-    let naive = config.shop.naive.then_some("--naive");
-    let this = std::env::current_exe()
-        .context("cannot find this program's own file")?
-        .to_string_lossy()
-        .into_owned();
-    let command = |words: &[&str]| {
-        let words = words.iter().copied().chain(naive).map(String::from);
-        child::tied_to_this_process(&[this.clone()].into_iter().chain(words).collect::<Vec<_>>())
-    };
+    let redis_url = Some(config.shop.redis_url.clone()).filter(|url| !url.is_empty());
+    let naive = config.shop.naive;
+    // Opened here once, so that tables and sample data are there before many ask for them at once, and so that what is
+    // wrong with a URL or a database is said once.
+    let database = url.parse()?;
+    drop(
+        Shop::open(&greenwave_shop::Config {
+            database,
+            redis_url: redis_url.clone(),
+            naive,
+            ..Default::default()
+        })
+        .await?,
+    );
+
+    let redis = redis_url.map(|url| ("REDIS_URL".into(), url));
+    let environment: Vec<_> = [("DATABASE_URL".into(), url)].into_iter().chain(redis).collect();
     let health = if config.app.health == "tcp" { "/health" } else { &config.app.health };
     let serve = SupervisorConfig {
         name: "shop".into(),
-        command: command(&["shop", "serve", "--no-worker"])?,
+        command: this_program(&["shop", "serve", "--no-worker"], naive.then_some("--naive"))?,
         health: health.parse().context("app.health (--health)")?,
         ..supervisor(config)
     };
-    let work = SupervisorConfig {
-        name: "worker".into(),
-        command: command(&["shop", "worker"])?,
-        instances: 1,
-        health: Health::None,
-        ..supervisor(config)
-    };
-    let description = format!("{} of the shop, and a worker", instances(serve.instances));
+    let mut description = format!("{} of the shop", instances(serve.instances));
     let instances = supervise(serve, environment.clone(), sockets)?;
-    let worker = supervise(work, environment, sockets)?;
-    Ok(Service { instances, worker: Some(worker), description })
+    let mut worker = None;
+    // A naive shop does everything inside the request: there is nothing for a worker.
+    if !naive {
+        description.push_str(", and a worker");
+        let command = this_program(&["shop", "worker"], None)?;
+        let work = SupervisorConfig {
+            name: "worker".into(),
+            command,
+            instances: 1,
+            health: Health::None,
+            ..supervisor(config)
+        };
+        worker = Some(supervise(work, environment, sockets)?);
+    }
+    Ok(Service { instances, worker, description, tries: &SHOP_TRIES })
+}
+
+/// The command line that runs this program again.
+fn this_program(words: &[&str], flag: Option<&str>) -> Result<Vec<String>> {
+    let program = child::this_program()?;
+    let words = words.iter().copied().chain(flag).map(String::from);
+    child::tied_to_this_process(&[program].into_iter().chain(words).collect::<Vec<_>>())
 }
 
 fn supervisor(config: &Config) -> SupervisorConfig {

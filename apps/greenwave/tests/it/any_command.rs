@@ -26,12 +26,12 @@ while (1) {
 "#;
 
 /// Starts `greenwave up` over it.
-pub fn up(folder: &TempDir, arguments: &[&str]) -> Up {
+pub(crate) fn up(folder: &TempDir, arguments: &[&str]) -> Up {
     up_with(folder, &[], arguments)
 }
 
 /// The same, with further environment.
-pub fn up_with(folder: &TempDir, environment: &[(&str, &str)], arguments: &[&str]) -> Up {
+pub(crate) fn up_with(folder: &TempDir, environment: &[(&str, &str)], arguments: &[&str]) -> Up {
     Up::start(folder, environment, &[arguments, &["--", "perl", "-e", SERVER]].concat())
 }
 

@@ -8,20 +8,20 @@ use hyper_util::{
 };
 use serde_json::Value;
 
-pub type Http = Client<HttpConnector, Full<Bytes>>;
+pub(crate) type Http = Client<HttpConnector, Full<Bytes>>;
 
-pub fn client() -> Http {
+pub(crate) fn client() -> Http {
     Client::builder(TokioExecutor::new()).build_http()
 }
 
-pub async fn get(
+pub(crate) async fn get(
     client: &Http,
     url: &str,
 ) -> Result<(StatusCode, String), hyper_util::client::legacy::Error> {
     send(client, Request::get(url).body(Full::default()).unwrap()).await
 }
 
-pub async fn post(
+pub(crate) async fn post(
     client: &Http,
     url: &str,
     body: &Value,
@@ -42,7 +42,7 @@ async fn send(
 }
 
 /// The first event of a stream that passes `test`.
-pub async fn first_event(url: &str, test: impl Fn(&Value) -> bool) -> Value {
+pub(crate) async fn first_event(url: &str, test: impl Fn(&Value) -> bool) -> Value {
     let answer = client().get(url.parse().unwrap()).await.unwrap();
     let (mut body, mut text) = (answer.into_body(), String::new());
     loop {

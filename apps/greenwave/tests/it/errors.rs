@@ -10,9 +10,9 @@ use crate::program::greenwave;
 fn check(arguments: &[&str], environment: &[(&str, &str)], file: &str, expected: Expect) {
     let folder = TempDir::new().unwrap();
     fs::write(folder.path().join("greenwave.toml"), file).unwrap();
-    let free = ["up", "--listen", "127.0.0.1:0", "--dashboard", "127.0.0.1:0"];
-    let output = greenwave(&free)
+    let output = greenwave(&["up"])
         .args(arguments)
+        .envs([("GREENWAVE_EDGE__LISTEN", "127.0.0.1:0"), ("GREENWAVE_DASHBOARD__LISTEN", "127.0.0.1:0")])
         .current_dir(folder.path())
         .envs(environment.iter().copied())
         .env("RUST_LOG", "off")
@@ -32,34 +32,134 @@ fn a_port_in_use_is_named_with_the_flag_that_changes_it() {
         assert!(!output.status.success());
         String::from_utf8_lossy(&output.stderr).replace(&address, "ADDRESS")
     };
-    expect![[""]].assert_eq(&said(&address, "127.0.0.1:0"));
-    expect![[""]].assert_eq(&said("127.0.0.1:0", &address));
+    expect![[r#"
+        greenwave: ADDRESS is in use: stop what listens there, or choose another address with --listen
+    "#]]
+    .assert_eq(&said(&address, "127.0.0.1:0"));
+    expect![[r#"
+        greenwave: ADDRESS is in use: stop what listens there, or choose another address with --dashboard
+    "#]]
+    .assert_eq(&said("127.0.0.1:0", &address));
 }
 
 #[test]
 fn a_command_that_does_not_exist() {
-    check(&["--", "no-such-command", "x"], &[], "", expect![[""]]);
-    check(&["--", "./server"], &[], "", expect![[""]]);
+    check(
+        &["--", "no-such-command", "x"],
+        &[],
+        "",
+        expect![[r#"
+        greenwave: command not found: no-such-command; check the spelling, or give its full path
+    "#]],
+    );
+    check(
+        &["--", "./server"],
+        &[],
+        "",
+        expect![[r#"
+        greenwave: command not found: ./server; check the spelling, or give its full path
+    "#]],
+    );
 }
 
 #[test]
 fn a_command_that_ends_at_once_is_shown_with_its_last_lines() {
-    check(&["--instances", "1", "--", "sh", "-c", "echo no license >&2; exit 3"], &[], "", expect![[""]]);
+    check(
+        &["--instances", "1", "--", "sh", "-c", "echo no license >&2; exit 3"],
+        &[],
+        "",
+        expect![[r#"
+        sh-0 | no license
+        sh-0 | no license
+        sh-0 | no license
+        sh-0 | no license
+        sh-0 | no license
+        greenwave: sh-0 keeps exiting (exit status: 3); its last lines:
+            no license
+            no license
+            no license
+            no license
+            no license
+    "#]],
+    );
 }
 
 #[test]
 fn a_bad_database_or_redis() {
-    check(&[], &[("DATABASE_URL", "mysql://root:secret@db/shop")], "", expect![[""]]);
-    check(&[], &[("DATABASE_URL", "postgres://ann:secret@127.0.0.1:1/shop")], "", expect![[""]]);
-    check(&[], &[("REDIS_URL", "127.0.0.1")], "", expect![[""]]);
+    check(
+        &[],
+        &[("DATABASE_URL", "mysql://root:secret@db/shop")],
+        "",
+        expect![[r#"
+            greenwave: DATABASE_URL: write postgres://USER:PASSWORD@HOST/DATABASE or sqlite:PATH
+        "#]],
+    );
+    check(
+        &[],
+        &[("DATABASE_URL", "postgres://ann:secret@127.0.0.1:1/shop")],
+        "",
+        expect![[r#"
+            greenwave: cannot reach PostgreSQL at 127.0.0.1:1/shop: check that it runs there, and that the URL is right: error communicating with database: Connection refused (os error 111)
+        "#]],
+    );
+    check(
+        &[],
+        &[("REDIS_URL", "127.0.0.1")],
+        "",
+        expect![[r#"
+            greenwave: REDIS_URL: write redis://HOST:PORT, or leave it out to cache in this process only: the cache's remote needs a URL like redis://host:6379/0: Redis URL did not parse - InvalidClientConfig
+        "#]],
+    );
 }
 
 #[test]
 fn a_bad_setting() {
-    check(&[], &[], "[edge]\nlisen = \"x\"", expect![[""]]);
-    check(&["--listen", "nowhere"], &[], "", expect![[""]]);
-    check(&["--health", "health", "--", "sh"], &[], "", expect![[""]]);
-    check(&["--dashboard", "0.0.0.0:0", "--", "sh"], &[], "", expect![[""]]);
-    check(&["--config", "missing.toml"], &[], "", expect![[""]]);
-    check(&["--data-dir", "/dev/null/x"], &[], "", expect![[""]]);
+    check(
+        &[],
+        &[],
+        "[edge]\nlisen = \"x\"",
+        expect![[r#"
+        greenwave: greenwave.toml: unknown key `edge.lisen`; did you mean `edge.listen`? (all keys: greenwave config --reference)
+    "#]],
+    );
+    check(
+        &["--listen", "nowhere"],
+        &[],
+        "",
+        expect![[r#"
+            greenwave: nowhere is no address: write HOST:PORT, as in 127.0.0.1:8080, for --listen
+        "#]],
+    );
+    check(
+        &["--health", "health", "--", "sh"],
+        &[],
+        "",
+        expect![[r#"
+        greenwave: app.health (--health): no health check is called "health"; use tcp, none, or a path such as /health
+    "#]],
+    );
+    check(
+        &["--dashboard", "0.0.0.0:0", "--", "sh"],
+        &[],
+        "",
+        expect![[r#"
+            greenwave: the dashboard would be public on 0.0.0.0:41607: set dashboard.token, or let it listen on 127.0.0.1
+        "#]],
+    );
+    check(
+        &["--config", "missing.toml"],
+        &[],
+        "",
+        expect![[r#"
+        greenwave: missing.toml: No such file or directory (os error 2); check the path given by --config or GREENWAVE_CONFIG
+    "#]],
+    );
+    check(
+        &["--data-dir", "/dev/null/x"],
+        &[],
+        "",
+        expect![[r#"
+        greenwave: cannot make /dev/null/x; choose another folder with --data-dir: Not a directory (os error 20)
+    "#]],
+    );
 }

@@ -17,19 +17,19 @@ use crate::client;
 const START: Duration = Duration::from_secs(60);
 
 /// A command of the program.
-pub fn greenwave(arguments: &[&str]) -> Command {
+pub(crate) fn greenwave(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_greenwave"));
     command.args(arguments).env_remove("DATABASE_URL").env_remove("REDIS_URL").env("RUST_LOG", "info");
     command
 }
 
 /// Runs it to its end.
-pub fn run(arguments: &[&str]) -> Output {
+pub(crate) fn run(arguments: &[&str]) -> Output {
     greenwave(arguments).output().unwrap()
 }
 
 /// A running `greenwave up`.
-pub struct Up {
+pub(crate) struct Up {
     child: Child,
     pub service: String,
     pub dashboard: String,
@@ -39,7 +39,7 @@ pub struct Up {
 
 impl Up {
     /// Starts it on free ports with its data in `folder`, and waits until it says that it is up.
-    pub fn start(folder: &TempDir, environment: &[(&str, &str)], arguments: &[&str]) -> Up {
+    pub(crate) fn start(folder: &TempDir, environment: &[(&str, &str)], arguments: &[&str]) -> Up {
         let started = Instant::now();
         let log = fs::File::options().create(true).append(true).open(folder.path().join("log")).unwrap();
         let mut child = greenwave(&["up", "--listen", "127.0.0.1:0", "--dashboard", "127.0.0.1:0"])
@@ -68,17 +68,17 @@ impl Up {
         Up { child, service, dashboard, printed, took: started.elapsed() }
     }
 
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
     /// Waits for its end; whether it ended well.
-    pub fn wait(mut self) -> bool {
+    pub(crate) fn wait(mut self) -> bool {
         self.child.wait().unwrap().success()
     }
 
     /// Ends it as `kill -9` does, and waits until its children are gone too.
-    pub async fn kill(mut self) {
+    pub(crate) async fn kill(mut self) {
         let children = self.instances().await;
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -89,7 +89,7 @@ impl Up {
     }
 
     /// The instances that the dashboard shows, by name.
-    pub async fn instances(&self) -> Vec<(String, Pid)> {
+    pub(crate) async fn instances(&self) -> Vec<(String, Pid)> {
         let overview = self.overview().await;
         let rows = overview["instances"].as_array().unwrap();
         let row = |row: &Value| {
@@ -100,13 +100,13 @@ impl Up {
     }
 
     /// What the dashboard streams to its page.
-    pub async fn overview(&self) -> Value {
+    pub(crate) async fn overview(&self) -> Value {
         client::first_event(&format!("{}/events", self.dashboard), |event| event.get("instances").is_some())
             .await
     }
 
     /// Kills one of its children.
-    pub async fn kill_instance(&self, name: &str) {
+    pub(crate) async fn kill_instance(&self, name: &str) {
         let instances = self.instances().await;
         let (_, pid) = instances.iter().find(|(instance, _)| instance == name).unwrap();
         kill_process(*pid, Signal::KILL).unwrap();
@@ -124,7 +124,7 @@ impl Drop for Up {
 }
 
 /// Waits for something to become true, for up to 30 seconds.
-pub async fn until(what: &str, mut test: impl FnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut test: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !test() {
         assert!(Instant::now() < deadline, "not within 30 s: {what}");

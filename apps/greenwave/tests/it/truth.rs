@@ -6,14 +6,14 @@ use sqlx::{Connection, PgConnection, Row};
 
 /// A shop's database.
 #[derive(Clone)]
-pub enum Truth {
+pub(crate) enum Truth {
     Sqlite(PathBuf),
     Postgres(String),
 }
 
 impl Truth {
     /// The rows of a statement with two integer columns, as a map from the first to the second.
-    pub async fn map(&self, sql: &'static str) -> BTreeMap<i64, i64> {
+    pub(crate) async fn map(&self, sql: &'static str) -> BTreeMap<i64, i64> {
         match self {
             Truth::Sqlite(path) => {
                 let connection = rusqlite::Connection::open(path).unwrap();
@@ -31,12 +31,12 @@ impl Truth {
     }
 
     /// What is in stock, by product.
-    pub async fn stock(&self) -> BTreeMap<i64, i64> {
+    pub(crate) async fn stock(&self) -> BTreeMap<i64, i64> {
         self.map("SELECT id, CAST(stock AS bigint) FROM products").await
     }
 
     /// What was sold in all orders after this one, by product.
-    pub async fn sold_after(&self, order: i64) -> BTreeMap<i64, i64> {
+    pub(crate) async fn sold_after(&self, order: i64) -> BTreeMap<i64, i64> {
         let items = "SELECT order_id * 1000000 + product_id, CAST(quantity AS bigint) FROM order_items";
         let mut sold = BTreeMap::new();
         for (key, quantity) in self.map(items).await {
@@ -48,12 +48,12 @@ impl Truth {
     }
 
     /// How many notifications each order has.
-    pub async fn notifications(&self) -> BTreeMap<i64, i64> {
+    pub(crate) async fn notifications(&self) -> BTreeMap<i64, i64> {
         self.map("SELECT order_id, count(*) FROM notifications GROUP BY order_id").await
     }
 
     /// All orders.
-    pub async fn orders(&self) -> BTreeMap<i64, i64> {
+    pub(crate) async fn orders(&self) -> BTreeMap<i64, i64> {
         self.map("SELECT id, customer_id FROM orders").await
     }
 }

@@ -1,1 +1,16 @@
+//! What a cache promises, held to it from outside. The tests of the remote run against a real Redis.
 
+#![allow(clippy::unwrap_used)]
+
+mod invalidation;
+mod loads;
+mod memory;
+mod signals;
+mod support;
+
+#[cfg(feature = "redis")]
+mod outages;
+#[cfg(feature = "redis")]
+mod races;
+#[cfg(feature = "redis")]
+mod remote;

@@ -1,0 +1,70 @@
+use std::{error, fmt, sync::Arc, time::Duration};
+
+/// Why a cache could not be set up.
+#[cfg(feature = "redis")]
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The remote's URL is not one that Redis clients understand.
+    #[error("the cache's remote needs a URL like redis://host:6379/0")]
+    RemoteUrl(#[source] redis::RedisError),
+}
+
+/// Why [`get_or_load`](crate::Cache::get_or_load) has no answer.
+///
+/// All callers that waited for the same load get the same error, so what the source said is shared.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum LoadError<E> {
+    /// The load returned an error.
+    Source(Arc<E>),
+    /// The load panicked; holds its message.
+    Panicked(Arc<str>),
+    /// The load did not end within the configured `load_timeout`.
+    TimedOut(Duration),
+    /// The load's task was cut off before it had an answer, as when its runtime shuts down.
+    Aborted,
+}
+
+impl<E> LoadError<E> {
+    /// What the load returned, if it returned an error.
+    pub fn as_source(&self) -> Option<&E> {
+        match self {
+            LoadError::Source(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+// Derived, these two would ask more of E than they need: the Arc is cloned, and an E that is no Error (anyhow's, a
+// String) may still be shown.
+impl<E> Clone for LoadError<E> {
+    fn clone(&self) -> LoadError<E> {
+        match self {
+            LoadError::Source(error) => LoadError::Source(Arc::clone(error)),
+            LoadError::Panicked(message) => LoadError::Panicked(Arc::clone(message)),
+            LoadError::TimedOut(after) => LoadError::TimedOut(*after),
+            LoadError::Aborted => LoadError::Aborted,
+        }
+    }
+}
+
+impl<E> fmt::Display for LoadError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LoadError::Source(_) => f.write_str("the load failed"),
+            LoadError::Panicked(message) => write!(f, "the load panicked: {message}"),
+            LoadError::TimedOut(after) => write!(f, "the load did not end within {after:?}"),
+            LoadError::Aborted => f.write_str("the load was cut off"),
+        }
+    }
+}
+
+impl<E: error::Error + 'static> error::Error for LoadError<E> {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        match self {
+            LoadError::Source(error) => Some(&**error),
+            _ => None,
+        }
+    }
+}

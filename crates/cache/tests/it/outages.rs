@@ -1,0 +1,192 @@
+use std::{
+    net::TcpListener,
+    time::{Duration, Instant},
+};
+
+use greenwave_cache::{Cache, CacheConfig, Remote, RemoteConfig};
+use greenwave_test_servers::{Server, redis_url};
+
+use crate::support::{Recording, Source};
+
+/// Without memory, so that every read shows what the remote does.
+fn without_memory(url: &str, remote: RemoteConfig) -> (Cache<u64, u64>, Recording) {
+    let recording = Recording::default();
+    let config = CacheConfig { ttl: Duration::ZERO, ..Default::default() };
+    let remote = Remote::connect_with(url, remote).unwrap();
+    let cache = recording.of(|| Cache::builder("n").config(config).remote(remote).build());
+    (cache, recording)
+}
+
+async fn read(cache: &Cache<u64, u64>, source: &Source) -> u64 {
+    let value = cache.get_or_load(&1, || source.clone().load(7)).await.unwrap().unwrap();
+    cache.settled().await;
+    *value
+}
+
+#[tokio::test]
+async fn reads_go_on_without_a_killed_redis_and_use_it_again_when_it_is_back() {
+    let mut server = Server::redis();
+    let retry_after = Duration::from_millis(20);
+    let config = RemoteConfig { timeout: Duration::from_secs(10), retry_after };
+    let (cache, recording) = without_memory(&server.url(), config);
+    let source = Source::default();
+    read(&cache, &source).await;
+    read(&cache, &source).await;
+    assert_eq!(source.loads(), 1, "the second was answered by Redis");
+
+    server.kill();
+    for down in 1..=3 {
+        assert_eq!(read(&cache, &source).await, 7);
+        assert_eq!(source.loads(), 1 + down);
+    }
+    assert!(recording.count("greenwave.cache.remote.failures{cache=n,operation=get}") > 0);
+
+    server.start();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let mut loads = source.loads() - 1;
+    while loads != source.loads() {
+        assert!(Instant::now() < deadline, "Redis is back, and not used");
+        loads = source.loads();
+        tokio::time::sleep(retry_after).await;
+        read(&cache, &source).await;
+    }
+}
+
+#[tokio::test]
+async fn a_redis_that_hangs_costs_its_timeout_once() {
+    let server = Server::redis();
+    let config = RemoteConfig { timeout: Duration::from_millis(250), retry_after: Duration::from_secs(600) };
+    let (cache, recording) = without_memory(&server.url(), config);
+    let source = Source::default();
+    read(&cache, &source).await;
+
+    server.pause();
+    let started = Instant::now();
+    read(&cache, &source).await;
+    let took = started.elapsed();
+    assert!(took < Duration::from_millis(2_500), "the first read took {took:?}");
+    for _ in 1..100 {
+        assert_eq!(read(&cache, &source).await, 7);
+    }
+    assert_eq!(source.loads(), 101);
+    assert_eq!(recording.count("greenwave.cache.remote.failures{cache=n,operation=get}"), 1);
+    assert_eq!(recording.count("greenwave.cache.remote.skipped{cache=n,operation=get}"), 99);
+    assert_eq!(recording.count("greenwave.cache.remote.skipped{cache=n,operation=set}"), 100);
+    server.resume();
+}
+
+#[tokio::test]
+async fn a_redis_that_never_was_there_fails_no_read() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (cache, _) = without_memory(&format!("redis://127.0.0.1:{port}"), RemoteConfig::default());
+    let source = Source::default();
+    for _ in 0..10 {
+        assert_eq!(read(&cache, &source).await, 7);
+    }
+    cache.insert(1, 8).await;
+    cache.invalidate(&1).await;
+    assert_eq!(cache.get(&1).await, None);
+}
+
+#[tokio::test]
+async fn a_server_that_accepts_and_says_nothing_costs_its_timeout_once() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    for scheme in ["redis", "rediss"] {
+        let config =
+            RemoteConfig { timeout: Duration::from_millis(100), retry_after: Duration::from_secs(600) };
+        let (cache, recording) = without_memory(&format!("{scheme}://127.0.0.1:{port}"), config);
+        let source = Source::default();
+        for _ in 0..10 {
+            assert_eq!(read(&cache, &source).await, 7);
+        }
+        assert_eq!(recording.count("greenwave.cache.remote.failures{cache=n,operation=get}"), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_redis_closed_is_opened_again_unnoticed() {
+    let url = redis_url();
+    let config = RemoteConfig { timeout: Duration::from_secs(10), retry_after: Duration::from_secs(600) };
+    let (cache, recording) = without_memory(&url, config);
+    let source = Source::default();
+    read(&cache, &source).await;
+
+    let mut admin = redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
+    let list: String = redis::cmd("CLIENT").arg("LIST").query_async(&mut admin).await.unwrap();
+    let me: u64 = redis::cmd("CLIENT").arg("ID").query_async(&mut admin).await.unwrap();
+    let database = |line: &str| line.split(' ').find(|field| field.starts_with("db=")).map(str::to_owned);
+    let mine = list.lines().find(|line| line.starts_with(&format!("id={me} "))).and_then(database);
+    for client in list.lines().filter(|line| database(line) == mine) {
+        let id: u64 = client.split([' ', '=']).nth(1).unwrap().parse().unwrap();
+        if id != me {
+            let kill = redis::cmd("CLIENT").arg("KILL").arg("ID").arg(id).take();
+            assert_eq!(kill.query_async::<u64>(&mut admin).await.unwrap(), 1);
+        }
+    }
+
+    read(&cache, &source).await;
+    assert_eq!(source.loads(), 1);
+    assert_eq!(recording.count("greenwave.cache.remote.failures{cache=n,operation=get}"), 0);
+    assert_eq!(recording.count("greenwave.cache.requests{cache=n,result=remote_hit}"), 1);
+}
+
+/// Forwards to a Redis. While `hung`, it takes what comes on connections that it has, and passes nothing on.
+async fn proxy(listener: tokio::net::TcpListener, redis: String, hung: tokio::sync::watch::Receiver<bool>) {
+    loop {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let mut server = tokio::net::TcpStream::connect(&redis).await.unwrap();
+        let mut hung = hung.clone();
+        hung.mark_unchanged();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
+                _ = hung.changed() => std::future::pending().await,
+            }
+        });
+    }
+}
+
+// What a firewall does that forgets a connection: no answer, and no end of it either.
+#[tokio::test]
+async fn a_connection_that_hangs_is_replaced() {
+    let url = redis_url();
+    let address = url.strip_prefix("redis://").unwrap();
+    let (redis, database) = address.split_once('/').unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (hang, hung) = tokio::sync::watch::channel(false);
+    tokio::spawn(proxy(listener, redis.to_owned(), hung));
+
+    let config = RemoteConfig { timeout: Duration::from_millis(500), retry_after: Duration::from_millis(1) };
+    let (cache, recording) = without_memory(&format!("redis://127.0.0.1:{port}/{database}"), config);
+    let source = Source::default();
+    while recording.count("greenwave.cache.requests{cache=n,result=remote_hit}") == 0 {
+        read(&cache, &source).await;
+    }
+    hang.send_replace(true);
+    let before = recording.count("greenwave.cache.requests{cache=n,result=remote_hit}");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while recording.count("greenwave.cache.requests{cache=n,result=remote_hit}") == before {
+        assert!(Instant::now() < deadline, "it stays with a connection that hangs");
+        read(&cache, &source).await;
+    }
+    assert!(recording.count("greenwave.cache.remote.failures{cache=n,operation=get}") > 0);
+}
+
+#[tokio::test]
+async fn a_full_redis_refuses_writes_and_still_answers_reads() {
+    let server = Server::redis();
+    let config = RemoteConfig { timeout: Duration::from_secs(10), retry_after: Duration::from_secs(600) };
+    let (cache, recording) = without_memory(&server.url(), config);
+    cache.insert(1, 7).await;
+    let mut admin =
+        redis::Client::open(server.url()).unwrap().get_multiplexed_async_connection().await.unwrap();
+    let full = redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(1).take();
+    full.exec_async(&mut admin).await.unwrap();
+
+    cache.insert(2, 8).await;
+    assert_eq!(recording.count("greenwave.cache.remote.failures{cache=n,operation=set}"), 1);
+    assert_eq!(cache.get(&1).await.as_deref(), Some(&7));
+    assert_eq!(cache.get(&2).await, None);
+}

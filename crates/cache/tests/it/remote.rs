@@ -1,0 +1,280 @@
+use std::{collections::BTreeMap, time::Duration};
+
+use greenwave_cache::{Cache, CacheConfig, Error, Remote, RemoteConfig};
+use greenwave_test_servers::{Server, redis_url};
+use redis::{AsyncTypedCommands, aio::MultiplexedConnection};
+use serde::{Deserialize, Serialize};
+
+use crate::support::{Gate, Recording, Source};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct User {
+    id: u64,
+    name: String,
+}
+
+fn ada() -> User {
+    User { id: 1, name: "Ada".into() }
+}
+
+/// Patient, so that a busy machine is no outage.
+fn patient(url: &str) -> Remote {
+    let config = RemoteConfig { timeout: Duration::from_secs(10), ..Default::default() };
+    Remote::connect_with(url, config).unwrap()
+}
+
+fn users(url: &str) -> Cache<u64, User> {
+    Cache::builder("user").remote(patient(url)).build()
+}
+
+async fn redis(url: &str) -> MultiplexedConnection {
+    redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap()
+}
+
+#[tokio::test]
+async fn a_loaded_value_is_in_redis_under_name_and_key_as_messagepack_with_its_ttl() {
+    let url = redis_url();
+    let cache = users(&url);
+    cache.get_or_load(&1, || Source::default().load(ada())).await.unwrap();
+    cache.settled().await;
+
+    let mut redis = redis(&url).await;
+    let ttl = redis.pttl("user:1").await.unwrap();
+    let redis::IntegerReplyOrNoOp::IntegerReply(ttl) = ttl else { panic!("{ttl:?}") };
+    assert!((3_500_001..=3_600_000).contains(&ttl), "{ttl} ms");
+
+    let bytes = redis::cmd("GET").arg("user:1").query_async::<Vec<u8>>(&mut redis).await.unwrap();
+    let fields: BTreeMap<String, serde_json::Value> = rmp_serde::from_slice(&bytes).unwrap();
+    assert_eq!(fields, BTreeMap::from([("id".into(), 1.into()), ("name".into(), "Ada".into())]));
+}
+
+#[tokio::test]
+async fn a_second_instance_finds_the_value_without_a_load() {
+    let url = redis_url();
+    let first = users(&url);
+    first.get_or_load(&1, || Source::default().load(ada())).await.unwrap();
+    first.settled().await;
+
+    let recording = Recording::default();
+    let second = recording.of(|| users(&url));
+    let source = Source::default();
+    for _ in 0..2 {
+        let found = second.get_or_load(&1, || source.clone().load(ada())).await;
+        assert_eq!(found.unwrap().as_deref(), Some(&ada()));
+    }
+    assert_eq!(source.loads(), 0);
+    assert_eq!(recording.count("greenwave.cache.requests{cache=user,result=remote_hit}"), 1);
+    assert_eq!(recording.count("greenwave.cache.requests{cache=user,result=hit}"), 1);
+}
+
+#[tokio::test]
+async fn get_looks_into_redis_and_keeps_what_it_finds() {
+    let url = redis_url();
+    users(&url).insert(1, ada()).await;
+    let cache = users(&url);
+    assert_eq!(cache.get(&2).await, None);
+    assert_eq!(cache.get(&1).await.as_deref(), Some(&ada()));
+    redis(&url).await.del("user:1").await.unwrap();
+    assert_eq!(cache.get(&1).await.as_deref(), Some(&ada()), "from memory");
+}
+
+#[tokio::test]
+async fn an_invalidation_reaches_redis() {
+    let url = redis_url();
+    let cache = users(&url);
+    cache.insert(1, ada()).await;
+    cache.insert(2, ada()).await;
+    cache.invalidate(&1).await;
+    let mut redis = redis(&url).await;
+    assert!(!redis.exists("user:1").await.unwrap());
+    assert!(redis.exists("user:2").await.unwrap());
+    assert_eq!(cache.get(&1).await, None);
+}
+
+#[tokio::test]
+async fn what_does_not_decode_is_a_miss_and_replaced() {
+    let valid_for_another_type = rmp_serde::to_vec_named(&[1, 2, 3]).unwrap();
+    let truncated = &rmp_serde::to_vec_named(&ada()).unwrap()[..5];
+    for garbage in [b"garbage", &valid_for_another_type[..], truncated, b""] {
+        let url = redis_url();
+        let mut redis = redis(&url).await;
+        redis.set("user:1", garbage).await.unwrap();
+        let recording = Recording::default();
+        let cache = recording.of(|| users(&url));
+        assert_eq!(cache.get(&1).await, None);
+        let source = Source::default();
+        let loaded = cache.get_or_load(&1, || source.clone().load(ada())).await;
+        assert_eq!(loaded.unwrap().as_deref(), Some(&ada()));
+        assert_eq!(source.loads(), 1);
+        cache.settled().await;
+        assert_eq!(recording.count("greenwave.cache.remote.undecodable{cache=user}"), 2);
+        assert_eq!(users(&url).get(&1).await.as_deref(), Some(&ada()), "it was replaced");
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_holds_no_string_is_a_miss_and_replaced() {
+    let url = redis_url();
+    redis(&url).await.rpush("user:1", "x").await.unwrap();
+    let recording = Recording::default();
+    let cache = recording.of(|| users(&url));
+    let loaded = cache.get_or_load(&1, || Source::default().load(ada())).await;
+    assert_eq!(loaded.unwrap().as_deref(), Some(&ada()));
+    cache.settled().await;
+    assert_eq!(recording.count("greenwave.cache.remote.failures{cache=user,operation=get}"), 1);
+    assert_eq!(users(&url).get(&1).await.as_deref(), Some(&ada()), "and Redis was not given up for it");
+}
+
+#[tokio::test]
+async fn a_zero_remote_ttl_writes_nothing_and_an_endless_one_is_accepted() {
+    for (remote_ttl, written) in
+        [(Duration::ZERO, false), (Duration::from_nanos(1), true), (Duration::MAX, true)]
+    {
+        let url = redis_url();
+        let recording = Recording::default();
+        let config = CacheConfig { remote_ttl, ..Default::default() };
+        let cache: Cache<u64, u64> =
+            recording.of(|| Cache::builder("n").config(config).remote(patient(&url)).build());
+        cache.insert(1, 7).await;
+        assert_eq!(recording.moved(), "", "nothing failed");
+        if remote_ttl != Duration::from_nanos(1) {
+            assert_eq!(redis(&url).await.exists("n:1").await.unwrap(), written);
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_invalidation_during_a_load_wins_in_redis_too() {
+    let url = redis_url();
+    let cache = users(&url);
+    let gate = Gate::new();
+    let caller = tokio::spawn({
+        let (cache, gate) = (cache.clone(), gate.clone());
+        async move { cache.get_or_load(&1, || Source::default().load_behind(gate, ada())).await.unwrap() }
+    });
+    gate.arrival().await;
+    cache.invalidate(&1).await;
+    gate.open();
+    assert_eq!(caller.await.unwrap().as_deref(), Some(&ada()));
+    cache.settled().await;
+    assert!(!redis(&url).await.exists("user:1").await.unwrap());
+    assert_eq!(cache.get(&1).await, None);
+}
+
+/// A Redis that answers the commands of `kind` only after `resume`.
+struct Stalled {
+    server: Server,
+    redis: MultiplexedConnection,
+}
+
+impl Stalled {
+    async fn new(setup: impl AsyncFnOnce(&Cache<u64, User>)) -> (Stalled, Cache<u64, User>) {
+        let server = Server::redis();
+        let redis = redis(&server.url()).await;
+        let cache = users(&server.url());
+        setup(&cache).await;
+        (Stalled { server, redis }, cache)
+    }
+
+    async fn pause(&mut self, kind: &str) {
+        let pause = redis::cmd("CLIENT").arg("PAUSE").arg(60_000).arg(kind).take();
+        pause.exec_async(&mut self.redis).await.unwrap();
+    }
+
+    /// Waits until a client's `command` stands before the barrier.
+    async fn waits(&mut self, command: &str) {
+        let list = redis::cmd("CLIENT").arg("LIST").take();
+        loop {
+            let clients: String = list.query_async(&mut self.redis).await.unwrap();
+            let stands =
+                |client: &str| client.contains(&format!("cmd={command} ")) && client.contains(" flags=b ");
+            if clients.lines().any(stands) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn resume(&mut self) {
+        redis::cmd("CLIENT").arg("UNPAUSE").exec_async(&mut self.redis).await.unwrap();
+    }
+}
+
+/// On a test's one thread: until all other tasks wait for something.
+async fn let_others_run() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn an_invalidation_that_meets_a_write_on_its_way_to_redis_removes_it() {
+    let (mut stalled, cache) = Stalled::new(async |cache| assert_eq!(cache.get(&1).await, None)).await;
+    stalled.pause("WRITE").await;
+    cache.get_or_load(&1, || Source::default().load(ada())).await.unwrap();
+    stalled.waits("set").await;
+    let invalidation = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.invalidate(&1).await }
+    });
+    let_others_run().await;
+    stalled.resume().await;
+    invalidation.await.unwrap();
+    cache.settled().await;
+    assert!(!redis(&stalled.server.url()).await.exists("user:1").await.unwrap());
+    assert_eq!(cache.get(&1).await, None);
+}
+
+#[tokio::test]
+async fn a_value_read_from_redis_before_an_invalidation_is_not_kept_after_it() {
+    let old = User { id: 1, name: "old".into() };
+    // A second cache put it there, so that the first must look into Redis.
+    let (mut stalled, cache) = Stalled::new(async |cache| assert_eq!(cache.get(&1).await, None)).await;
+    users(&stalled.server.url()).insert(1, old.clone()).await;
+
+    let pause = redis::cmd("CLIENT").arg("PAUSE").arg(500).arg("ALL").take();
+    pause.exec_async(&mut stalled.redis).await.unwrap();
+    let reads = [1, 2].map(|_| {
+        let cache = cache.clone();
+        tokio::spawn(async move { cache.get_or_load(&1, || Source::default().load(ada())).await.unwrap() })
+    });
+    let look = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.get(&1).await }
+    });
+    let_others_run().await;
+    cache.invalidate(&1).await;
+    for read in reads {
+        assert_eq!(read.await.unwrap().as_deref(), Some(&old));
+    }
+    assert_eq!(look.await.unwrap().as_deref(), Some(&old));
+    cache.settled().await;
+    assert_eq!(cache.get(&1).await, None);
+}
+
+#[tokio::test]
+async fn a_dropped_invalidation_is_carried_to_its_end() {
+    let (mut stalled, cache) = Stalled::new(async |cache| cache.insert(1, ada()).await).await;
+    stalled.pause("WRITE").await;
+    tokio::select! {
+        biased;
+        () = cache.invalidate(&1) => panic!("Redis answers no write"),
+        () = stalled.waits("del") => {}
+    }
+    stalled.resume().await;
+    cache.settled().await;
+    assert!(!redis(&stalled.server.url()).await.exists("user:1").await.unwrap());
+}
+
+#[test]
+fn a_url_that_is_none_is_refused() {
+    let error = Remote::connect("http://example.org").unwrap_err();
+    assert!(matches!(error, Error::RemoteUrl(_)));
+    assert_eq!(error.to_string(), "the cache's remote needs a URL like redis://host:6379/0");
+}
+
+#[test]
+fn a_remote_shows_its_address_and_not_its_password() {
+    let remote = Remote::connect("redis://:secret@127.0.0.1:7/0").unwrap();
+    assert_eq!(format!("{remote:?}"), r#"Remote { address: "127.0.0.1:7", .. }"#);
+}

@@ -1,0 +1,66 @@
+use expect_test::expect;
+use greenwave_cache::{Cache, CacheConfig, telemetry};
+
+use crate::support::{Failed, Gate, Recording, Source};
+
+const README: &str = include_str!("../../README.md");
+
+#[tokio::test]
+async fn every_request_is_counted_once_by_its_result() {
+    let recording = Recording::default();
+    let cache: Cache<u64, u64> = recording.of(|| Cache::builder("test").build());
+    let gate = Gate::new();
+    let source = Source::default();
+    let miss = cache.get_or_load(&1, || source.clone().load_behind(gate.clone(), 7));
+    let coalesced = async {
+        gate.arrival().await;
+        tokio::join!(cache.get_or_load(&1, || source.clone().load(7)), async { gate.open() }).0
+    };
+    let (miss, coalesced) = tokio::join!(miss, coalesced);
+    assert_eq!((miss.unwrap().as_deref(), coalesced.unwrap().as_deref()), (Some(&7), Some(&7)));
+    cache.get_or_load(&1, || source.clone().load(7)).await.unwrap();
+    cache.get(&1).await.unwrap();
+    cache.get_or_load(&2, || async { Err(Failed) }).await.unwrap_err();
+    cache.invalidate(&1).await;
+    expect![[r#"
+        greenwave.cache.invalidations{cache=test} 1
+        greenwave.cache.requests{cache=test,result=coalesced} 1
+        greenwave.cache.requests{cache=test,result=error} 1
+        greenwave.cache.requests{cache=test,result=hit} 2
+        greenwave.cache.requests{cache=test,result=miss} 1
+    "#]]
+    .assert_eq(&recording.moved());
+    assert_eq!(recording.values("greenwave.cache.load.duration{cache=test}").len(), 2);
+}
+
+#[test]
+fn the_readme_tables_every_signal() {
+    for name in telemetry::METRICS {
+        assert!(README.contains(&format!("| `{name}` |")), "{name} is not in the README's table");
+    }
+    assert!(README.contains(&format!("`{}`", telemetry::REMOTE_TARGET)));
+}
+
+/// Every field of the config with its default, as the README's table shows them.
+fn check_config(config: serde_json::Value) {
+    for (field, default) in config.as_object().unwrap() {
+        let default = default.as_str().map_or_else(|| default.to_string(), str::to_owned);
+        assert!(README.contains(&format!("| `{field}` | `{default}` |")), "{field} = {default}");
+    }
+}
+
+#[test]
+fn the_readme_tables_every_default() {
+    check_config(serde_json::to_value(CacheConfig::default()).unwrap());
+    #[cfg(feature = "redis")]
+    check_config(serde_json::to_value(greenwave_cache::RemoteConfig::default()).unwrap());
+}
+
+#[test]
+fn a_config_reads_what_it_knows_and_refuses_the_rest() {
+    let config: CacheConfig = serde_json::from_str(r#"{ "ttl": "30s", "max_entries": 10 }"#).unwrap();
+    let ttl = std::time::Duration::from_secs(30);
+    assert_eq!(config, CacheConfig { ttl, max_entries: 10, ..Default::default() });
+    let error = serde_json::from_str::<CacheConfig>(r#"{ "tll": "30s" }"#).unwrap_err().to_string();
+    assert!(error.contains("unknown field `tll`"), "{error}");
+}
