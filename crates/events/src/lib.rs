@@ -1,1 +1,28 @@
-//! Typed events through a transactional outbox, with durable subscriptions.
+#![doc = include_str!("../README.md")]
+
+#[cfg(not(any(feature = "postgres", feature = "sqlite")))]
+compile_error!("greenwave-events needs a database: enable the feature `postgres` or `sqlite`");
+
+mod backends;
+mod bus;
+mod config;
+mod error;
+mod event;
+mod inbox;
+#[cfg(feature = "nats")]
+pub mod jetstream;
+mod outbox;
+mod relay;
+mod retry;
+mod subscription;
+pub mod telemetry;
+
+#[cfg(feature = "postgres")]
+pub use backends::postgres::Postgres;
+#[cfg(feature = "sqlite")]
+pub use backends::sqlite::Sqlite;
+pub use backends::{Backend, Backlog, DeadLetter};
+pub use bus::Bus;
+pub use config::{BusConfig, SubscriptionConfig};
+pub use error::{BoxError, Error};
+pub use event::{Event, EventContext, EventId};

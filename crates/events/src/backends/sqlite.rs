@@ -1,0 +1,164 @@
+mod store;
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use rusqlite::{Connection, Transaction, TransactionBehavior::Immediate, params};
+use tokio::{sync::Mutex, task::spawn_blocking};
+
+use super::Backend;
+use crate::{
+    BoxError, Bus, Error, Event, EventContext, EventId, SubscriptionConfig,
+    outbox::Outgoing,
+    subscription::{Delivery, Failure, Handler, Subscription},
+};
+
+/// How long to wait for another connection's write.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A bus in SQLite: `Bus<Sqlite>`.
+#[derive(Clone)]
+pub struct Sqlite {
+    /// One suffices: SQLite has one writer at a time, and the bus hardly ever only reads.
+    connection: Arc<Mutex<Connection>>,
+}
+
+type InTx = dyn Fn(&Transaction<'_>, Delivery) -> Result<(), Failure> + Send + Sync;
+
+impl Backend for Sqlite {}
+
+impl Bus<Sqlite> {
+    /// A bus in the SQLite database at `path`, over a connection of its own.
+    ///
+    /// The database is created when it is absent, and put into WAL mode, which lets readers and the writer pass one
+    /// another. Commits of the bus survive a crash of the process; a power loss may undo the last ones, whole
+    /// (`synchronous = NORMAL`).
+    pub fn sqlite(path: impl AsRef<Path>) -> Result<Bus<Sqlite>, Error> {
+        let connection = open(path.as_ref()).map_err(Error::store("open the database"))?;
+        Ok(Bus::new(Sqlite { connection: Arc::new(Mutex::new(connection)) }))
+    }
+
+    /// Publishes `event` in the transaction that `conn` is in: when that commits, the event will be delivered, and when
+    /// it does not, nobody ever hears of it. Call [`wake`](Bus::wake) after the commit.
+    ///
+    /// `conn` is any connection to the bus's database; a `rusqlite::Transaction` passes for one. Without a transaction,
+    /// the event is committed by itself.
+    pub fn publish<E: Event>(&self, conn: &Connection, event: &E) -> Result<EventId, Error> {
+        let Outgoing { id, event, version, payload } = Outgoing::new(event)?;
+        conn.prepare_cached(
+            "INSERT INTO greenwave_event_outbox (id, event, version, payload) VALUES (?1, ?2, ?3, ?4)",
+        )
+        .and_then(|mut insert| insert.execute(params![id.to_string(), event, version, payload]))
+        .map_err(Error::store("publish an event"))?;
+        self.note_published();
+        Ok(id)
+    }
+
+    /// Handles each `E` in a transaction that also completes the delivery: its effects in this database happen exactly
+    /// once, however often the event is delivered.
+    ///
+    /// The handler runs on a blocking thread and holds the database's write lock meanwhile: keep it short. Effects
+    /// elsewhere (a mail, a call) still happen at least once. Durability, retries and dead letters are as with
+    /// [`subscribe`](Bus::subscribe).
+    ///
+    /// ```
+    /// # use greenwave_events::{Bus, Event, Sqlite};
+    /// # use rusqlite::Transaction;
+    /// # #[derive(serde::Serialize, serde::Deserialize)] struct OrderCreated { order_id: i64 }
+    /// # impl Event for OrderCreated { const NAME: &'static str = "order-created"; }
+    /// # fn example(events: &Bus<Sqlite>) {
+    /// events.subscribe_in_tx("notification", |tx: &Transaction<'_>, order: OrderCreated| {
+    ///     tx.execute("INSERT INTO notification (order_id) VALUES (?1)", [order.order_id])?;
+    ///     Ok(())
+    /// });
+    /// # }
+    /// ```
+    pub fn subscribe_in_tx<E, F>(&self, name: impl Into<String>, handler: F)
+    where
+        E: Event,
+        F: Fn(&Transaction<'_>, E) -> Result<(), BoxError> + Send + Sync + 'static,
+    {
+        let config = self.config().subscription.clone();
+        self.subscribe_in_tx_with(name, config, move |tx: &Transaction<'_>, event, _: EventContext| {
+            handler(tx, event)
+        });
+    }
+
+    /// As [`subscribe_in_tx`](Bus::subscribe_in_tx), with settings of its own and the event's context.
+    pub fn subscribe_in_tx_with<E, F>(&self, name: impl Into<String>, config: SubscriptionConfig, handler: F)
+    where
+        E: Event,
+        F: Fn(&Transaction<'_>, E, EventContext) -> Result<(), BoxError> + Send + Sync + 'static,
+    {
+        let handler: Arc<InTx> = Arc::new(move |tx: &Transaction<'_>, delivery: Delivery| {
+            let event = delivery.decode::<E>()?;
+            handler(tx, event, delivery.context()).map_err(Failure::Temporary)
+        });
+        self.add(Subscription {
+            name: name.into(),
+            event: E::NAME.to_owned(),
+            config,
+            handler: Handler::InTx(handler),
+        });
+    }
+}
+
+fn open(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    connection.set_prepared_statement_cache_capacity(32);
+    Ok(connection)
+}
+
+impl Sqlite {
+    /// Does the work on a blocking thread, when the connection is free.
+    async fn with<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        let mut connection = self.connection.clone().lock_owned().await;
+        match spawn_blocking(move || work(&mut connection)).await {
+            Ok(done) => done.map_err(Error::store(doing)),
+            Err(error) => Err(Error::store(doing)(error)),
+        }
+    }
+
+    /// The same in one transaction, which holds the write lock from its beginning.
+    async fn write<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.with(doing, |connection| {
+            let tx = connection.transaction_with_behavior(Immediate)?;
+            let done = work(&tx)?;
+            tx.commit()?;
+            Ok(done)
+        })
+        .await
+    }
+
+    /// Runs a statement of the parameters (id, lease, …) for each key; answers with the ids it touched.
+    async fn each_key(
+        &self,
+        doing: &'static str,
+        sql: &'static str,
+        keys: &[(i64, i64)],
+    ) -> Result<Vec<i64>, Error> {
+        let keys = keys.to_vec();
+        self.write(doing, move |tx| {
+            let mut statement = tx.prepare_cached(sql)?;
+            let mut touched = Vec::new();
+            for (id, lease) in keys {
+                if statement.execute([id, lease])? > 0 {
+                    touched.push(id);
+                }
+            }
+            Ok(touched)
+        })
+        .await
+    }
+}

@@ -1,0 +1,95 @@
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use futures_util::future::BoxFuture;
+
+use crate::{
+    Backend, BoxError, Event, EventContext, EventId, SubscriptionConfig,
+    error::{describe, storable},
+};
+
+/// A handler under its name, in this process.
+pub(crate) struct Subscription<B: Backend> {
+    pub(crate) name: String,
+    pub(crate) event: String,
+    pub(crate) config: SubscriptionConfig,
+    pub(crate) handler: Handler<B>,
+}
+
+pub(crate) enum Handler<B: Backend> {
+    /// Its delivery is completed after it returned: at least once.
+    AtLeastOnce(AtLeastOnce),
+    /// Its delivery is completed in its own transaction: effects exactly once.
+    InTx(B::InTx),
+}
+
+pub(crate) type AtLeastOnce = Arc<dyn Fn(Delivery) -> BoxFuture<'static, Result<(), Failure>> + Send + Sync>;
+
+/// One event for one subscription, leased to this process.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    pub(crate) id: i64,
+    pub(crate) lease: i64,
+    pub(crate) subscription: String,
+    pub(crate) event: String,
+    pub(crate) event_id: EventId,
+    pub(crate) version: u32,
+    pub(crate) payload: String,
+    pub(crate) published_ms: i64,
+    pub(crate) attempt: u32,
+}
+
+/// Why an attempt failed.
+pub enum Failure {
+    /// Another attempt may do better.
+    Temporary(BoxError),
+    /// No attempt will.
+    Permanent(String),
+}
+
+impl Failure {
+    pub(crate) fn describe(&self) -> String {
+        match self {
+            Failure::Temporary(error) => describe(error.as_ref()),
+            Failure::Permanent(reason) => storable(reason),
+        }
+    }
+}
+
+impl Delivery {
+    pub(crate) fn key(&self) -> (i64, i64) {
+        (self.id, self.lease)
+    }
+
+    pub(crate) fn published_at(&self) -> SystemTime {
+        from_millis(self.published_ms)
+    }
+
+    pub(crate) fn decode<E: Event>(&self) -> Result<E, Failure> {
+        serde_json::from_str(&self.payload).map_err(|error| {
+            Failure::Permanent(format!(
+                "the payload of version {} does not decode as `{}` of version {}: {error}",
+                self.version,
+                E::NAME,
+                E::VERSION
+            ))
+        })
+    }
+
+    pub(crate) fn context(&self) -> EventContext {
+        EventContext {
+            id: self.event_id,
+            version: self.version,
+            published_at: self.published_at(),
+            attempt: self.attempt,
+            subscription: self.subscription.clone(),
+        }
+    }
+}
+
+/// A time from a database's milliseconds since 1970.
+pub(crate) fn from_millis(millis: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(millis).unwrap_or(0))
+}

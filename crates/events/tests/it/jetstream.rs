@@ -1,0 +1,117 @@
+use async_nats::jetstream::{self, stream::Stream};
+use expect_test::expect;
+use greenwave_events::{
+    Error, Event,
+    jetstream::{JetStream, JetStreamConfig},
+};
+use greenwave_test_servers::Server;
+
+use crate::{
+    harness::{Harness, OrderCreated, Running, until, until_done},
+    sqlite::OnSqlite,
+};
+
+fn config(stream: &str) -> JetStreamConfig {
+    let mut config = JetStreamConfig {
+        stream: stream.to_owned(),
+        subject_prefix: stream.to_owned(),
+        source: "/shop".to_owned(),
+        ..Default::default()
+    };
+    config.subscription.retry_max = std::time::Duration::from_millis(500);
+    config
+}
+
+async fn stream(url: &str, name: &str) -> Stream {
+    let client = async_nats::connect(url).await.unwrap();
+    jetstream::new(client).get_stream(name).await.unwrap()
+}
+
+async fn messages(stream: &Stream) -> u64 {
+    stream.get_info().await.unwrap().state.messages
+}
+
+#[tokio::test]
+async fn an_event_is_forwarded_once_as_a_cloud_event() {
+    let url = tokio::task::spawn_blocking(greenwave_test_servers::nats_url).await.unwrap();
+    let database = OnSqlite::new().await;
+    let bus = database.bus();
+    let jetstream = JetStream::connect(&url, config("forward")).await.unwrap();
+    jetstream.forward(&bus, "to-nats", [OrderCreated::NAME]).unwrap();
+    let running = Running::start(&bus);
+    bus.register().await.unwrap();
+
+    database
+        .execute(
+            "INSERT INTO greenwave_event_outbox (id, event, version, payload, created_at)
+             VALUES ('01890000-0000-7000-8000-000000000001', 'order-created', 1, '{\"order_id\":4}', 1e12)",
+        )
+        .await;
+    until_done(&bus).await;
+    let stream = stream(&url, "forward").await;
+    let message = stream.get_last_raw_message_by_subject("forward.order-created").await.unwrap();
+    expect![[r#"
+        Content-Type: application/cloudevents+json; charset=UTF-8
+        Nats-Msg-Id: 01890000-0000-7000-8000-000000000001
+        {"specversion":"1.0","id":"01890000-0000-7000-8000-000000000001","source":"/shop","type":"order-created","time":"2001-09-09T01:46:40.000Z","datacontenttype":"application/json","eventversion":1,"data":{"order_id":4}}"#]]
+    .assert_eq(&format!(
+        "Content-Type: {}\nNats-Msg-Id: {}\n{}",
+        message.headers.get("Content-Type").unwrap(),
+        message.headers.get("Nats-Msg-Id").unwrap(),
+        std::str::from_utf8(&message.payload).unwrap()
+    ));
+
+    // The same event again, as after a lost acknowledgement: the server keeps one.
+    database
+        .execute(
+            "INSERT INTO greenwave_event_outbox (id, event, version, payload)
+             VALUES ('01890000-0000-7000-8000-000000000001', 'order-created', 1, '{\"order_id\":4}')",
+        )
+        .await;
+    until_done(&bus).await;
+    assert_eq!(messages(&stream).await, 1);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn events_wait_while_the_server_is_down() {
+    let mut server = tokio::task::spawn_blocking(Server::nats).await.unwrap();
+    let url = server.url();
+    let database = OnSqlite::new().await;
+    let bus = database.bus();
+    let jetstream = JetStream::connect(&url, config("outage")).await.unwrap();
+    jetstream.forward(&bus, "to-nats", [OrderCreated::NAME]).unwrap();
+    let running = Running::start(&bus);
+    bus.register().await.unwrap();
+    database.publish_orders(0..10).await;
+    until_done(&bus).await;
+
+    server = tokio::task::spawn_blocking(move || {
+        server.kill();
+        server
+    })
+    .await
+    .unwrap();
+    database.publish_orders(10..30).await;
+    let failed = "SELECT count(*) FROM greenwave_event_delivery WHERE error IS NOT NULL AND attempt > 1";
+    until("attempts have failed", || async { database.count(failed).await > 0 }).await;
+    let _server = tokio::task::spawn_blocking(move || {
+        server.start();
+        server
+    })
+    .await
+    .unwrap();
+    until_done(&bus).await;
+    running.stop().await;
+    assert_eq!(messages(&stream(&url, "outage").await).await, 30);
+    assert_eq!(bus.backlog().await.unwrap().dead, 0);
+}
+
+#[tokio::test]
+async fn a_name_that_is_no_subject_is_refused() {
+    let url = tokio::task::spawn_blocking(greenwave_test_servers::nats_url).await.unwrap();
+    let database = OnSqlite::new().await;
+    let jetstream = JetStream::connect(&url, config("refused")).await.unwrap();
+    let refused = jetstream.forward(&database.bus(), "to-nats", ["order created"]);
+    assert!(matches!(refused, Err(Error::JetStream { .. })));
+}

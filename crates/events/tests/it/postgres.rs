@@ -1,0 +1,204 @@
+use std::time::Duration;
+
+use greenwave_events::{BoxError, Bus, BusConfig, Event, Postgres};
+use greenwave_test_servers::Server;
+use sqlx::{AssertSqlSafe, PgConnection, PgPool, postgres::PgPoolOptions};
+
+use crate::{
+    conformance::Calls,
+    harness::{Gate, Harness, Heard, OrderCreated, Running, quick, until, until_done},
+};
+
+struct OnPostgres {
+    url: String,
+    pool: PgPool,
+}
+
+fn pool(url: &str) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(10)
+        .acquire_timeout(Duration::from_secs(2))
+        .connect_lazy(url)
+        .unwrap()
+}
+
+impl Harness for OnPostgres {
+    type Backend = Postgres;
+
+    const PAST: &'static str = "now() - interval '1 hour'";
+
+    async fn empty() -> Self {
+        let url = tokio::task::spawn_blocking(greenwave_test_servers::postgres_database).await.unwrap();
+        let database = OnPostgres { pool: pool(&url), url };
+        database.execute("CREATE TABLE effect (subscription text, order_id bigint)").await;
+        database
+    }
+
+    fn bus(&self) -> Bus<Postgres> {
+        Bus::postgres(pool(&self.url)).with_config(quick())
+    }
+
+    async fn publish<E: Event>(&self, events: &[E]) {
+        let mut tx = self.pool.begin().await.unwrap();
+        for event in events {
+            self.bus().publish(&mut tx, event).await.unwrap();
+        }
+        tx.commit().await.unwrap();
+    }
+
+    async fn publish_and_roll_back(&self, order_id: i64) {
+        let mut tx = self.pool.begin().await.unwrap();
+        self.bus().publish(&mut tx, &OrderCreated { order_id }).await.unwrap();
+        tx.rollback().await.unwrap();
+    }
+
+    fn subscribe_effect(&self, bus: &Bus<Postgres>, name: &'static str) {
+        bus.subscribe_in_tx(name, move |tx: &mut PgConnection, order: OrderCreated| {
+            Box::pin(async move {
+                insert_effect(tx, name, order.order_id).await?;
+                if order.order_id < 0 { Err("a negative order".into()) } else { Ok(()) }
+            })
+        });
+    }
+
+    async fn execute(&self, sql: &str) {
+        sqlx::query(AssertSqlSafe(sql)).execute(&self.pool).await.unwrap();
+    }
+
+    async fn count(&self, sql: &str) -> i64 {
+        sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&self.pool).await.unwrap()
+    }
+}
+
+async fn insert_effect(tx: &mut PgConnection, name: &str, order_id: i64) -> Result<(), BoxError> {
+    sqlx::query("INSERT INTO effect VALUES ($1, $2)").bind(name).bind(order_id).execute(tx).await?;
+    Ok(())
+}
+
+conformance!(OnPostgres);
+
+#[tokio::test]
+async fn a_transaction_that_commits_late_loses_no_event() {
+    let database = OnPostgres::new().await;
+    let bus = database.bus();
+    let mut mail = Heard::new();
+    mail.subscribe(&bus, "mail");
+    let running = Running::start(&bus);
+    bus.register().await.unwrap();
+
+    // Ids are taken in the order 0, 1, 2, 3; commits come in the order 1, 3, 2, 0.
+    let mut open = Vec::new();
+    for order_id in 0..4 {
+        let mut tx = database.pool.begin().await.unwrap();
+        bus.publish(&mut tx, &OrderCreated { order_id }).await.unwrap();
+        open.push(Some(tx));
+    }
+    for order_id in [1, 3, 2, 0] {
+        open[order_id].take().unwrap().commit().await.unwrap();
+        bus.wake();
+        assert_eq!(mail.next().await, order_id as i64);
+    }
+    until_done(&bus).await;
+    running.stop().await;
+    assert_eq!(mail.rest(), 0);
+}
+
+#[tokio::test]
+async fn many_writers_that_commit_in_any_order_lose_no_event() {
+    let database = OnPostgres::new().await;
+    let buses = [database.bus(), database.bus()];
+    for bus in &buses {
+        database.subscribe_effect(bus, "stock");
+    }
+    let running = buses.each_ref().map(Running::start);
+    buses[0].register().await.unwrap();
+
+    let writers = (0..8).map(|writer| {
+        let (bus, pool) = (buses[0].clone(), database.pool.clone());
+        tokio::spawn(async move {
+            for order_id in writer * 40..(writer + 1) * 40 {
+                let mut tx = pool.begin().await.unwrap();
+                bus.publish(&mut tx, &OrderCreated { order_id }).await.unwrap();
+                // Others take later ids meanwhile, and commit first.
+                sqlx::query("SELECT pg_sleep(random() * 0.01)").execute(&mut *tx).await.unwrap();
+                tx.commit().await.unwrap();
+            }
+        })
+    });
+    for writer in writers.collect::<Vec<_>>() {
+        writer.await.unwrap();
+    }
+    until_done(&buses[0]).await;
+    for running in running {
+        running.stop().await;
+    }
+    assert_eq!(database.effects().await, 320);
+    assert_eq!(database.count("SELECT count(DISTINCT order_id) FROM effect").await, 320);
+}
+
+#[tokio::test]
+async fn a_handler_in_a_transaction_that_was_overtaken_is_rolled_back() {
+    let database = OnPostgres::new().await;
+    let bus = database.bus();
+    let mut attempts = Heard::new();
+    let (calls, gate, sender) = (Calls::default(), Gate::closed(), attempts.sender());
+    let (handler_calls, handler_gate) = (calls.clone(), gate.clone());
+    bus.subscribe_in_tx("stock", move |tx: &mut PgConnection, order: OrderCreated| {
+        let (calls, gate, sender) = (handler_calls.clone(), handler_gate.clone(), sender.clone());
+        Box::pin(async move {
+            insert_effect(tx, "stock", order.order_id).await?;
+            let before = calls.add();
+            sender.send(before.into())?;
+            if before == 0 {
+                gate.pass().await;
+            }
+            Ok(())
+        })
+    });
+    let running = Running::start(&bus);
+    bus.register().await.unwrap();
+    database.publish_orders(0..1).await;
+    assert_eq!(attempts.next().await, 0);
+
+    database.expire_leases().await;
+    assert_eq!(attempts.next().await, 1);
+    until_done(&bus).await;
+    assert_eq!(database.effects().await, 1);
+
+    gate.let_pass(1);
+    running.stop().await;
+    assert_eq!((calls.count(), database.effects().await), (2, 1));
+    assert_eq!(bus.backlog().await.unwrap().dead, 0);
+}
+
+#[tokio::test]
+async fn the_bus_outlives_its_database() {
+    let mut server = tokio::task::spawn_blocking(Server::postgres).await.unwrap();
+    let database = OnPostgres { pool: pool(&server.url()), url: server.url() };
+    database.execute("CREATE TABLE effect (subscription text, order_id bigint)").await;
+    // A claim whose answer was lost with the connection comes again when its lease has run out.
+    let mut config = BusConfig { lease: Duration::from_secs(2), ..quick() };
+    config.subscription.max_attempts = 100;
+    let bus = database.bus().with_config(config);
+    bus.migrate().await.unwrap();
+    database.subscribe_effect(&bus, "stock");
+    let running = Running::start(&bus);
+    bus.register().await.unwrap();
+    database.publish_orders(0..100).await;
+    until("some are handled", || async { database.effects().await > 0 }).await;
+
+    let server = tokio::task::spawn_blocking(move || {
+        server.kill();
+        // Long enough for several rounds to fail.
+        std::thread::sleep(Duration::from_millis(500));
+        server.start();
+        server
+    });
+    let _server = server.await.unwrap();
+    let answers = || async { sqlx::query("SELECT 1").execute(&database.pool).await.is_ok() };
+    until("the database is back", answers).await;
+    until_done(&bus).await;
+    running.stop().await;
+    assert_eq!(database.effects().await, 100);
+    assert_eq!(database.count("SELECT count(DISTINCT order_id) FROM effect").await, 100);
+}

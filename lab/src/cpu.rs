@@ -1,0 +1,42 @@
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// Measures the CPU time of this process within the measured part of a round.
+///
+/// A thread of its own, because a busy runtime would wake a timer late and miss part of the window.
+pub(crate) struct CpuWindow {
+    end: Sender<()>,
+    thread: Option<JoinHandle<Option<Duration>>>,
+}
+
+impl CpuWindow {
+    /// Opens a window that starts after `delay` and is `length` long.
+    pub(crate) fn start(delay: Duration, length: Duration) -> Self {
+        let (end, ended) = channel();
+        let watch = move || {
+            if ended.recv_timeout(delay) != Err(RecvTimeoutError::Timeout) {
+                return None;
+            }
+            let (begun, before) = (Instant::now(), process_time());
+            let _ = ended.recv_timeout(length);
+            let used = process_time().saturating_sub(before);
+            // Closed a little early is near enough; closed half-way is another quantity.
+            (begun.elapsed() >= length.mul_f64(0.9)).then_some(used)
+        };
+        CpuWindow { end, thread: std::thread::Builder::new().name("lab-cpu".into()).spawn(watch).ok() }
+    }
+
+    /// The CPU time used in the window, by all threads; `None` when it was closed too early.
+    pub(crate) fn close(self) -> Option<Duration> {
+        drop(self.end);
+        self.thread?.join().ok()?
+    }
+}
+
+fn process_time() -> Duration {
+    let now = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::try_from(now).unwrap_or_default()
+}

@@ -1,0 +1,74 @@
+//! Two copies of one seeded shop, for experiments that change one of them.
+
+mod postgres;
+mod sqlite;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use greenwave_shop::seed::SeedSize;
+use greenwave_shop::store::{Store, StoreConfig};
+
+use super::Source;
+use crate::report::figures;
+use crate::{BoxError, Setup};
+
+/// Two shops over the same rows, and how many rows these are.
+pub(super) struct Copies {
+    pub(super) before: Store,
+    pub(super) after: Store,
+    pub(super) size: SeedSize,
+}
+
+/// Makes the copies, and promises their removal.
+pub(super) async fn make(setup: &Setup, source: &Source) -> Result<Copies, BoxError> {
+    let size = size(source.orders);
+    for (name, rows) in [("customers", size.users), ("orders", size.orders)] {
+        setup.fact(name, figures::count(rows.unsigned_abs()));
+    }
+    let (before, after) = match &source.database {
+        None => sqlite::make(setup, size).await?,
+        Some(url) => postgres::make(setup, size, url).await?,
+    };
+    Ok(Copies { before, after, size })
+}
+
+/// A data set of so many orders, with the proportions of the full one.
+fn size(orders: u64) -> SeedSize {
+    let orders = i64::try_from(orders).unwrap_or(i64::MAX);
+    let SeedSize { users, products, orders: full } = SeedSize::FULL;
+    SeedSize {
+        users: (orders / (full / users)).max(1),
+        products: (orders / (full / products)).clamp(100, products),
+        orders,
+    }
+}
+
+async fn open(url: &str) -> Result<Store, BoxError> {
+    Ok(Store::open(url, StoreConfig::default()).await?)
+}
+
+/// Opens a new database, fills it, and closes it.
+async fn seed(setup: Setup, url: String, size: SeedSize) -> Result<(), BoxError> {
+    let percent = AtomicU64::new(0);
+    let teller = setup.clone();
+    let tell = move |progress: greenwave_shop::seed::Progress| {
+        let now = progress.done * 100 / progress.total.max(1);
+        if percent.swap(now, Ordering::Relaxed) != now {
+            teller.progress(progress.done, progress.total);
+        }
+    };
+    open(&url).await?.seed(size, tell).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_smaller_data_set_keeps_the_proportions() {
+        assert_eq!(size(500_000), SeedSize::FULL);
+        assert_eq!(size(20_000), SeedSize { users: 4_000, products: 400, orders: 20_000 });
+        assert_eq!(size(1), SeedSize { users: 1, products: 100, orders: 1 });
+    }
+}

@@ -1,0 +1,145 @@
+use std::future::Future;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::Context;
+use greenwave_shop::seed::SeedSize;
+use greenwave_shop::store::Store;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
+
+use crate::report::figures;
+use crate::{BoxError, Setup};
+
+/// How long a connection may take.
+const CONNECTING: Duration = Duration::from_secs(10);
+
+/// How long the copy of a database, or its vacuum, may take.
+const COPYING: Duration = Duration::from_secs(600);
+
+/// Two databases of the lab's own on a PostgreSQL server.
+pub(super) async fn make(setup: &Setup, size: SeedSize, url: &str) -> Result<(Store, Store), BoxError> {
+    let run = rand::random::<u32>();
+    let [before, after] = ["before", "after"].map(|arm| format!("greenwave_lab_{run:08x}_{arm}"));
+    let server = Server::new(url)?;
+    let version: String = {
+        let mut db = server.connect(None).await?;
+        within(CONNECTING, sqlx::query_scalar("SHOW server_version").fetch_one(&mut db)).await?
+    };
+    setup.fact("database", format!("PostgreSQL {version}, in processes of its own"));
+    for name in [&before, &after] {
+        let (server, name) = (server.clone(), name.clone());
+        let drop = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)");
+        setup.on_end(format!("drop the database {name}"), async move { server.run(None, drop).await });
+    }
+    setup.note(&format!(
+        "creating the databases {before} and {after}, which are dropped at the end, and seeding {} orders",
+        figures::count(size.orders.unsigned_abs())
+    ));
+    create(setup, &server, &before, &after, size).await?;
+    Ok((super::open(&server.database(&before)).await?, super::open(&server.database(&after)).await?))
+}
+
+/// Creates and fills `before`, and `after` as its copy: the same pages, the same statistics.
+async fn create(
+    setup: &Setup,
+    server: &Server,
+    before: &str,
+    after: &str,
+    size: SeedSize,
+) -> Result<(), BoxError> {
+    // Shielded: a server that nobody waits for goes on creating, past the clean-up.
+    let shielded = |database: Option<&str>, statement: String| {
+        let (server, database) = (server.clone(), database.map(str::to_owned));
+        setup.shield(async move { server.run(database, statement).await })
+    };
+    shielded(None, format!("CREATE DATABASE {before}")).await.map_err(|error| {
+        anyhow::anyhow!(error).context("could not create a database: may this role? (ALTER ROLE … CREATEDB)")
+    })?;
+    super::seed(setup.clone(), server.database(before), size).await?;
+    // Now rather than by autovacuum in the middle of a round.
+    shielded(Some(before), "VACUUM (ANALYZE)".to_owned()).await?;
+    // A template must have no visitors, and the pools that seeded it close their connections when they like.
+    let leave = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{before}'");
+    shielded(None, leave).await?;
+    shielded(None, format!("CREATE DATABASE {after} TEMPLATE {before}")).await
+}
+
+/// A PostgreSQL server, by the URL of any of its databases.
+#[derive(Clone)]
+struct Server {
+    url: String,
+    options: PgConnectOptions,
+}
+
+impl Server {
+    fn new(url: &str) -> anyhow::Result<Self> {
+        let is_postgres = url.starts_with("postgres://") || url.starts_with("postgresql://");
+        anyhow::ensure!(is_postgres, "--database: write postgres://USER:PASSWORD@HOST:PORT/DATABASE");
+        let options = PgConnectOptions::from_str(url).context("--database is not a URL of PostgreSQL")?;
+        Ok(Server { url: url.to_owned(), options: options.disable_statement_logging() })
+    }
+
+    /// The URL of another database of this server.
+    fn database(&self, name: &str) -> String {
+        with_database(&self.url, name)
+    }
+
+    async fn connect(&self, database: Option<&str>) -> Result<PgConnection, BoxError> {
+        let options = match database {
+            Some(name) => self.options.clone().database(name),
+            None => self.options.clone(),
+        };
+        let connection = within(CONNECTING, PgConnection::connect_with(&options)).await;
+        connection.map_err(|error| anyhow::anyhow!(error).context("could not connect to --database").into())
+    }
+
+    /// Runs one statement; the names in it are the lab's own.
+    async fn run(&self, database: Option<String>, statement: String) -> Result<(), BoxError> {
+        let mut db = self.connect(database.as_deref()).await?;
+        within(COPYING, sqlx::query(AssertSqlSafe(statement)).execute(&mut db)).await?;
+        db.close().await?;
+        Ok(())
+    }
+}
+
+async fn within<T>(limit: Duration, work: impl Future<Output = sqlx::Result<T>>) -> Result<T, BoxError> {
+    match tokio::time::timeout(limit, work).await {
+        Ok(done) => Ok(done?),
+        Err(_elapsed) => Err(format!("PostgreSQL gave no answer within {limit:?}").into()),
+    }
+}
+
+/// The same URL with another database.
+fn with_database(url: &str, name: &str) -> String {
+    let (address, parameters) = match url.split_once('?') {
+        Some((address, parameters)) => (address, format!("?{parameters}")),
+        None => (url, String::new()),
+    };
+    let host = address.find("://").map_or(0, |at| at + 3);
+    let host_end = address[host..].find('/').map_or(address.len(), |at| host + at);
+    format!("{}/{name}{parameters}", &address[..host_end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_gets_another_database_and_keeps_the_rest() {
+        for (url, expected) in [
+            ("postgres://ada:s3cret@db:5432/shop", "postgres://ada:s3cret@db:5432/lab"),
+            ("postgres://db", "postgres://db/lab"),
+            ("postgres://db/?sslmode=disable", "postgres://db/lab?sslmode=disable"),
+            ("postgresql:///shop?host=/run/postgresql", "postgresql:///lab?host=/run/postgresql"),
+        ] {
+            assert_eq!(with_database(url, "lab"), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_no_postgres_url_is_refused_in_words() {
+        let error = Server::new("mysql://db").err().unwrap().to_string();
+        assert_eq!(error, "--database: write postgres://USER:PASSWORD@HOST:PORT/DATABASE");
+    }
+}

@@ -1,0 +1,43 @@
+use anyhow::Context;
+use greenwave_shop::seed::SeedSize;
+use greenwave_shop::store::Store;
+use rusqlite::Connection;
+
+use crate::report::figures;
+use crate::{BoxError, Setup};
+
+/// Two SQLite files in a temporary folder.
+pub(super) async fn make(setup: &Setup, size: SeedSize) -> Result<(Store, Store), BoxError> {
+    let folder = setup.temp_dir()?;
+    let folder = folder.to_str().context("the name of the temporary folder is not UTF-8")?;
+    let [seeded, before, after] = ["seeded", "before", "after"].map(|name| format!("{folder}/{name}.db"));
+    setup.fact("database", format!("SQLite {}, in this process", rusqlite::version()));
+    setup.note(&format!(
+        "seeding {} orders into a temporary SQLite file, which is removed at the end",
+        figures::count(size.orders.unsigned_abs())
+    ));
+    // Shielded: the folder must not go while a thread still writes into it.
+    let seeding = super::seed(setup.clone(), url(&seeded), size);
+    setup.shield(seeding).await?;
+    setup.shield(copy(seeded, [before.clone(), after.clone()])).await?;
+    Ok((super::open(&url(&before)).await?, super::open(&url(&after)).await?))
+}
+
+fn url(path: &str) -> String {
+    format!("sqlite:{path}")
+}
+
+/// Copies the file twice, so that both copies are laid out alike, and removes it.
+async fn copy(seeded: String, copies: [String; 2]) -> Result<(), BoxError> {
+    let copying = tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
+        let db = Connection::open(&seeded)?;
+        for copy in copies {
+            db.execute("VACUUM INTO ?1", [copy])
+                .context("could not copy the seeded file: is there room in the temporary folder?")?;
+        }
+        drop(db);
+        std::fs::remove_file(seeded)?;
+        Ok(())
+    });
+    Ok(copying.await??)
+}

@@ -1,0 +1,10 @@
+//! Tests of the lab, from outside.
+#![allow(clippy::unwrap_used)]
+
+mod errors;
+mod index;
+mod order;
+mod promises;
+mod report;
+mod shelf;
+mod synthetic;
