@@ -1,2 +1,29 @@
-//! The reference service: users, products and orders, with every Greenwave technique in use.
-fn main() {}
+//! The program `shop`.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use greenwave_shop::cli::{self, Command, EXAMPLES};
+
+/// Requests allocate much and briefly, on many threads.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A small shop that takes a lot of traffic: users, products and orders over HTTP
+#[derive(Debug, Parser)]
+#[command(name = "shop", version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match cli::run(Cli::parse().command).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! The commands, shared by the program `shop` and by `greenwave shop`.
+
+use std::{path::PathBuf, time::Instant};
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use greenwave_monitor::Monitor;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Config, DEFAULT_DATABASE_URL, DEFAULT_PORT, DatabaseUrl, Shop, http, logging, loopback,
+    progress::Bar,
+    run::{self, Role},
+    seed::SeedSize,
+    store::{Store, StoreConfig},
+};
+
+/// What to try first; printed below the help.
+pub const EXAMPLES: &str = "\
+Examples:
+  shop serve                                            SQLite, filled with a small set, on port 8000
+  DATABASE_URL=postgres://localhost/shop shop serve     PostgreSQL
+  REDIS_URL=redis://localhost shop serve                users cached in Redis
+  shop serve --naive                                    every technique switched off
+  shop seed                                             100,000 users, 10,000 products, 500,000 orders
+  curl '127.0.0.1:8000/orders?customer_id=7'";
+
+/// The shop's commands.
+#[derive(Debug, Subcommand)]
+#[command(after_help = EXAMPLES)]
+pub enum Command {
+    /// Serve the API on 127.0.0.1, and handle events and jobs
+    Serve(Serve),
+    /// Handle events and jobs, without the API
+    Worker(Worker),
+    /// Fill an empty database: the same rows for the same numbers, on every database
+    Seed(Seed),
+    /// Print the API's OpenAPI document
+    Openapi,
+}
+
+/// Options of `serve`.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// The port to listen on
+    #[arg(long, env = "PORT", default_value_t = DEFAULT_PORT)]
+    port: u16,
+    #[command(flatten)]
+    database: Database,
+    /// Cache users in Redis, as redis://HOST:PORT; without it, in this process only
+    #[arg(long, env = "REDIS_URL", hide_env_values = true)]
+    redis_url: Option<String>,
+    /// Serve the API only; a `shop worker` must handle events and jobs
+    #[arg(long)]
+    no_worker: bool,
+    /// Switch every technique off: no caches, no batches, no composite index, effects inside the request
+    #[arg(long)]
+    naive: bool,
+    /// Fill an SQLite database that is empty with a small set
+    #[arg(long, env = "SHOP_SAMPLE_DATA", default_value_t = true, action = clap::ArgAction::Set)]
+    sample_data: bool,
+}
+
+/// Options of `worker`.
+#[derive(Debug, Args)]
+pub struct Worker {
+    #[command(flatten)]
+    database: Database,
+}
+
+/// Options of `seed`.
+#[derive(Debug, Args)]
+pub struct Seed {
+    #[command(flatten)]
+    database: Database,
+    /// How many users
+    #[arg(long, default_value_t = SeedSize::FULL.users)]
+    users: i64,
+    /// How many products
+    #[arg(long, default_value_t = SeedSize::FULL.products)]
+    products: i64,
+    /// How many orders, of 1 to 5 items each
+    #[arg(long, default_value_t = SeedSize::FULL.orders)]
+    orders: i64,
+}
+
+#[derive(Debug, Args)]
+struct Database {
+    /// postgres://USER:PASSWORD@HOST/DATABASE or sqlite:PATH
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true, default_value = DEFAULT_DATABASE_URL)]
+    database_url: String,
+}
+
+impl Database {
+    fn url(&self) -> anyhow::Result<DatabaseUrl> {
+        // Set but empty is how a script says "none".
+        match self.database_url.as_str() {
+            "" => Ok(DatabaseUrl::default()),
+            url => Ok(url.parse()?),
+        }
+    }
+}
+
+/// Runs a command to its end; one that serves ends on SIGTERM or Ctrl-C.
+pub async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Serve(options) => serve(options).await,
+        Command::Worker(options) => worker(options).await,
+        Command::Seed(options) => seed(options).await,
+        Command::Openapi => {
+            println!("{}", http::openapi().to_pretty_json()?);
+            Ok(())
+        }
+    }
+}
+
+async fn serve(options: Serve) -> anyhow::Result<()> {
+    let process = Process::start()?;
+    let config = Config {
+        database: options.database.url()?,
+        redis_url: options.redis_url.filter(|url| !url.is_empty()),
+        naive: options.naive,
+        sample_data: options.sample_data,
+        ..Config::default()
+    };
+    let shop = Shop::open(&config).await?;
+    let listener = http::bind(loopback(options.port)).await?;
+    let address = listener.local_addr().context("the listener has no address")?;
+    let cache = if config.redis_url.is_some() { "Redis" } else { "this process" };
+    if options.naive {
+        tracing::info!(database = %config.database, "the naive shop serves on http://{address}");
+    } else {
+        tracing::info!(database = %config.database, cache, "the shop serves on http://{address}");
+    }
+    // A naive shop has its effects inside the request; nobody waits for a handler.
+    let api_only = options.no_worker || options.naive;
+    let role = if api_only { Role::Api(listener) } else { Role::Everything(listener) };
+    process.play(shop, role).await
+}
+
+async fn worker(options: Worker) -> anyhow::Result<()> {
+    let process = Process::start()?;
+    let config = Config { database: options.database.url()?, sample_data: false, ..Config::default() };
+    let shop = Shop::open(&config).await?;
+    tracing::info!(database = %config.database, "the worker handles events and jobs");
+    process.play(shop, Role::Worker).await
+}
+
+async fn seed(options: Seed) -> anyhow::Result<()> {
+    logging::init(&Monitor::new());
+    let url = options.database.url()?;
+    let size = SeedSize { users: options.users, products: options.products, orders: options.orders };
+    let store = Store::open_at(&url, StoreConfig::default()).await?;
+    let (bar, started) = (Bar::new(), Instant::now());
+    let seeded = store.seed(size, bar.listener()).await;
+    bar.finish();
+    seeded?;
+    let SeedSize { users, products, orders } = size;
+    let seconds = started.elapsed().as_secs_f64();
+    println!("{url} has {users} users, {products} products and {orders} orders; it took {seconds:.1} s");
+    Ok(())
+}
+
+/// What surrounds the shop in a process of its own: measurements, logs, signals.
+struct Process {
+    monitor: Monitor,
+    cancel: CancellationToken,
+}
+
+impl Process {
+    fn start() -> anyhow::Result<Process> {
+        // Before anything is measured. A program that embeds the shop may have a recorder already.
+        let monitor = Monitor::install().unwrap_or_default();
+        logging::init(&monitor);
+        let cancel = CancellationToken::new();
+        cancel_on_signal(cancel.clone())?;
+        Ok(Process { monitor, cancel })
+    }
+
+    async fn play(self, shop: Shop, role: Role) -> anyhow::Result<()> {
+        let Process { monitor, cancel } = self;
+        let end = CancellationToken::new();
+        let socket = std::env::var_os(greenwave_monitor::telemetry::SOCKET_ENV);
+        let socket = socket.filter(|path| !path.is_empty()).map(PathBuf::from);
+        let measuring: Option<JoinHandle<()>> =
+            socket.map(|path| tokio::spawn(run::serve_monitor(monitor.clone(), path, end.clone())));
+        let played = run::run(shop, role, &monitor, cancel).await;
+        end.cancel();
+        if let Some(measuring) = measuring {
+            let _ = measuring.await;
+        }
+        tracing::info!("stopped");
+        Ok(played?)
+    }
+}
+
+fn cancel_on_signal(cancel: CancellationToken) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for Ctrl-C")?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping: finishing what runs");
+        cancel.cancel();
+    });
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! What follows a write: an event with two handlers, and a job.
+//!
+//! Both are stored in the transaction of the write itself, so there is no order without its effects and no effect
+//! without its order. Handlers may run twice; their effects happen once, because each is committed together with the
+//! note that it happened (events), or is an insert under a unique key (the job).
+
+use std::time::Duration;
+
+use greenwave_events::{Backend, Bus, Event};
+use greenwave_jobs::Job;
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Error,
+    error::chain,
+    model::{Item, Order, User},
+};
+
+/// The subscription that lowers the stock.
+pub(crate) const STOCK: &str = "stock";
+/// The subscription that writes the notification.
+pub(crate) const NOTIFICATIONS: &str = "notifications";
+
+/// The kind of a notification about a new order.
+pub(crate) const ORDER_CREATED: &str = "order_created";
+/// The kind of an email to a new user.
+pub(crate) const WELCOME: &str = "welcome";
+
+/// An order was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrderCreated {
+    /// Which.
+    pub order_id: i64,
+    /// What was sold, sorted by product: who locks rows in this order meets no deadlock.
+    pub sold: Vec<Sold>,
+}
+
+/// So many of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sold {
+    /// The product.
+    pub product_id: i64,
+    /// How many.
+    pub quantity: i32,
+}
+
+impl Event for OrderCreated {
+    const NAME: &'static str = "order-created";
+}
+
+impl From<&Order> for OrderCreated {
+    fn from(order: &Order) -> OrderCreated {
+        let sold = |item: &Item| Sold { product_id: item.product_id, quantity: item.quantity };
+        OrderCreated { order_id: order.id, sold: order.items.iter().map(sold).collect() }
+    }
+}
+
+/// Greets a new user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SendWelcomeEmail {
+    /// Whom.
+    pub user_id: i64,
+    /// Where to.
+    pub address: String,
+}
+
+impl Job for SendWelcomeEmail {
+    const NAME: &'static str = "send-welcome-email";
+    const QUEUE: &'static str = "mail";
+}
+
+impl From<&User> for SendWelcomeEmail {
+    fn from(user: &User) -> SendWelcomeEmail {
+        SendWelcomeEmail { user_id: user.id, address: user.email.clone() }
+    }
+}
+
+/// Runs the bus until cancelled.
+pub(crate) async fn handle_events<B: Backend>(bus: &Bus<B>, cancel: &CancellationToken) -> Result<(), Error> {
+    // It outlives a database that goes away, but not one that is away when it begins. The tables were there a moment
+    // ago, so that is weather too.
+    while let Err(error) = bus.run(cancel.clone()).await {
+        tracing::warn!(error = %chain(&error), "events wait for the database");
+        if cancel.run_until_cancelled(tokio::time::sleep(Duration::from_secs(1))).await.is_none() {
+            break;
+        }
+    }
+    Ok(())
+}
