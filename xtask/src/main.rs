@@ -73,7 +73,7 @@ fn ci() -> Result<()> {
 fn test(arguments: &[String]) -> Result<()> {
     packages::install()?;
     let (postgres, redis, nats) = (Server::postgres(), Server::redis(), Server::nats());
-    let mut all = vec!["--all-features"];
+    let mut all = vec!["--all-features", "--no-fail-fast"];
     if arguments.is_empty() {
         all.push("--workspace");
     }

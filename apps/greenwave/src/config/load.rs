@@ -188,12 +188,12 @@ mod tests {
         check(
             "[app]\ninstances = 0",
             &[],
-            expect![[r#"greenwave.toml: app.instances: a number from 1 to 65535, or "max""#]],
+            expect![[r#"greenwave.toml: app.instances: expected a number from 1 to 65535, or "max""#]],
         );
         check(
             "[app]\ninstances = \"many\"",
             &[],
-            expect![[r#"greenwave.toml: app.instances: a number from 1 to 65535, or "max""#]],
+            expect![[r#"greenwave.toml: app.instances: expected a number from 1 to 65535, or "max""#]],
         );
         check(
             "[edge]\ndrain_timeout = \"soon\"",
