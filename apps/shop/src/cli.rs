@@ -12,7 +12,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Config, DEFAULT_DATABASE_URL, DEFAULT_PORT, DatabaseUrl, Shop, http, logging, loopback,
+    Config, DEFAULT_DATABASE_URL, DEFAULT_PORT, DatabaseUrl, Error, Shop,
+    error::chain,
+    http, logging, loopback,
     progress::Bar,
     run::{self, Role},
     seed::SeedSize,
@@ -127,7 +129,7 @@ async fn serve(options: Serve) -> anyhow::Result<()> {
         sample_data: options.sample_data,
         ..Config::default()
     };
-    let shop = Shop::open(&config).await?;
+    let shop = Shop::open(&config).await.map_err(one_line)?;
     let listener = http::bind(loopback(options.port)).await?;
     let address = listener.local_addr().context("the listener has no address")?;
     let cache = if config.redis_url.is_some() { "Redis" } else { "this process" };
@@ -145,7 +147,7 @@ async fn serve(options: Serve) -> anyhow::Result<()> {
 async fn worker(options: Worker) -> anyhow::Result<()> {
     let process = Process::start()?;
     let config = Config { database: options.database.url()?, sample_data: false, ..Config::default() };
-    let shop = Shop::open(&config).await?;
+    let shop = Shop::open(&config).await.map_err(one_line)?;
     tracing::info!(database = %config.database, "the worker handles events and jobs");
     process.play(shop, Role::Worker).await
 }
@@ -154,15 +156,20 @@ async fn seed(options: Seed) -> anyhow::Result<()> {
     logging::init(&Monitor::new());
     let url = options.database.url()?;
     let size = SeedSize { users: options.users, products: options.products, orders: options.orders };
-    let store = Store::open_at(&url, StoreConfig::default()).await?;
+    let store = Store::open_at(&url, StoreConfig::default()).await.map_err(one_line)?;
     let (bar, started) = (Bar::new(), Instant::now());
     let seeded = store.seed(size, bar.listener()).await;
     bar.finish();
-    seeded?;
+    seeded.map_err(one_line)?;
     let SeedSize { users, products, orders } = size;
     let seconds = started.elapsed().as_secs_f64();
     println!("{url} has {users} users, {products} products and {orders} orders; it took {seconds:.1} s");
     Ok(())
+}
+
+/// The error with its causes as one text, in which each is said once: drivers' errors tend to repeat their causes.
+fn one_line(error: Error) -> anyhow::Error {
+    anyhow::anyhow!("{}", chain(&error))
 }
 
 /// What surrounds the shop in a process of its own: measurements, logs, signals.
@@ -194,7 +201,7 @@ impl Process {
             let _ = measuring.await;
         }
         tracing::info!("stopped");
-        Ok(played?)
+        played.map_err(one_line)
     }
 }
 

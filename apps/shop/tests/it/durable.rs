@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use greenwave_shop::store::{Store, StoreConfig};
 use serde_json::json;
-use tokio::task::JoinSet;
+use tokio::{io::AsyncWriteExt, net::TcpStream, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::fixture::{Data, Kind, Running, SIZE, Works, eventually, eventually_within};
@@ -102,4 +102,38 @@ async fn on_sqlite_effects_happen_once_although_workers_die() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_postgres_effects_happen_once_although_workers_die() {
     effects_happen_once_although_workers_die(Kind::Postgres).await;
+}
+
+// A client that hung up between BEGIN and its answer used to give back a connection with an open transaction, in which
+// the next request's writes then stood.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_hang_up_leave_no_open_transaction() {
+    let data = Data::seeded(Kind::Postgres).await;
+    let shop = Running::start(&data.config(), Works::Everything).await;
+    let body = json!({"customer_id": 1, "items": [{"product_id": 5, "quantity": 1}]}).to_string();
+    let request =
+        format!("POST /orders HTTP/1.1\r\nhost: shop\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let open = "SELECT count(*) FROM pg_stat_activity
+                WHERE datname = current_database() AND state LIKE 'idle in transaction%'";
+    // As many at once as the pool has connections, so that none tidies up after another.
+    for burst in 0..20 {
+        let mut clients = JoinSet::new();
+        for n in 0..20 {
+            let (address, request) = (shop.client.address().to_owned(), request.clone());
+            clients.spawn(async move {
+                let mut stream = TcpStream::connect(address).await.unwrap();
+                stream.write_all(request.as_bytes()).await.unwrap();
+                tokio::time::sleep(Duration::from_micros(burst * 500 + n * 100)).await;
+            });
+        }
+        clients.join_all().await;
+        eventually("open transactions", 0, || data.db.int(open)).await;
+    }
+    let made = data.db.int("SELECT count(*) FROM orders").await - SIZE.orders;
+    assert!(made > 0, "no client was late");
+    shop.stop().await;
+    let shop = Running::start(&data.config(), Works::Everything).await;
+    let missing = "SELECT count(*) - (SELECT count(*) FROM notifications) FROM orders WHERE id > 5000";
+    eventually("missing notifications", 0, || data.db.int(missing)).await;
+    shop.stop().await;
 }
