@@ -10,7 +10,8 @@ const VERSION: &str = "0.20.2";
 
 pub(crate) fn check() -> Result<()> {
     if !succeeds(&["deny", "--version"]) {
-        cargo("install", &["--locked", &format!("cargo-deny@{VERSION}")], &[])?;
+        // A debug build is ready sooner, and runs once.
+        cargo("install", &["--debug", "--locked", &format!("cargo-deny@{VERSION}")], &[])?;
     }
     // The advisory database is fetched from the network. Where it cannot be had, the rest must still be checked.
     if succeeds(&["deny", "fetch", "db"]) {

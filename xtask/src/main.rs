@@ -65,6 +65,12 @@ fn ci() -> Result<()> {
     docs::check()?;
     let everything = ["--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"];
     cargo("clippy", &everything, &[])?;
+    for features in ["postgres", "sqlite"] {
+        let alone =
+            ["-p", "greenwave-db", "-p", "greenwave-events", "-p", "greenwave-jobs", "--no-default-features"];
+        cargo("check", &[&alone[..], &["--features", features]].concat(), &[])?;
+    }
+    cargo("check", &["-p", "greenwave-cache", "--no-default-features"], &[])?;
     cargo("doc", &["--workspace", "--all-features", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings".into())])?;
     deny::check()?;
     test(&[])
@@ -106,7 +112,10 @@ fn files(ending: &str) -> Result<Vec<PathBuf>> {
     let output = Command::new("git")
         .args(["ls-files", "--cached", "--others", "--exclude-standard"])
         .output()
-        .context("git does not start")?;
+        .context("git does not start; install it: apt-get install -y git")?;
+    if !output.status.success() {
+        bail!("git ls-files failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
     let names = String::from_utf8(output.stdout)?;
     Ok(names
         .lines()

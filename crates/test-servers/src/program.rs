@@ -25,11 +25,13 @@ pub enum Program {
     Chromium,
     /// Drives Chromium.
     Chromedriver,
+    /// What the printed examples are tried with.
+    Curl,
 }
 
 impl Program {
     /// All of them.
-    pub const ALL: [Program; 8] = [
+    pub const ALL: [Program; 9] = [
         Program::Initdb,
         Program::Postgres,
         Program::Psql,
@@ -38,6 +40,7 @@ impl Program {
         Program::NatsServer,
         Program::Chromium,
         Program::Chromedriver,
+        Program::Curl,
     ];
 
     fn name(self) -> &'static str {
@@ -50,10 +53,11 @@ impl Program {
             Program::NatsServer => "nats-server",
             Program::Chromium => "chromium",
             Program::Chromedriver => "chromedriver",
+            Program::Curl => "curl",
         }
     }
 
-    /// The Debian and Ubuntu package that has it.
+    /// The package that has it, on Debian or Ubuntu.
     pub fn package(self) -> &'static str {
         match self {
             Program::Initdb | Program::Postgres => "postgresql",
@@ -61,8 +65,11 @@ impl Program {
             Program::RedisServer => "redis-server",
             Program::RedisCli => "redis-tools",
             Program::NatsServer => "nats-server",
+            Program::Chromium if is_ubuntu() => "chromium-browser",
             Program::Chromium => "chromium",
+            Program::Chromedriver if is_ubuntu() => "chromium-chromedriver",
             Program::Chromedriver => "chromium-driver",
+            Program::Curl => "curl",
         }
     }
 
@@ -94,4 +101,8 @@ impl Program {
             )
         })
     }
+}
+
+fn is_ubuntu() -> bool {
+    fs::read_to_string("/etc/os-release").is_ok_and(|release| release.lines().any(|line| line == "ID=ubuntu"))
 }

@@ -1,4 +1,5 @@
 use std::{
+    collections::HashMap,
     env, fs, io,
     path::{Path, PathBuf},
 };
@@ -34,16 +35,19 @@ fn parse(text: &str, file: &str, variables: impl Iterator<Item = (String, String
     let mut table: Table = text.parse().map_err(|error: toml::de::Error| syntax_error(text, file, &error))?;
     let known = Table::try_from(Config::default()).context("the defaults are not a TOML table")?;
     refuse_unknown(&table, &known, file)?;
+    // The short names first: the full ones stand above them.
+    let mut variables: Vec<_> = variables.collect();
+    variables.sort_by_key(|(name, _)| name.starts_with(PREFIX));
+    let mut sources = HashMap::new();
     for (name, value) in variables {
-        match name.as_str() {
-            "DATABASE_URL" => set(&mut table, &["shop", "database_url"], Value::String(value)),
-            "REDIS_URL" => set(&mut table, &["shop", "redis_url"], Value::String(value)),
-            _ => set_from_environment(&mut table, &known, &name, &value)?,
+        if let Some(key) = set_from_environment(&mut table, &known, &name, value)? {
+            sources.insert(key, name);
         }
     }
     serde_path_to_error::deserialize(table).map_err(|error| {
         let key = error.path().to_string();
-        anyhow::anyhow!("{file}: {key}: {}", error.into_inner().message().trim())
+        let source = sources.get(&key).map_or(file.to_owned(), |name| format!("environment: {name}"));
+        anyhow::anyhow!("{source}: {key}: {}", error.into_inner().message().trim())
     })
 }
 
@@ -63,33 +67,39 @@ fn refuse_unknown(table: &Table, known: &Table, file: &str) -> Result<()> {
     Ok(())
 }
 
-fn set_from_environment(table: &mut Table, known: &Table, name: &str, value: &str) -> Result<()> {
-    let Some(path) = name.strip_prefix(PREFIX) else { return Ok(()) };
-    if RESERVED.iter().any(|reserved| name.starts_with(reserved)) {
-        return Ok(());
-    }
-    let path = path.to_lowercase();
-    let path: Vec<_> = path.split("__").collect();
-    let known_keys = keys(known, "");
-    let key = path.join(".");
-    let default = path.iter().try_fold(None::<&Value>, |at, part| match at {
-        None => known.get(*part).map(Some),
-        Some(Value::Table(section)) => section.get(*part).map(Some),
-        Some(_) => None,
+/// Sets the key that a variable names, and returns it; `None` for a variable that is none of ours.
+fn set_from_environment(
+    table: &mut Table,
+    known: &Table,
+    name: &str,
+    value: String,
+) -> Result<Option<String>> {
+    let key = match name {
+        "DATABASE_URL" => "shop.database_url".into(),
+        "REDIS_URL" => "shop.redis_url".into(),
+        _ if RESERVED.iter().any(|reserved| name.starts_with(reserved)) => return Ok(None),
+        _ => match name.strip_prefix(PREFIX) {
+            Some(path) => path.to_lowercase().replace("__", "."),
+            None => return Ok(None),
+        },
+    };
+    let path: Vec<_> = key.split('.').collect();
+    let default = path.split_first().and_then(|(first, rest)| {
+        rest.iter().try_fold(known.get(*first)?, |section, key| section.as_table()?.get(*key))
     });
-    let value = match default.flatten() {
+    let value = match default {
         None | Some(Value::Table(_)) => {
-            bail!("environment: {name}: unknown key `{key}`{}", hint(&key, &known_keys))
+            bail!("environment: {name}: unknown key `{key}`{}", hint(&key, &keys(known, "")))
         }
-        Some(Value::String(_)) => Value::String(value.into()),
+        Some(Value::String(_)) => Value::String(value),
         Some(_) => format!("value = {value}")
             .parse::<Table>()
             .ok()
             .and_then(|mut table| table.remove("value"))
-            .unwrap_or_else(|| Value::String(value.into())),
+            .unwrap_or(Value::String(value)),
     };
     set(table, &path, value);
-    Ok(())
+    Ok(Some(key))
 }
 
 fn set(table: &mut Table, path: &[&str], value: Value) {
@@ -150,10 +160,11 @@ mod tests {
             ("GREENWAVE_APP__INSTANCES", "max"),
             ("GREENWAVE_DASHBOARD__TOKEN", "123"),
         ];
-        let text = "[edge]\nlisten = \"127.0.0.1:2\"\nconnect_timeout = \"5s\"\n[app]\ninstances = 3";
+        let text =
+            "[edge]\nlisten = \"127.0.0.1:2\"\n[edge.proxy]\nconnect_timeout = \"5s\"\n[app]\ninstances = 3";
         let config = parse(text, "f", variables.iter().map(|(n, v)| ((*n).into(), (*v).into()))).unwrap();
         assert_eq!(config.edge.listen, "[::1]:1");
-        assert_eq!(config.edge.connect_timeout.as_secs(), 5);
+        assert_eq!(config.edge.proxy.connect_timeout.as_secs(), 5);
         assert_eq!(config.dashboard.token, "123");
         assert_eq!(config.app.instances, "max".parse().unwrap());
     }
@@ -196,10 +207,10 @@ mod tests {
             expect![[r#"greenwave.toml: app.instances: expected a number from 1 to 65535, or "max""#]],
         );
         check(
-            "[edge]\ndrain_timeout = \"soon\"",
+            "[edge.proxy]\ndrain_timeout = \"soon\"",
             &[],
             expect![[
-                r#"greenwave.toml: edge.drain_timeout: invalid value: string "soon", expected a duration"#
+                r#"greenwave.toml: edge.proxy.drain_timeout: invalid value: string "soon", expected a duration"#
             ]],
         );
         check(
@@ -211,7 +222,9 @@ mod tests {
         check(
             "",
             &[("GREENWAVE_SHOP__NAIVE", "perhaps")],
-            expect![[r#"greenwave.toml: shop.naive: invalid type: string "perhaps", expected a boolean"#]],
+            expect![[
+                r#"environment: GREENWAVE_SHOP__NAIVE: shop.naive: invalid type: string "perhaps", expected a boolean"#
+            ]],
         );
     }
 }

@@ -5,6 +5,7 @@ mod reference;
 
 use std::{num::NonZeroU16, path::PathBuf, time::Duration};
 
+use greenwave_edge::ProxyConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +19,7 @@ pub(crate) use reference::reference;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Config {
-    /// Where the embedded database and the sockets are kept; made if absent. Default: `greenwave-data`.
+    /// Where the embedded database is kept; made if absent. Default: `greenwave-data`.
     pub data_dir: PathBuf,
     /// What is run.
     pub app: App,
@@ -53,7 +54,7 @@ pub(crate) struct App {
     pub instances: Instances,
     /// What tells that an instance is well: "tcp", or a path that answers 2xx to GET. Default: "tcp" (the shop: "/health").
     pub health: String,
-    /// How long the first start may take. Default: `30s`.
+    /// How long a start may take; an instance that takes longer than this, and than a minute, is started anew. Default: `30s`.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub ready_timeout: Duration,
@@ -81,28 +82,13 @@ impl Default for App {
 pub(crate) struct Edge {
     /// The address that clients connect to. Default: `127.0.0.1:8080`.
     pub listen: String,
-    /// How long an instance may take to accept a connection. Default: `2s`.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "String")]
-    pub connect_timeout: Duration,
-    /// How long an instance may take to begin its answer. Default: `1m`.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "String")]
-    pub response_timeout: Duration,
-    /// How long requests may finish when Greenwave stops. Default: `30s`.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "String")]
-    pub drain_timeout: Duration,
+    /// How patient the balancer is, and how much it takes on.
+    pub proxy: ProxyConfig,
 }
 
 impl Default for Edge {
     fn default() -> Self {
-        Edge {
-            listen: "127.0.0.1:8080".into(),
-            connect_timeout: Duration::from_secs(2),
-            response_timeout: Duration::from_secs(60),
-            drain_timeout: Duration::from_secs(30),
-        }
+        Edge { listen: "127.0.0.1:8080".into(), proxy: ProxyConfig::default() }
     }
 }
 
@@ -188,13 +174,11 @@ impl Config {
     }
 }
 
-/// A URL without its user's password.
+/// A URL without anything that could be a password: what stands before the last @, and after a ?.
 fn redact(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.into() };
-    let authority = rest.split(['/', '?']).next().unwrap_or(rest);
-    let Some((user, _)) = authority.rsplit_once('@') else { return url.into() };
-    let name = user.split(':').next().unwrap_or(user);
-    format!("{scheme}://{name}:***{}", &rest[user.len()..])
+    let place = rest.rsplit_once('@').map_or(rest, |(_, place)| place);
+    format!("{scheme}://{}", place.split('?').next().unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -203,7 +187,8 @@ mod tests {
 
     #[test]
     fn a_password_is_never_shown() {
-        assert_eq!(redact("postgres://ann:p@ss@db:5432/shop"), "postgres://ann:***@db:5432/shop");
+        assert_eq!(redact("postgres://ann:p@s/s?x@db:5432/shop"), "postgres://db:5432/shop");
+        assert_eq!(redact("postgres://db/shop?user=ann&password=hunter2"), "postgres://db/shop");
         assert_eq!(redact("redis://127.0.0.1:6379"), "redis://127.0.0.1:6379");
         assert_eq!(redact("sqlite:shop.db"), "sqlite:shop.db");
     }

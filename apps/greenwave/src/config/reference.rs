@@ -14,12 +14,16 @@ pub(crate) fn reference() -> Result<String> {
     comment(&mut text, schema["description"].as_str());
     let mut section = &schema;
     for line in defaults.lines() {
-        let name = line.trim_start_matches('[').split([' ', ']']).next().unwrap_or_default();
-        if line.starts_with('[') {
-            let property = &schema["properties"][name];
-            section = resolve(&schema, property);
+        let name = line.split(' ').next().unwrap_or_default();
+        if let Some(path) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            let mut description = None;
+            section = path.split('.').fold(&schema, |section, name| {
+                let property = &section["properties"][name];
+                description = property["description"].as_str();
+                resolve(&schema, property)
+            });
             text.push('\n');
-            comment(&mut text, property["description"].as_str());
+            comment(&mut text, description);
         } else if !line.is_empty() {
             text.push('\n');
             comment(&mut text, section["properties"][name]["description"].as_str());

@@ -6,7 +6,7 @@ use std::{
 use super::service::Service;
 
 /// Says on standard output where everything is, and what to try.
-pub(crate) fn print(service: &Service, edge: SocketAddr, dashboard: SocketAddr) {
+pub(crate) fn print(service: &Service, (edge, dashboard): (SocketAddr, SocketAddr)) {
     let (bold, plain) = if stdout().is_terminal() { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
     let edge = format!("http://{edge}");
     let mut text = format!(

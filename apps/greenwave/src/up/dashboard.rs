@@ -12,16 +12,15 @@ use greenwave_monitor::{
     Monitor, Snapshot,
     dashboard::{DashboardConfig, InstanceRow, Sources, router_until},
 };
-use tokio::{net::TcpListener, task::JoinSet, time::timeout};
+use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::FETCH_DEADLINE;
 use crate::config::Dashboard;
 
 pub(crate) fn refuse_public_without_token(listener: &TcpListener, config: &Dashboard) -> Result<()> {
-    let address = listener.local_addr()?;
-    if config.token.is_empty() && !address.ip().is_loopback() {
+    if config.token.is_empty() && !listener.local_addr()?.ip().is_loopback() {
+        let address = &config.listen;
         bail!(
             "the dashboard would be public on {address}: set dashboard.token, or let it listen on 127.0.0.1"
         );
@@ -61,11 +60,11 @@ pub(crate) fn source(
                 .iter()
                 .map(|status| socket(&sockets, &status.name))
                 .filter(|socket| socket.exists())
-                .map(|socket| async move { timeout(FETCH_DEADLINE, Snapshot::fetch_unix(socket)).await })
+                .map(Snapshot::fetch_unix)
                 .collect();
             // An instance that has just ended has nothing to say; the next second's fetch finds its successor.
             while let Some(fetched) = fetches.join_next().await {
-                if let Ok(Ok(Ok(snapshot))) = fetched {
+                if let Ok(Ok(snapshot)) = fetched {
                     snapshots.merge(snapshot);
                 }
             }

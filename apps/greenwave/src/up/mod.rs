@@ -5,73 +5,63 @@ mod banner;
 mod dashboard;
 mod service;
 
-use std::{future::pending, path::Path, time::Duration};
+use std::{fs, future::pending, os::unix::fs::PermissionsExt, time::Duration};
 
 use anyhow::{Context, Result, bail};
-use greenwave_edge::{Proxy, ProxyConfig};
+use greenwave_edge::Proxy;
 use greenwave_monitor::Monitor;
+use rustix::process::{Resource, getrlimit, setrlimit};
+use tempfile::TempDir;
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::{config::Config, log};
+use crate::{config::Config, log::Log};
 pub(crate) use arguments::UpArguments;
 use service::Service;
 
+/// How long the dashboard's viewers may hold its end up.
+const DASHBOARD_GRACE: Duration = Duration::from_secs(2);
+
 /// Runs until SIGINT or SIGTERM, then drains. A second signal ends it at once.
 pub(crate) async fn run(config: Config) -> Result<()> {
-    log::start();
+    let log = Log::start();
+    raise_open_files();
     let monitor = Monitor::install().context("cannot measure")?;
     let mut signals = Signals::new()?;
     // Whatever can be wrong is found before anything is started.
     let edge = listen(&config.edge.listen, "--listen").await?;
     let board = listen(&config.dashboard.listen, "--dashboard").await?;
+    let addresses = (edge.local_addr()?, board.local_addr()?);
     dashboard::refuse_public_without_token(&board, &config.dashboard)?;
-    let sockets =
-        tempfile::Builder::new().prefix("greenwave-").tempdir().context("cannot make a temporary folder")?;
+    let sockets = private_folder()?;
 
     let service = tokio::select! {
-        service = Service::start(&config, sockets.path()) => service?,
+        service = Service::start(&config, sockets.path(), &log) => service?,
         () = signals.next() => return Ok(()),
     };
-    let running = serve(&config, &service, edge, board, monitor, sockets.path(), &mut signals);
-    let outcome = running.await;
-    service.shutdown().await;
-    info!("stopped");
-    outcome
-}
-
-async fn serve(
-    config: &Config,
-    service: &Service,
-    edge: TcpListener,
-    board: TcpListener,
-    monitor: Monitor,
-    sockets: &Path,
-    signals: &mut Signals,
-) -> Result<()> {
-    let (stop_dashboard, drain) = (CancellationToken::new(), CancellationToken::new());
-    let (edge_address, board_address) = (edge.local_addr()?, board.local_addr()?);
-    let source = dashboard::source(service.handles(), monitor, sockets);
+    let (drain, stop_dashboard) = (CancellationToken::new(), CancellationToken::new());
+    let proxy = Proxy::new(config.edge.proxy.clone(), service.upstreams());
+    let proxy = tokio::spawn(proxy.serve(edge, drain.clone()));
+    let source = dashboard::source(service.handles(), monitor, sockets.path());
     let token = Some(config.dashboard.token.clone()).filter(|token| !token.is_empty());
-    let dashboard = tokio::spawn(dashboard::serve(board, token, source, stop_dashboard.clone()));
-    let proxy =
-        tokio::spawn(Proxy::new(proxy_config(config), service.upstreams()).serve(edge, drain.clone()));
+    let mut dashboard = tokio::spawn(dashboard::serve(board, token, source, stop_dashboard.clone()));
 
     let ready = tokio::select! {
-        ready = service.ready(config.app.ready_timeout) => ready,
-        () = signals.next() => Ok(()),
+        ready = service.ready(config.app.ready_timeout) => Some(ready),
+        () = signals.next() => None,
     };
-    if ready.is_ok() {
-        banner::print(service, edge_address, board_address);
+    if let Some(Ok(())) = ready {
+        banner::print(&service, addresses);
         signals.next().await;
         info!("draining; a second signal stops at once");
     }
-    drain.cancel();
     let finish = async {
+        drain.cancel();
         match proxy.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => warn!("{error}"),
@@ -79,22 +69,31 @@ async fn serve(
         }
         service.shutdown().await;
         stop_dashboard.cancel();
-        let _ = dashboard.await;
+        if timeout(DASHBOARD_GRACE, &mut dashboard).await.is_err() {
+            dashboard.abort();
+        }
     };
     tokio::select! {
-        () = finish => {}
+        () = finish => info!("stopped"),
+        // What still runs is killed as the supervisors are dropped.
         () = signals.next() => bail!("stopped at once by a second signal; requests may have been cut"),
     }
-    ready
+    ready.unwrap_or(Ok(()))
 }
 
-fn proxy_config(config: &Config) -> ProxyConfig {
-    ProxyConfig {
-        connect_timeout: config.edge.connect_timeout,
-        answer_timeout: config.edge.response_timeout,
-        drain_timeout: config.edge.drain_timeout,
-        ..Default::default()
-    }
+/// A folder for the instances' sockets, which nobody else may look into.
+fn private_folder() -> Result<TempDir> {
+    let private = fs::Permissions::from_mode(0o700);
+    let folder = tempfile::Builder::new().prefix("greenwave-").permissions(private).tempdir();
+    folder.context("cannot make a temporary folder")
+}
+
+/// Each request that is passed on holds two sockets; the usual soft limit of 1024 files is soon reached.
+fn raise_open_files() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Where it may not be raised, what there is must do.
+    let _ = setrlimit(Resource::Nofile, limit);
 }
 
 async fn listen(address: &str, flag: &str) -> Result<TcpListener> {
@@ -137,6 +136,3 @@ impl Signals {
         }
     }
 }
-
-/// How long a fetch of an instance's measurements may take.
-const FETCH_DEADLINE: Duration = Duration::from_millis(800);

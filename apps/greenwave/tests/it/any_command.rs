@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use crate::{
     client::{client, get},
-    program::{Up, until},
+    program::{Up, is_gone, until},
 };
 
 /// Answers with its process and port, `/slow` after a second.
@@ -89,7 +89,6 @@ async fn when_it_is_killed_its_children_end_too() {
     assert_eq!(children.len(), 2);
     up.signal(Signal::KILL);
     for (_, pid) in children {
-        let process = format!("/proc/{}", pid.as_raw_nonzero());
-        until("the child is gone", || !std::fs::exists(&process).unwrap()).await;
+        until("the child is gone", || is_gone(pid)).await;
     }
 }

@@ -138,12 +138,15 @@ fn a_bad_setting() {
         greenwave: app.health (--health): no health check is called "health"; use tcp, none, or a path such as /health
     "#]],
     );
+    check(&["--health", "none", "--", "sh"], &[], "", expect![[r#"
+        greenwave: app.health (--health): what takes requests needs a check: tcp, or a path such as /health
+    "#]]);
     check(
         &["--dashboard", "0.0.0.0:0", "--", "sh"],
         &[],
         "",
         expect![[r#"
-            greenwave: the dashboard would be public on 0.0.0.0:41607: set dashboard.token, or let it listen on 127.0.0.1
+            greenwave: the dashboard would be public on 0.0.0.0:0: set dashboard.token, or let it listen on 127.0.0.1
         "#]],
     );
     check(

@@ -83,8 +83,7 @@ impl Up {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         for (_, pid) in children {
-            let process = format!("/proc/{}", pid.as_raw_nonzero());
-            until("its children are gone", || !fs::exists(&process).unwrap()).await;
+            until("its children are gone", || is_gone(pid)).await;
         }
     }
 
@@ -121,6 +120,12 @@ impl Drop for Up {
             eprintln!("it had printed:\n{}", self.printed);
         }
     }
+}
+
+/// Whether a process has ended, even if nobody has asked for its exit status yet.
+pub(crate) fn is_gone(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with('Z'))
 }
 
 /// Waits for something to become true, for up to 30 seconds.

@@ -6,30 +6,38 @@ use serde::{Deserialize, Serialize};
 
 /// Deadlines and limits of a [`Proxy`](crate::Proxy).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct ProxyConfig {
     /// Time for a request's head to arrive, counted from the end of the answer before it: so also the time
     /// for which an idle connection is kept; 10 s by default.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schemars", schemars(with = "String"))]
     pub header_timeout: Duration,
     /// Longest silence of a client in the middle of its request's body; 60 s by default.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schemars", schemars(with = "String"))]
     pub body_timeout: Duration,
     /// Time to connect to an upstream; 2 s by default.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schemars", schemars(with = "String"))]
     pub connect_timeout: Duration,
     /// Time for the head of an answer, once the upstream has the request; 60 s by default.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schemars", schemars(with = "String"))]
     pub answer_timeout: Duration,
     /// Longest silence of an upstream in the middle of its answer's body; 10 min by default.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schemars", schemars(with = "String"))]
     pub answer_body_timeout: Duration,
     /// Time for which a request waits for an upstream to become healthy when none is; 5 s by default.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schemars", schemars(with = "String"))]
     pub upstream_wait: Duration,
     /// Time for which an idle connection to an upstream is kept; 4 s by default, which is less than the 5 s
     /// after which Node.js closes it, so that a request seldom meets a connection that is just closing.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schemars", schemars(with = "String"))]
     pub upstream_idle_timeout: Duration,
     /// Idle connections kept for each upstream; 256 by default.
     pub max_idle_per_upstream: usize,
@@ -39,6 +47,7 @@ pub struct ProxyConfig {
     pub max_head_size: usize,
     /// Time for running requests to finish after the proxy was told to stop; 30 s by default.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schemars", schemars(with = "String"))]
     pub drain_timeout: Duration,
 }
 
