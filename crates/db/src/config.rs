@@ -22,6 +22,19 @@ pub struct PoolConfig {
     /// turn to write. Default: 2 s.
     #[serde(with = "humantime_serde")]
     pub connection_timeout: Duration,
+    /// This many unused connections are kept open although `idle_timeout` would close them, and are opened before
+    /// they are needed. PostgreSQL only. Default: 0.
+    pub min_idle: u32,
+    /// A connection older than this is replaced once it is free; up to a tenth earlier, so that those opened
+    /// together do not end together. PostgreSQL only. Default: 30 min.
+    #[serde(with = "humantime_serde")]
+    pub max_lifetime: Duration,
+    /// A connection unused for this long or longer is pinged before it is used. PostgreSQL only. Default: 1 s.
+    #[serde(with = "humantime_serde")]
+    pub ping_after: Duration,
+    /// A caller that holds a connection for this long is named in a warning. PostgreSQL only. Default: 10 s.
+    #[serde(with = "humantime_serde")]
+    pub max_hold: Duration,
     /// A statement that runs for this long or longer goes to the slow-query log. Default: 100 ms.
     #[serde(with = "humantime_serde")]
     pub slow_query: Duration,
@@ -33,6 +46,10 @@ impl Default for PoolConfig {
             max_connections: 20,
             idle_timeout: Duration::from_secs(30),
             connection_timeout: Duration::from_secs(2),
+            min_idle: 0,
+            max_lifetime: Duration::from_secs(30 * 60),
+            ping_after: Duration::from_secs(1),
+            max_hold: Duration::from_secs(10),
             slow_query: Duration::from_millis(100),
         }
     }
@@ -51,6 +68,12 @@ impl PoolConfig {
         }
         if self.connection_timeout.is_zero() {
             return refuse("connection_timeout", "more than zero");
+        }
+        if self.min_idle > self.max_connections {
+            return refuse("min_idle", "at most `max_connections`");
+        }
+        if self.max_lifetime.is_zero() {
+            return refuse("max_lifetime", "more than zero");
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 #[cfg(feature = "postgres")]
 use std::sync::Arc;
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 /// A pool's failure. No message holds a password or a bound value.
 ///
@@ -50,8 +50,9 @@ pub enum Error {
 
     /// Every connection stayed in use for the whole connection timeout.
     #[error(
-        "no database connection became free within {waited:?} ({in_use} of {max_connections} in use): \
-         raise `max_connections`, or hold connections for less time"
+        "no database connection became free within {waited:?} ({in_use} of {max_connections} in use, \
+         {waiting} waiting{}): raise `max_connections`, or hold connections for less time",
+        Longest(longest_held)
     )]
     Exhausted {
         /// The connection timeout.
@@ -60,6 +61,10 @@ pub enum Error {
         in_use: u32,
         /// The pool's limit.
         max_connections: u32,
+        /// Callers that waited at that moment, this one included; on SQLite, this one alone.
+        waiting: usize,
+        /// Those who had held a connection for longest, the longest first; a few at most. Empty on SQLite.
+        longest_held: Vec<Holder>,
     },
 
     /// There is no Tokio runtime here, and the pool needs one.
@@ -123,6 +128,27 @@ pub enum Error {
     /// The system gave no thread.
     #[error("could not start the database's thread")]
     Thread(#[source] std::io::Error),
+}
+
+/// Who holds a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// The place in the source that acquired it or began a transaction, or the statement that runs on it.
+    pub site: String,
+    /// For how long, so far.
+    pub held: Duration,
+}
+
+struct Longest<'a>(&'a [Holder]);
+
+impl fmt::Display for Longest<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, Holder { site, held }) in self.0.iter().enumerate() {
+            let lead = if n == 0 { "; held longest by " } else { ", " };
+            write!(f, "{lead}{site} for {} ms", held.as_millis())?;
+        }
+        Ok(())
+    }
 }
 
 #[cfg(feature = "postgres")]

@@ -11,4 +11,4 @@ pub mod telemetry;
 
 pub use batch::{BatchError, BatchLoader};
 pub use config::{BatchConfig, PoolConfig};
-pub use error::Error;
+pub use error::{Error, Holder};

@@ -10,6 +10,14 @@ pub const OPERATION_DURATION: &str = "db.client.operation.duration";
 pub const CONNECTION_WAIT: &str = "db.client.connection.wait_time";
 /// Counter: callers that got no connection in time.
 pub const CONNECTION_TIMEOUTS: &str = "db.client.connection.timeouts";
+/// Histogram, seconds: how long callers held a connection.
+pub const CONNECTION_USE: &str = "db.client.connection.use_time";
+/// Gauge: open connections, taken about once a second. Label `db.client.connection.state`: `idle` or `used`.
+pub const CONNECTION_COUNT: &str = "db.client.connection.count";
+/// Gauge: callers that wait for a connection, taken about once a second.
+pub const CONNECTION_PENDING: &str = "db.client.connection.pending_requests";
+/// Target of the warning that names who holds a connection for too long.
+pub const LONG_HOLD_EVENT: &str = "greenwave_db::long_hold";
 /// Histogram: keys in a batch. Label `loader`.
 pub const BATCH_SIZE: &str = "greenwave.db.batch.size";
 
@@ -81,6 +89,30 @@ mod statements {
         metrics::counter!(CONNECTION_TIMEOUTS).increment(1);
     }
 
+    /// A caller gave its connection back.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn held(held: Duration) {
+        metrics::histogram!(CONNECTION_USE).record(held);
+    }
+
+    #[cfg(feature = "postgres")]
+    pub(crate) fn long_hold(holder: &crate::Holder) {
+        tracing::event!(
+            target: LONG_HOLD_EVENT,
+            Level::WARN,
+            site = holder.site,
+            held_ms = u64::try_from(holder.held.as_millis()).unwrap_or(u64::MAX),
+            "a connection is held for long",
+        );
+    }
+
+    #[cfg(feature = "postgres")]
+    pub(crate) fn connections(idle: usize, used: usize, waiting: usize) {
+        metrics::gauge!(CONNECTION_COUNT, "db.client.connection.state" => "idle").set(idle as f64);
+        metrics::gauge!(CONNECTION_COUNT, "db.client.connection.state" => "used").set(used as f64);
+        metrics::gauge!(CONNECTION_PENDING).set(waiting as f64);
+    }
+
     fn micros(duration: Duration) -> u64 {
         u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
     }
@@ -102,6 +134,10 @@ mod tests {
             super::OPERATION_DURATION,
             super::CONNECTION_WAIT,
             super::CONNECTION_TIMEOUTS,
+            super::CONNECTION_USE,
+            super::CONNECTION_COUNT,
+            super::CONNECTION_PENDING,
+            super::LONG_HOLD_EVENT,
             super::BATCH_SIZE,
         ] {
             assert!(readme.contains(&format!("`{name}`")), "README.md does not name {name}");

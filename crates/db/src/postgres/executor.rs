@@ -17,7 +17,11 @@ use sqlx::{
     postgres::{PgArguments, PgQueryResult, PgRow, PgStatement, PgTypeInfo},
 };
 
-use super::Pool;
+use super::{
+    Pool,
+    holds::Site,
+    lease::{Condition, Lease},
+};
 use crate::telemetry::Finished;
 
 type Item = Either<PgQueryResult, PgRow>;
@@ -54,6 +58,15 @@ impl Statement {
         let prepared = query.statement().cloned();
         let persistent = query.persistent();
         Ok(Self { sql: query.sql(), prepared, arguments, persistent })
+    }
+
+    /// Whether it might begin a transaction of its own. Without arguments, it may be several statements.
+    fn may_begin(&self) -> bool {
+        let starts_with = |word: &str| {
+            let text = self.sql.as_str().trim_start().as_bytes();
+            text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word.as_bytes()))
+        };
+        self.arguments.is_none() || starts_with("BEGIN") || starts_with("START")
     }
 }
 
@@ -167,6 +180,16 @@ fn fetch_many<'c>(
     }
 }
 
+impl Pool {
+    async fn checkout_for(&self, statement: &Statement) -> Result<Lease, sqlx::Error> {
+        let mut lease = self.checkout(Site::Statement(statement.sql.clone())).await?;
+        // Until it has ended.
+        lease.condition = Condition::Unsure;
+        lease.careful = statement.may_begin();
+        Ok(lease)
+    }
+}
+
 impl<'p> Executor<'p> for &Pool {
     type Database = Postgres;
 
@@ -178,8 +201,10 @@ impl<'p> Executor<'p> for &Pool {
         let (pool, statement) = (self.clone(), Statement::of(query));
         Box::pin(async move {
             let statement = statement.map_err(sqlx::Error::Encode)?;
-            let (mut connection, wait) = pool.checkout().await?;
-            execute(&pool, &mut connection, statement, wait).await
+            let mut lease = pool.checkout_for(&statement).await?;
+            let wait = lease.wait;
+            let result = execute(&pool, lease.connection_mut(), statement, wait).await;
+            lease.ended(result)
         })
     }
 
@@ -191,10 +216,19 @@ impl<'p> Executor<'p> for &Pool {
         let (pool, statement) = (self.clone(), Statement::of(query));
         Box::pin(try_stream! {
             let statement = statement.map_err(sqlx::Error::Encode)?;
-            let (mut connection, wait) = pool.checkout().await?;
-            for await item in fetch_many(pool, &mut connection, statement, wait) {
-                yield item?;
+            let mut lease = pool.checkout_for(&statement).await?;
+            let mut result = Ok(());
+            {
+                let wait = lease.wait;
+                let items = fetch_many(pool, lease.connection_mut(), statement, wait);
+                for await item in items {
+                    match item {
+                        Ok(item) => yield item,
+                        Err(error) => result = Err(error),
+                    }
+                }
             }
+            lease.ended(result)?;
         })
     }
 
@@ -206,8 +240,10 @@ impl<'p> Executor<'p> for &Pool {
         let (pool, statement) = (self.clone(), Statement::of(query));
         Box::pin(async move {
             let statement = statement.map_err(sqlx::Error::Encode)?;
-            let (mut connection, wait) = pool.checkout().await?;
-            fetch_all(&pool, &mut connection, statement, wait).await
+            let mut lease = pool.checkout_for(&statement).await?;
+            let wait = lease.wait;
+            let result = fetch_all(&pool, lease.connection_mut(), statement, wait).await;
+            lease.ended(result)
         })
     }
 
@@ -219,8 +255,10 @@ impl<'p> Executor<'p> for &Pool {
         let (pool, statement) = (self.clone(), Statement::of(query));
         Box::pin(async move {
             let statement = statement.map_err(sqlx::Error::Encode)?;
-            let (mut connection, wait) = pool.checkout().await?;
-            fetch_optional(&pool, &mut connection, statement, wait).await
+            let mut lease = pool.checkout_for(&statement).await?;
+            let wait = lease.wait;
+            let result = fetch_optional(&pool, lease.connection_mut(), statement, wait).await;
+            lease.ended(result)
         })
     }
 
@@ -234,8 +272,10 @@ impl<'p> Executor<'p> for &Pool {
     {
         let pool = self.clone();
         Box::pin(async move {
-            let (mut connection, _) = pool.checkout().await?;
-            pool.noting_breakage(connection.prepare_with(sql, parameters).await)
+            let mut lease = pool.checkout(Site::Statement(sql.clone())).await?;
+            lease.condition = Condition::Unsure;
+            let result = lease.connection_mut().prepare_with(sql, parameters).await;
+            lease.ended(result)
         })
     }
 
@@ -245,8 +285,10 @@ impl<'p> Executor<'p> for &Pool {
     {
         let pool = self.clone();
         Box::pin(async move {
-            let (mut connection, _) = pool.checkout().await?;
-            pool.noting_breakage(connection.describe(sql).await)
+            let mut lease = pool.checkout(Site::Statement(sql.clone())).await?;
+            lease.condition = Condition::Unsure;
+            let result = lease.connection_mut().describe(sql).await;
+            lease.ended(result)
         })
     }
 }

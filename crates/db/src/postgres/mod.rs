@@ -1,33 +1,50 @@
-//! A PostgreSQL pool that times what runs through it.
+//! A PostgreSQL pool of our own, over sqlx's connections: one round trip a statement.
 
+mod checkout;
 mod connect;
+mod connector;
 mod executor;
 mod health;
+mod holds;
+mod inner;
+mod lease;
+mod native;
+mod reaper;
+mod recover;
+mod transaction;
 
-use std::{
-    fmt,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{fmt, panic::Location, sync::Arc, time::Instant};
 
 use futures_util::future::BoxFuture;
-use sqlx::{PgConnection, PgPool, Postgres, Transaction, pool::PoolConnection, postgres::PgPoolOptions};
+use sqlx::{PgConnection, Postgres};
+use tokio::runtime::Handle;
+use tokio_util::task::AbortOnDropHandle;
 
-use crate::{Error, PoolConfig, telemetry};
-use connect::Diagnosis;
-use health::Health;
+use crate::{Error, PoolConfig};
+use connector::after;
+use holds::Site;
+use inner::Inner;
 
 pub use executor::Timed;
+pub use lease::Connection;
+pub use transaction::Transaction;
 
 /// A pool of PostgreSQL connections; clones share it.
 ///
 /// `&Pool` stands wherever sqlx takes an executor. Beyond what sqlx's own pool does, each statement is timed, apart
-/// from the wait for its connection, and reported: see [`telemetry`]. A wait that ends without a
-/// connection says why: the pool exhausted, the server unreachable, or refusing.
+/// from the wait for its connection, and reported: see [`telemetry`](crate::telemetry). A wait that ends without a
+/// connection says why: the pool exhausted, and by whom; the server unreachable, or refusing.
 ///
-/// A connection is checked with a ping only after it was idle for a second, or when another one has just been found
-/// broken; sqlx pings before every statement. When the server restarts, the statements under way fail, and later
-/// ones get new connections.
+/// A statement costs one round trip. A connection is checked with a ping only after it was idle for a second, or when
+/// another one has just been found broken; sqlx pings before and after every statement. When the server restarts, the
+/// statements under way fail, and later ones get new connections, a few of which are opened at a time.
+///
+/// Callers are served in the order in which they came.
+///
+/// # Cancel safety
+/// Every future and stream of the pool may be dropped at any time. A connection on which a statement is then still
+/// under way is not handed out before it was made clean: a statement that does not end within 50 ms is cancelled on
+/// the server, through a connection beside the pool; what cannot be made clean within seconds is closed.
 ///
 /// ```no_run
 /// # async fn f() -> Result<(), Box<dyn std::error::Error>> {
@@ -47,26 +64,22 @@ pub struct Pool {
     inner: Arc<Inner>,
 }
 
-struct Inner {
-    pool: PgPool,
-    config: PoolConfig,
-    server: Arc<str>,
-    health: Arc<Health>,
-    diagnosis: Diagnosis,
-}
-
 impl Pool {
     /// A pool, after one connection was made to see that it works.
     ///
     /// # Errors
     /// [`Error::Url`], [`Error::Unreachable`] or [`Error::Refused`], within the connection timeout and half a second.
-    pub async fn connect(url: &str, config: PoolConfig) -> Result<Self, Error> {
-        let pool = Self::connect_lazy(url, config)?;
-        match pool.inner.pool.acquire().await {
-            Ok(_) => Ok(pool),
-            Err(sqlx::Error::PoolTimedOut) => Err(pool.why_no_connection().await),
-            Err(error @ (sqlx::Error::Io(_) | sqlx::Error::Tls(_))) => Err(pool.unreachable(Arc::new(error))),
-            Err(error) => Err(pool.refused(Arc::new(error))),
+    #[track_caller]
+    pub fn connect(
+        url: &str,
+        config: PoolConfig,
+    ) -> impl Future<Output = Result<Self, Error>> + Send + use<> {
+        let site = Site::Code(Location::caller());
+        let pool = Self::connect_lazy(url, config);
+        async move {
+            let pool = pool?;
+            pool.lease(site).await?;
+            Ok(pool)
         }
     }
 
@@ -77,12 +90,13 @@ impl Pool {
     pub fn connect_lazy(url: &str, config: PoolConfig) -> Result<Self, Error> {
         config.check()?;
         let options = connect::parse(url)?;
-        tokio::runtime::Handle::try_current().map_err(|_| Error::NoRuntime)?;
-        let health = Arc::new(Health::new(config.connection_timeout));
+        let runtime = Handle::try_current().map_err(|_| Error::NoRuntime)?;
         let server = connect::server_name(&options);
-        let diagnosis = Diagnosis::new(options.clone(), config.connection_timeout);
-        let pool = pool_options(&config, Arc::clone(&health)).connect_lazy_with(options);
-        Ok(Self { inner: Arc::new(Inner { pool, config, server, health, diagnosis }) })
+        let inner = Arc::new(Inner::new(config, options, server, runtime.clone()));
+        let reaper = runtime.spawn(reaper::run(Arc::downgrade(&inner), reaper::tick(&inner)));
+        // A new cell, so it takes the value.
+        let _ = inner.reaper.set(AbortOnDropHandle::new(reaper));
+        Ok(Self { inner })
     }
 
     /// A connection of one's own, for several statements that must share a session.
@@ -93,9 +107,11 @@ impl Pool {
     /// `sqlx::Error`, with one of ours inside where no connection could be had: see [`Error::in_sqlx`].
     ///
     /// # Cancel safety
-    /// Safe: a connection that arrives too late goes back to the pool.
-    pub async fn acquire(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
-        Ok(self.checkout().await?.0)
+    /// Safe: dropped while it waits, it leaves the queue.
+    #[track_caller]
+    pub fn acquire(&self) -> impl Future<Output = Result<Connection, sqlx::Error>> + Send + use<> {
+        let (pool, site) = (self.clone(), Site::Code(Location::caller()));
+        async move { Ok(Connection::new(pool.checkout(site).await?)) }
     }
 
     /// Begins a transaction; dropping it rolls back.
@@ -104,9 +120,13 @@ impl Pool {
     ///
     /// # Errors
     /// As [`acquire`](Self::acquire).
-    pub async fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
-        let connection = self.acquire().await?;
-        self.noting_breakage(Transaction::begin(connection, None).await)
+    ///
+    /// # Cancel safety
+    /// Safe: a transaction that begins too late is rolled back.
+    #[track_caller]
+    pub fn begin(&self) -> impl Future<Output = Result<Transaction, sqlx::Error>> + Send + use<> {
+        let (pool, site) = (self.clone(), Site::Code(Location::caller()));
+        async move { Transaction::begin(pool.checkout(site).await?).await }
     }
 
     /// Lends a connection of this pool, a transaction's for example, as an executor that times its statements as
@@ -117,34 +137,17 @@ impl Pool {
 
     /// Closes the pool: waits until what is in use comes back; later callers get [`Error::Closed`].
     pub async fn close(&self) {
-        self.inner.pool.close().await;
+        self.inner.close().await;
     }
 
-    /// Connections open now.
+    /// Connections open now, those included that are being opened.
     pub fn size(&self) -> u32 {
-        self.inner.pool.size()
+        u32::try_from(self.inner.in_use() + self.inner.num_idle()).unwrap_or(u32::MAX)
     }
 
     /// Connections open and unused now.
     pub fn num_idle(&self) -> usize {
-        self.inner.pool.num_idle()
-    }
-
-    /// A connection, and how long it took to get it.
-    async fn checkout(&self) -> Result<(PoolConnection<Postgres>, Duration), sqlx::Error> {
-        let asked = Instant::now();
-        match self.inner.pool.acquire().await {
-            Ok(connection) => {
-                let wait = asked.elapsed();
-                telemetry::waited(wait);
-                Ok((connection, wait))
-            }
-            Err(sqlx::Error::PoolTimedOut) => {
-                telemetry::timed_out();
-                Err(self.why_no_connection().await.into_sqlx())
-            }
-            Err(error) => Err(error),
-        }
+        self.inner.num_idle()
     }
 
     fn noting_breakage<T>(&self, result: Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
@@ -153,51 +156,29 @@ impl Pool {
         }
         result
     }
-
-    fn unreachable(&self, source: Arc<sqlx::Error>) -> Error {
-        Error::Unreachable { server: Arc::clone(&self.inner.server), source }
-    }
-
-    fn refused(&self, source: Arc<sqlx::Error>) -> Error {
-        Error::Refused { server: Arc::clone(&self.inner.server), source }
-    }
-
-    /// sqlx says "timed out" both when all connections are in use and when the server is away: find out which.
-    async fn why_no_connection(&self) -> Error {
-        let Inner { pool, config, .. } = &*self.inner;
-        match self.inner.diagnosis.probe().await {
-            Some(source) if matches!(*source, sqlx::Error::Database(_)) => self.refused(source),
-            Some(source) => self.unreachable(source),
-            None => Error::Exhausted {
-                waited: config.connection_timeout,
-                in_use: pool.size().saturating_sub(u32::try_from(pool.num_idle()).unwrap_or(u32::MAX)),
-                max_connections: config.max_connections,
-            },
-        }
-    }
-}
-
-fn pool_options(config: &PoolConfig, health: Arc<Health>) -> PgPoolOptions {
-    PgPoolOptions::new()
-        .max_connections(config.max_connections)
-        .idle_timeout(config.idle_timeout)
-        .acquire_timeout(config.connection_timeout)
-        .test_before_acquire(false)
-        .before_acquire(move |connection, meta| Health::check(&health, connection, meta.idle_for))
 }
 
 impl<'c> sqlx::Acquire<'c> for &Pool {
     type Database = Postgres;
-    type Connection = PoolConnection<Postgres>;
+    type Connection = Connection;
 
+    #[track_caller]
     fn acquire(self) -> BoxFuture<'c, Result<Self::Connection, sqlx::Error>> {
-        let pool = self.clone();
-        Box::pin(async move { Pool::acquire(&pool).await })
+        Box::pin(Pool::acquire(self))
     }
 
-    fn begin(self) -> BoxFuture<'c, Result<Transaction<'c, Postgres>, sqlx::Error>> {
-        let pool = self.clone();
-        Box::pin(async move { Pool::begin(&pool).await })
+    #[track_caller]
+    fn begin(self) -> BoxFuture<'c, Result<sqlx::Transaction<'c, Postgres>, sqlx::Error>> {
+        let (pool, site) = (self.clone(), Site::Code(Location::caller()));
+        Box::pin(async move {
+            let deadline = after(Instant::now(), pool.inner.config.connection_timeout);
+            let lease = pool.claim(site, deadline, false).await.map_err(Error::into_sqlx)?;
+            match native::begin(&pool.inner, lease, deadline).await {
+                Ok(transaction) => Ok(transaction),
+                Err(Some(error)) => pool.noting_breakage(Err(error)),
+                Err(None) => Err(pool.no_connection(None).await.into_sqlx()),
+            }
+        })
     }
 }
 

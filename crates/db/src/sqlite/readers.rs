@@ -68,6 +68,8 @@ impl Readers {
                     waited: config.connection_timeout,
                     in_use: config.max_connections.saturating_sub(self.permits.available_permits() as u32),
                     max_connections: config.max_connections,
+                    waiting: 1,
+                    longest_held: Vec::new(),
                 })
             }
         }

@@ -7,7 +7,11 @@ mod config;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "postgres")]
+mod postgres_drops;
+#[cfg(feature = "postgres")]
 mod postgres_faults;
+#[cfg(feature = "postgres")]
+mod postgres_holds;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod signals;
 #[cfg(feature = "sqlite")]

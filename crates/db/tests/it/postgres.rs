@@ -190,6 +190,9 @@ async fn metrics_have_the_names_of_the_readme() {
     let names = signals.metric_names().into_iter().collect::<Vec<_>>().join("\n");
     expect![[r#"
         counter db.client.connection.timeouts []
+        gauge db.client.connection.count [db.client.connection.state]
+        gauge db.client.connection.pending_requests []
+        histogram db.client.connection.use_time []
         histogram db.client.connection.wait_time []
         histogram db.client.operation.duration [db.system.name]
         histogram greenwave.db.batch.size [loader]"#]]

@@ -1,0 +1,98 @@
+//! Who holds a connection, and since when.
+
+use std::{
+    fmt,
+    panic::Location,
+    time::{Duration, Instant},
+};
+
+use sqlx::SqlStr;
+
+use crate::Holder;
+
+/// Longer statements are cut where they stand for their call site.
+const MAX_TEXT: usize = 80;
+/// How many holders an error names.
+const MAX_NAMED: usize = 3;
+
+/// What a connection was taken for. sqlx calls an executor from its own code, so of a statement run on the pool only
+/// its text is known.
+#[derive(Clone)]
+pub(super) enum Site {
+    Code(&'static Location<'static>),
+    Statement(SqlStr),
+    Pool,
+}
+
+impl fmt::Display for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(place) => write!(f, "{place}"),
+            Self::Statement(sql) => {
+                let text = sql.as_str();
+                let cut = text.floor_char_boundary(MAX_TEXT);
+                write!(f, "`{}{}`", &text[..cut], if cut < text.len() { "…" } else { "" })
+            }
+            Self::Pool => f.write_str("the pool itself"),
+        }
+    }
+}
+
+struct Hold {
+    site: Site,
+    since: Instant,
+    warned: bool,
+}
+
+/// One slot for each connection that may be in use.
+#[derive(Default)]
+pub(super) struct Holds {
+    slots: Vec<Option<Hold>>,
+    free: Vec<usize>,
+}
+
+impl Holds {
+    pub(super) fn begin(&mut self, site: Site) -> usize {
+        let hold = Some(Hold { site, since: Instant::now(), warned: false });
+        match self.free.pop() {
+            Some(slot) => {
+                self.slots[slot] = hold;
+                slot
+            }
+            None => {
+                self.slots.push(hold);
+                self.slots.len() - 1
+            }
+        }
+    }
+
+    /// How long the hold was.
+    pub(super) fn end(&mut self, slot: usize) -> Duration {
+        let hold = self.slots[slot].take();
+        self.free.push(slot);
+        hold.map_or(Duration::ZERO, |hold| hold.since.elapsed())
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    pub(super) fn longest(&self) -> Vec<Holder> {
+        let mut holds: Vec<&Hold> = self.slots.iter().flatten().collect();
+        holds.sort_by_key(|hold| hold.since);
+        let named = holds.into_iter().take(MAX_NAMED);
+        named.map(|hold| Holder { site: hold.site.to_string(), held: hold.since.elapsed() }).collect()
+    }
+
+    /// Those who have held for longer than `limit`, each told once.
+    pub(super) fn overdue(&mut self, limit: Duration) -> Vec<Holder> {
+        let overdue =
+            self.slots.iter_mut().flatten().filter(|hold| !hold.warned && hold.since.elapsed() >= limit);
+        overdue
+            .map(|hold| {
+                hold.warned = true;
+                Holder { site: hold.site.to_string(), held: hold.since.elapsed() }
+            })
+            .collect()
+    }
+}
