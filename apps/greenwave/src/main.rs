@@ -58,26 +58,19 @@ fn main() -> ExitCode {
     match run(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("greenwave: {}", chain(&error));
+            eprintln!("greenwave: {}", greenwave_shop::error_chain(&*error));
             ExitCode::FAILURE
         }
     }
-}
-
-/// The error and its causes, each once: some libraries repeat a cause in their own message.
-fn chain(error: &anyhow::Error) -> String {
-    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.as_str() {
-        "" => cause,
-        said if said.contains(&cause) => text,
-        _ => format!("{text}: {cause}"),
-    })
 }
 
 fn run(arguments: Arguments) -> Result<()> {
     let config = arguments.config.as_deref();
     match arguments.command.unwrap_or_else(|| Command::Up(up::UpArguments::default())) {
         Command::Up(options) => block_on(up::run(options.over(config::load(config)?)?)),
-        Command::Shop(command) => block_on(greenwave_shop::cli::run(command)),
+        Command::Shop(command) => {
+            block_on(greenwave_shop::cli::run(command, config::load(config)?.shop_defaults()))
+        }
         Command::Lab(arguments) => block_on(greenwave_lab::cli::run(arguments)),
         Command::Config { reference: true } => {
             print!("{}", config::reference()?);

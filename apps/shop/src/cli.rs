@@ -92,27 +92,46 @@ pub struct Seed {
 
 #[derive(Debug, Args)]
 struct Database {
-    /// postgres://USER:PASSWORD@HOST/DATABASE or sqlite:PATH
-    #[arg(long, env = "DATABASE_URL", hide_env_values = true, default_value = DEFAULT_DATABASE_URL)]
-    database_url: String,
+    #[arg(
+        long,
+        env = "DATABASE_URL",
+        hide_env_values = true,
+        help = format!("postgres://USER:PASSWORD@HOST/DATABASE or sqlite:PATH [default: {DEFAULT_DATABASE_URL}]"),
+    )]
+    database_url: Option<String>,
+}
+
+/// What stands where neither flag nor environment says anything: for a program that embeds the commands and has settings
+/// of its own. An empty text is as good as none, here and there.
+#[derive(Clone, Default)]
+pub struct Defaults {
+    /// The database. Default: [`DEFAULT_DATABASE_URL`].
+    pub database_url: Option<String>,
+    /// Redis behind the cache of users. Default: none.
+    pub redis_url: Option<String>,
+}
+
+/// The first of the two that is there.
+fn first(given: Option<String>, default: Option<String>) -> Option<String> {
+    let there = |text: &String| !text.is_empty();
+    given.filter(there).or(default.filter(there))
 }
 
 impl Database {
-    fn url(&self) -> anyhow::Result<DatabaseUrl> {
-        // Set but empty is how a script says "none".
-        match self.database_url.as_str() {
-            "" => Ok(DatabaseUrl::default()),
-            url => Ok(url.parse()?),
+    fn url(self, defaults: &Defaults) -> anyhow::Result<DatabaseUrl> {
+        match first(self.database_url, defaults.database_url.clone()) {
+            Some(url) => Ok(url.parse()?),
+            None => Ok(DatabaseUrl::default()),
         }
     }
 }
 
 /// Runs a command to its end; one that serves ends on SIGTERM or Ctrl-C.
-pub async fn run(command: Command) -> anyhow::Result<()> {
+pub async fn run(command: Command, defaults: Defaults) -> anyhow::Result<()> {
     match command {
-        Command::Serve(options) => serve(options).await,
-        Command::Worker(options) => worker(options).await,
-        Command::Seed(options) => seed(options).await,
+        Command::Serve(options) => serve(options, defaults).await,
+        Command::Worker(options) => worker(options, &defaults).await,
+        Command::Seed(options) => seed(options, &defaults).await,
         Command::Openapi => {
             println!("{}", http::openapi().to_pretty_json()?);
             Ok(())
@@ -120,17 +139,19 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
     }
 }
 
-async fn serve(options: Serve) -> anyhow::Result<()> {
+async fn serve(options: Serve, defaults: Defaults) -> anyhow::Result<()> {
     let process = Process::start()?;
     let config = Config {
-        database: options.database.url()?,
-        redis_url: options.redis_url.filter(|url| !url.is_empty()),
+        database: options.database.url(&defaults)?,
+        redis_url: first(options.redis_url, defaults.redis_url),
         naive: options.naive,
         sample_data: options.sample_data,
         ..Config::default()
     };
-    let shop = Shop::open(&config).await.map_err(one_line)?;
-    let listener = http::bind(loopback(options.port)).await?;
+    // Before the database: a shop that cannot listen must not change what another one serves.
+    let reserved = http::reserve(loopback(options.port))?;
+    let Some(shop) = process.open(&config).await? else { return Ok(()) };
+    let listener = reserved.listen()?;
     let address = listener.local_addr().context("the listener has no address")?;
     let cache = if config.redis_url.is_some() { "Redis" } else { "this process" };
     if options.naive {
@@ -144,17 +165,18 @@ async fn serve(options: Serve) -> anyhow::Result<()> {
     process.play(shop, role).await
 }
 
-async fn worker(options: Worker) -> anyhow::Result<()> {
+async fn worker(options: Worker, defaults: &Defaults) -> anyhow::Result<()> {
     let process = Process::start()?;
-    let config = Config { database: options.database.url()?, sample_data: false, ..Config::default() };
-    let shop = Shop::open(&config).await.map_err(one_line)?;
+    let config =
+        Config { database: options.database.url(defaults)?, sample_data: false, ..Config::default() };
+    let Some(shop) = process.open(&config).await? else { return Ok(()) };
     tracing::info!(database = %config.database, "the worker handles events and jobs");
     process.play(shop, Role::Worker).await
 }
 
-async fn seed(options: Seed) -> anyhow::Result<()> {
+async fn seed(options: Seed, defaults: &Defaults) -> anyhow::Result<()> {
     logging::init(&Monitor::new());
-    let url = options.database.url()?;
+    let url = options.database.url(defaults)?;
     let size = SeedSize { users: options.users, products: options.products, orders: options.orders };
     let store = Store::open_at(&url, StoreConfig::default()).await.map_err(one_line)?;
     let (bar, started) = (Bar::new(), Instant::now());
@@ -188,6 +210,17 @@ impl Process {
         Ok(Process { monitor, cancel })
     }
 
+    /// Opens the shop; none, if a signal ends the process before that is done.
+    async fn open(&self, config: &Config) -> anyhow::Result<Option<Shop>> {
+        match self.cancel.run_until_cancelled(Shop::open(config)).await {
+            Some(opened) => Ok(Some(opened.map_err(one_line)?)),
+            None => {
+                tracing::info!("stopped");
+                Ok(None)
+            }
+        }
+    }
+
     async fn play(self, shop: Shop, role: Role) -> anyhow::Result<()> {
         let Process { monitor, cancel } = self;
         let end = CancellationToken::new();
@@ -217,4 +250,24 @@ fn cancel_on_signal(cancel: CancellationToken) -> anyhow::Result<()> {
         cancel.cancel();
     });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_given_stands_before_the_defaults_and_these_before_what_is_built_in() {
+        let text = |text: &str| Some(text.to_owned());
+        for (given, default, url) in [
+            (text("sqlite:a.db"), text("sqlite:b.db"), "sqlite:a.db"),
+            (None, text("sqlite:b.db"), "sqlite:b.db"),
+            (text(""), text("sqlite:b.db"), "sqlite:b.db"),
+            (text(""), text(""), DEFAULT_DATABASE_URL),
+            (None, None, DEFAULT_DATABASE_URL),
+        ] {
+            let defaults = Defaults { database_url: default, redis_url: None };
+            assert_eq!(Database { database_url: given }.url(&defaults).unwrap().to_string(), url);
+        }
+    }
 }

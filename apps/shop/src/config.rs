@@ -104,8 +104,13 @@ impl fmt::Display for DatabaseUrl {
             // What stands before the last @ is user and password; what stands after a ? may be a password too.
             DatabaseUrl::Postgres(Secret(url)) => {
                 let rest = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest);
-                let rest = rest.split('?').next().unwrap_or_default();
-                write!(f, "postgres://{}", rest.rsplit_once('@').map_or(rest, |(_, place)| place))
+                let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+                // A password with one of those in it: where it ends is anybody's guess, and nobody can connect by it.
+                if path.contains('@') {
+                    return f.write_str("postgres://…");
+                }
+                let place = authority.rsplit_once('@').map_or(authority, |(_, place)| place);
+                write!(f, "postgres://{place}{}", path.split(['?', '#']).next().unwrap_or_default())
             }
             DatabaseUrl::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
         }
@@ -121,6 +126,11 @@ mod tests {
         for (url, shown) in [
             ("postgres://ada:s3c@ret@db.example:5432/shop?password=x", "postgres://db.example:5432/shop"),
             ("postgresql:///shop", "postgres:///shop"),
+            ("postgres://ada:s?3cret@db/x", "postgres://…"),
+            ("postgres://ada:s/3cret@db/x", "postgres://…"),
+            ("postgres://ada:s#3cret@db/x", "postgres://…"),
+            ("postgres://db/x?password=s@3cret", "postgres://…"),
+            ("postgres://db?password=3cret", "postgres://db"),
             ("sqlite:a/b.db", "sqlite:a/b.db"),
             ("sqlite:///tmp/b.db", "sqlite:/tmp/b.db"),
         ] {

@@ -4,18 +4,11 @@
 //! without its order. Handlers may run twice; their effects happen once, because each is committed together with the
 //! note that it happened (events), or is an insert under a unique key (the job).
 
-use std::time::Duration;
-
-use greenwave_events::{Backend, Bus, Event};
+use greenwave_events::Event;
 use greenwave_jobs::Job;
 use serde::{Deserialize, Serialize};
-use tokio_util::sync::CancellationToken;
 
-use crate::{
-    Error,
-    error::chain,
-    model::{Item, Order, User},
-};
+use crate::model::{Item, Order, User};
 
 /// The subscription that lowers the stock.
 pub(crate) const STOCK: &str = "stock";
@@ -74,17 +67,4 @@ impl From<&User> for SendWelcomeEmail {
     fn from(user: &User) -> SendWelcomeEmail {
         SendWelcomeEmail { user_id: user.id, address: user.email.clone() }
     }
-}
-
-/// Runs the bus until cancelled.
-pub(crate) async fn handle_events<B: Backend>(bus: &Bus<B>, cancel: &CancellationToken) -> Result<(), Error> {
-    // It outlives a database that goes away, but not one that is away when it begins. The tables were there a moment
-    // ago, so that is weather too.
-    while let Err(error) = bus.run(cancel.clone()).await {
-        tracing::warn!(error = %chain(&error), "events wait for the database");
-        if cancel.run_until_cancelled(tokio::time::sleep(Duration::from_secs(1))).await.is_none() {
-            break;
-        }
-    }
-    Ok(())
 }

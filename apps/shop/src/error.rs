@@ -1,5 +1,3 @@
-use std::fmt;
-
 use greenwave_cache::LoadError;
 use greenwave_db::BatchError;
 
@@ -45,6 +43,13 @@ pub enum Error {
         source: std::io::Error,
     },
 
+    /// Another process changes the tables, and did not end within a minute.
+    #[error(
+        "another process has kept the database's tables to itself for a minute: let it finish (`shop seed` takes a \
+         while), then try again"
+    )]
+    Busy,
+
     /// The cache's URL does not parse.
     #[error("REDIS_URL: write redis://HOST:PORT, or leave it out to cache in this process only")]
     RedisUrl(#[source] greenwave_cache::Error),
@@ -60,13 +65,20 @@ pub enum Error {
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Error {
-        Error::Database(error.into())
+        // Lock not available: only who prepares or fills the database sets a limit for that.
+        match error.as_database_error().and_then(|error| error.code()).as_deref() {
+            Some("55P03") => Error::Busy,
+            _ => Error::Database(error.into()),
+        }
     }
 }
 
 impl From<rusqlite::Error> for Error {
     fn from(error: rusqlite::Error) -> Error {
-        Error::Database(error.into())
+        match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DatabaseBusy) => Error::Busy,
+            _ => Error::Database(error.into()),
+        }
     }
 }
 
@@ -100,18 +112,31 @@ impl From<greenwave_jobs::Error> for Error {
     }
 }
 
-/// The error and its causes, on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> impl fmt::Display {
+/// The error and its causes, each said once: some libraries repeat a cause in their own message.
+///
+/// ```
+/// #[derive(Debug, thiserror::Error)]
+/// #[error("the shop is closed")]
+/// struct Closed(#[source] std::fmt::Error);
+///
+/// let error = Closed(std::fmt::Error);
+/// assert_eq!(greenwave_shop::error_chain(&error), format!("the shop is closed: {}", std::fmt::Error));
+/// ```
+pub fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
         let cause_text = cause.to_string();
-        // A transparent wrapper says what its cause says.
-        if !text.ends_with(&cause_text) {
+        if !text.contains(&cause_text) {
             text.push_str(": ");
             text.push_str(&cause_text);
         }
         source = cause.source();
     }
-    text.replace('\n', " ")
+    text
+}
+
+/// The same on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    error_chain(error).replace('\n', " ")
 }

@@ -16,5 +16,5 @@ pub mod store;
 mod timestamp;
 
 pub use config::{Config, DEFAULT_DATABASE_URL, DEFAULT_PORT, DatabaseUrl, Secret, loopback};
-pub use error::Error;
+pub use error::{Error, error_chain};
 pub use shop::Shop;

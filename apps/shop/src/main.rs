@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use greenwave_shop::cli::{self, Command, EXAMPLES};
+use greenwave_shop::cli::{self, Command, Defaults, EXAMPLES};
 
 /// Requests allocate much and briefly, on many threads.
 #[global_allocator]
@@ -19,7 +19,7 @@ struct Cli {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match cli::run(Cli::parse().command).await {
+    match cli::run(Cli::parse().command, Defaults::default()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

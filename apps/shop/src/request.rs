@@ -1,4 +1,4 @@
-//! What callers may send, and the rules that it must keep.
+//! What callers may send.
 
 use std::{collections::HashSet, fmt, marker::PhantomData};
 
@@ -46,7 +46,7 @@ pub struct NewItem {
 
 /// Why a body or a query string was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub(crate) enum Refusal {
     /// It is no JSON at all.
     #[error("the body is not JSON: {0}")]
     Syntax(String),
@@ -56,7 +56,7 @@ pub enum Refusal {
 }
 
 /// What is wrong with a value that has the right shape.
-pub trait Validate {
+pub(crate) trait Validate {
     /// Says the first thing that is wrong.
     fn validate(&self) -> Result<(), &'static str>;
 }
@@ -112,29 +112,43 @@ fn is_email(text: &str) -> bool {
 }
 
 /// Reads a request's body.
-pub fn body<T: DeserializeOwned + Validate>(bytes: &[u8]) -> Result<T, Refusal> {
-    let Object(value) = serde_json::from_slice::<Object<T>>(bytes).map_err(|error| {
-        // A field of the wrong type is reported before a syntax error behind it: look at the whole.
-        match serde_json::from_slice::<IgnoredAny>(bytes) {
+pub(crate) fn body<T: DeserializeOwned + Validate>(bytes: &[u8]) -> Result<T, Refusal> {
+    let text = str::from_utf8(bytes).map_err(|error| Refusal::Syntax(error.to_string()))?;
+    let Object(value) = serde_json::from_str::<Object<T>>(text).map_err(|error| {
+        // A field of the wrong type is reported before a syntax error behind it, and what no Rust value can hold (1e400,
+        // half a surrogate pair) as a syntax error: the grammar alone decides whether it is JSON.
+        match serde_json::from_str::<IgnoredAny>(text) {
             Err(syntax) => Refusal::Syntax(syntax.to_string()),
-            Ok(_) if error.is_data() => Refusal::Invalid(error.to_string()),
-            Ok(_) => Refusal::Syntax(error.to_string()),
+            Ok(_) => Refusal::Invalid(shorten(&error.to_string())),
         }
     })?;
     value.validate().map_err(|text| Refusal::Invalid(text.to_owned()))?;
     Ok(value)
 }
 
+/// Begin and end of a text: serde quotes what it was given, up to a whole body, and then says what it wanted.
+fn shorten(text: &str) -> String {
+    const BEGIN: usize = 80;
+    const END: usize = 80;
+    match text.chars().count().checked_sub(BEGIN + END) {
+        None | Some(0) => text.to_owned(),
+        Some(left_out) => {
+            let begin = text.chars().take(BEGIN);
+            begin.chain(['…']).chain(text.chars().skip(BEGIN + left_out)).collect()
+        }
+    }
+}
+
 /// The query string of an order list.
 #[derive(Debug, Deserialize)]
-pub struct ListQuery {
+pub(crate) struct ListQuery {
     customer_id: Option<String>,
     status: Option<String>,
 }
 
 impl ListQuery {
     /// Reads it: whose orders, and of which status if of one.
-    pub fn parse(&self) -> Result<(i64, Option<Status>), Refusal> {
+    pub(crate) fn parse(&self) -> Result<(i64, Option<Status>), Refusal> {
         let customer = self.customer_id.as_deref().and_then(id).ok_or_else(|| {
             Refusal::Invalid("customer_id: give a positive integer, as in /orders?customer_id=1".to_owned())
         })?;
@@ -146,7 +160,7 @@ impl ListQuery {
 }
 
 /// A positive integer in a path or a query string: digits, nothing else.
-pub fn id(text: &str) -> Option<i64> {
+pub(crate) fn id(text: &str) -> Option<i64> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     if !digits {
         return None;
@@ -206,6 +220,35 @@ mod tests {
             assert!(matches!(order(text), Err(Refusal::Syntax(_))), "{text}: {:?}", order(text));
         }
         assert!(matches!(body::<NewUser>(b"{\"name\": \"\xff\"}"), Err(Refusal::Syntax(_))));
+    }
+
+    #[test]
+    fn json_that_no_field_can_hold_is_json() {
+        for text in [
+            r#"{"customer_id": 1e400, "items": [{"product_id": 5, "quantity": 1}]}"#,
+            r#"{"customer_id": "\ud800", "items": []}"#,
+            r#"{"\ud800": 1}"#,
+        ] {
+            assert!(matches!(order(text), Err(Refusal::Invalid(_))), "{text}: {:?}", order(text));
+        }
+        let user = body::<NewUser>(br#"{"name": "\ud800", "email": "a@b.c"}"#);
+        assert!(matches!(user, Err(Refusal::Invalid(_))), "{user:?}");
+        // What nobody reads must be JSON too.
+        let user = body::<NewUser>(b"{\"name\": \"A\", \"email\": \"a@b.c\", \"x\": \"\xff\"}");
+        assert!(matches!(user, Err(Refusal::Syntax(_))), "{user:?}");
+    }
+
+    #[test]
+    fn a_refusal_quotes_the_begin_of_what_it_was_given_and_says_what_it_wanted() {
+        let long = "ł".repeat(100_000);
+        let Err(Refusal::Invalid(message)) = order(&format!(r#"{{"customer_id": "{long}"}}"#)) else {
+            panic!()
+        };
+        assert!(message.chars().count() < 200, "{message}");
+        assert!(
+            message.starts_with("invalid type: string \"łł") && message.contains("expected i64"),
+            "{message}"
+        );
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub async fn run(shop: Shop, role: Role, monitor: &Monitor, cancel: Cancellation
         match listener {
             Some(listener) => {
                 http::serve(listener, http::router(shop.clone(), monitor), failed.clone()).await;
-                // Each of their statements has a deadline; this one is for their sum.
+                // Each of their statements has a deadline of its own; what is not done by now is rolled back.
                 let _ = timeout(WRITES_GRACE, shop.settled()).await;
             }
             None => failed.cancelled().await,

@@ -41,7 +41,7 @@ impl<K, V> CacheBuilder<K, V> {
         K: fmt::Display,
         V: serde::Serialize + serde::de::DeserializeOwned,
     {
-        self.tier = Some(Box::new(move |name, config| Tier::new(remote, name, config.remote_ttl)));
+        self.tier = Some(Box::new(move |name, config| Tier::new(remote, name, config)));
         self
     }
 

@@ -139,7 +139,7 @@ where
 
     /// Puts a value into memory and the remote. It replaces what is there, and what a running load will bring.
     ///
-    /// When the remote fails, the value is in memory only, and the remote keeps what it had.
+    /// When the remote does not take the value, it is in memory only, and the remote is told to forget what it had.
     ///
     /// # Cancel safety
     ///
@@ -155,11 +155,12 @@ where
     /// Forgets `key` in memory and the remote, and what a running load will bring.
     ///
     /// Call it *after* the change at the source is committed: a load that begins before would see the old state. When
-    /// the future ends, no later call on this cache answers with a value from before. Other processes' memory is not
-    /// reached; see [`CacheConfig::ttl`](crate::CacheConfig::ttl).
+    /// the future ends, no later call on this cache answers with a value from before, and the remote will not be given
+    /// one, not even by a load that another process began before. Other processes' memory is not reached; see
+    /// [`CacheConfig::ttl`](crate::CacheConfig::ttl).
     ///
-    /// When the remote fails, its entry stays until its TTL ends: that is logged, and counted in
-    /// `greenwave.cache.remote.failures` or `.skipped`.
+    /// The remote is told even if it has just failed, so this may take its `timeout`. When it fails again, its entry
+    /// stays until its TTL ends: that is logged, and counted in `greenwave.cache.remote.failures`.
     ///
     /// # Cancel safety
     ///
@@ -219,7 +220,7 @@ where
         let Some(remote) = &self.remote else { return };
         let claim = self.table.claim(&key);
         let writes = claim.remote_writes();
-        let _turn = writes.lock().await;
+        let _turn = writes.write().await;
         self.put(&key, &value);
         remote.set(&key, &value).await;
         self.put(&key, &value);
@@ -229,7 +230,7 @@ where
         let Some(remote) = &self.remote else { return };
         let claim = self.table.claim(&key);
         let writes = claim.remote_writes();
-        let _turn = writes.lock().await;
+        let _turn = writes.read().await;
         remote.delete(&key).await;
         self.forget(&key);
     }

@@ -23,8 +23,9 @@ pub struct CacheConfig {
     /// This is how old an answer may be when the source is changed by somebody who does not call
     /// [`Cache::invalidate`](crate::Cache::invalidate) *here*: another process, or a hand on the database. With a
     /// remote behind it, a change that reaches the remote (another process invalidates or inserts the key) is seen
-    /// here after `ttl` at the latest; a change that nobody tells the remote of is seen after `ttl + remote_ttl`. So
-    /// choose a short `ttl` where several processes share a remote and write. 0 keeps nothing in memory.
+    /// here after `ttl` at the latest, counted from the end of a load that was under way; a change that nobody tells
+    /// the remote of is seen after `ttl + remote_ttl`. So choose a short `ttl` where several processes share a remote
+    /// and write. 0 keeps nothing in memory.
     #[serde(with = "humantime_serde")]
     pub ttl: Duration,
 
@@ -62,8 +63,8 @@ pub struct RemoteConfig {
 
     /// How long the remote is left alone after a failure; default 1s.
     ///
-    /// After that time one operation tries again, and the others follow when it succeeds. So a dead remote costs one
-    /// `timeout` in each of these intervals.
+    /// After that time one operation tries again, and the others follow when it succeeds. So a dead remote costs reads
+    /// one `timeout` in each of these intervals. Invalidations are always tried.
     #[serde(with = "humantime_serde")]
     pub retry_after: Duration,
 }

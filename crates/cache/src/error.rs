@@ -26,16 +26,6 @@ pub enum LoadError<E> {
     Aborted,
 }
 
-impl<E> LoadError<E> {
-    /// What the load returned, if it returned an error.
-    pub fn as_source(&self) -> Option<&E> {
-        match self {
-            LoadError::Source(error) => Some(error),
-            _ => None,
-        }
-    }
-}
-
 // Derived, these two would ask more of E than they need: the Arc is cloned, and an E that is no Error (anyhow's, a
 // String) may still be shown.
 impl<E> Clone for LoadError<E> {

@@ -13,6 +13,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use tokio::sync::RwLock;
+
 use crate::singleflight::Flight;
 
 const SHARDS: usize = 64;
@@ -29,7 +31,7 @@ struct Work<V> {
     generation: u64,
     claims: usize,
     flight: Option<Arc<Flight<V>>>,
-    remote_writes: Option<Arc<tokio::sync::Mutex<()>>>,
+    remote_writes: Option<Arc<RwLock<()>>>,
 }
 
 /// How a caller comes to a value that it did not find in memory.
@@ -142,11 +144,10 @@ impl<K: Hash + Eq, V> Claim<K, V> {
         (work.generation == self.generation).then(store)
     }
 
-    /// The lock that orders the writes of this key to the remote.
+    /// The lock that orders what is inserted and removed here, so that memory and the remote agree on who was last.
     ///
-    /// A removal that waits for it comes after every write that was under way, and a write that gets it after a
-    /// removal finds its claim stale.
-    pub(crate) fn remote_writes(&self) -> Arc<tokio::sync::Mutex<()>> {
+    /// Removals share it: they need no order among them, and must not queue up where the remote hangs.
+    pub(crate) fn remote_writes(&self) -> Arc<RwLock<()>> {
         let mut shard = self.table.shard(&self.key);
         let lock = shard.get_mut(&self.key).map(|work| work.remote_writes.get_or_insert_default());
         // A claim keeps its key's entry alive; the fresh lock is for the type's sake.

@@ -10,8 +10,8 @@ use std::{
 };
 
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, FromRedisValue, RedisError,
-    aio::MultiplexedConnection,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, FromRedisValue, RedisError,
+    ServerErrorKind, aio::MultiplexedConnection,
 };
 use tokio::time::timeout;
 
@@ -25,8 +25,9 @@ const COMMANDS_WAITING: usize = 1024;
 /// A Redis (or Valkey) that caches keep their values in.
 ///
 /// It never fails a read. Every operation ends within [`RemoteConfig::timeout`]; after a failure the remote is left
-/// alone for [`RemoteConfig::retry_after`], and then tried by one operation at a time until one succeeds. All caches
-/// given a clone share one connection, which is opened by the first operation and again whenever it is lost.
+/// alone for [`RemoteConfig::retry_after`], and then tried by one operation at a time until one succeeds. Only
+/// invalidations are always tried. All caches given a clone share one connection, which is opened by the first
+/// operation and again whenever it is lost.
 ///
 /// ```no_run
 /// use greenwave_cache::{Cache, Remote};
@@ -96,10 +97,15 @@ impl Remote {
 
     /// Asks Redis, within the timeout and if the breaker lets it.
     async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Failure> {
-        let shared = &*self.shared;
-        if !shared.breaker.lets_through() {
-            return Err(Failure::Skipped);
+        match self.shared.breaker.lets_through() {
+            true => self.insist(command).await,
+            false => Err(Failure::Skipped),
         }
+    }
+
+    /// Asks Redis, within the timeout, even if it has just failed.
+    async fn insist<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Failure> {
+        let shared = &*self.shared;
         let epoch = shared.slot().epoch;
         let limit = shared.config.timeout;
         let answer = timeout(limit, shared.exchange(command)).await.unwrap_or(Err(Failure::TimedOut(limit)));
@@ -142,7 +148,7 @@ impl Shared {
             Ok(answer) => return Ok(answer),
             Err(error) => error,
         };
-        if !error.is_unrecoverable_error() {
+        if !is_broken(&error) {
             return Err(Failure::Refused(error));
         }
         self.forget(epoch);
@@ -151,7 +157,7 @@ impl Shared {
         }
         // Redis closed the connection while it was idle, or has been restarted: nothing is wrong with it now.
         let (mut connection, ..) = self.connection().await?;
-        command.query_async(&mut connection).await.map_err(|error| match error.is_unrecoverable_error() {
+        command.query_async(&mut connection).await.map_err(|error| match is_broken(&error) {
             true => Failure::Broken(error),
             false => Failure::Refused(error),
         })
@@ -198,6 +204,12 @@ impl Shared {
     fn slot(&self) -> MutexGuard<'_, Slot> {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether nothing more is to be expected of the connection that it came by.
+fn is_broken(error: &RedisError) -> bool {
+    // After a failover the connection is still to the old primary, which takes no writes; a new one finds the other.
+    error.is_unrecoverable_error() || error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly)
 }
 
 impl fmt::Display for Failure {

@@ -100,6 +100,10 @@ where
         return;
     }
 
+    let lease = match &cache.remote {
+        Some(remote) => remote.lease(landing.claim.key()).await,
+        None => None,
+    };
     let started = Instant::now();
     let outcome = within(cache.load_timeout, load).await;
     cache.metrics.load_duration.record(started.elapsed());
@@ -112,12 +116,9 @@ where
     landing.land(loaded);
 
     // The callers have their answer; the remote may take its time.
-    if let (Some(remote), Some(value)) = (&cache.remote, value) {
-        let writes = landing.claim.remote_writes();
-        let _turn = writes.lock().await;
-        if landing.claim.is_current() {
-            remote.set(landing.claim.key(), &value).await;
-        }
+    if let (Some(remote), Some(lease)) = (&cache.remote, lease) {
+        let value = value.filter(|_| landing.claim.is_current());
+        remote.fill(landing.claim.key(), value.as_deref(), lease).await;
     }
 }
 

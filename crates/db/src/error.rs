@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::{fmt, time::Duration};
 
-/// A pool's failure. No message holds a password or a bound value.
+/// A pool's failure. Its messages hold no password and no bound value; those of a database, which are its sources,
+/// may quote a value.
 ///
 /// Statements on a PostgreSQL pool return `sqlx::Error`, as sqlx's own pool does; where no connection could be
 /// had, that error carries one of these: [`Error::in_sqlx`] finds it.
@@ -28,7 +29,15 @@ pub enum Error {
     )]
     Url(#[source] Option<sqlx::Error>),
 
-    /// No server answers at that address.
+    /// The URL of the database has a parameter that is not known, and would be ignored.
+    #[cfg(feature = "postgres")]
+    #[error("the database URL has an unknown parameter `{name}`: correct its name, or leave it out")]
+    UrlParameter {
+        /// Its name.
+        name: String,
+    },
+
+    /// No PostgreSQL server could be reached at that address, or it did not answer as one.
     #[cfg(feature = "postgres")]
     #[error("cannot reach PostgreSQL at {server}: check that it runs there, and that the URL is right")]
     Unreachable {
@@ -50,9 +59,9 @@ pub enum Error {
 
     /// Every connection stayed in use for the whole connection timeout.
     #[error(
-        "no database connection became free within {waited:?} ({in_use} of {max_connections} in use, \
-         {waiting} waiting{}): raise `max_connections`, or hold connections for less time",
-        Longest(longest_held)
+        "no database connection became free within {waited:?} ({in_use} of {max_connections} in use{}): \
+         raise `max_connections`, or hold connections for less time",
+        Queue(*waiting, longest_held)
     )]
     Exhausted {
         /// The connection timeout.
@@ -61,7 +70,7 @@ pub enum Error {
         in_use: u32,
         /// The pool's limit.
         max_connections: u32,
-        /// Callers that waited at that moment, this one included; on SQLite, this one alone.
+        /// Callers that waited at that moment, this one included; 0 on SQLite, where they are not counted.
         waiting: usize,
         /// Those who had held a connection for longest, the longest first; a few at most. Empty on SQLite.
         longest_held: Vec<Holder>,
@@ -99,6 +108,13 @@ pub enum Error {
     #[cfg(feature = "sqlite")]
     #[error("an in-memory SQLite database is private to one connection, a pool has several: name a file")]
     InMemory,
+
+    /// The name would be read as a URI, whose parameters could undo what the pool relies on.
+    #[cfg(feature = "sqlite")]
+    #[error(
+        "SQLite would read a path that starts with `file:` as a URI: write the path alone, or `./file:…`"
+    )]
+    Uri,
 
     /// Earlier writers of this pool held the turn for the whole connection timeout.
     #[cfg(feature = "sqlite")]
@@ -139,11 +155,15 @@ pub struct Holder {
     pub held: Duration,
 }
 
-struct Longest<'a>(&'a [Holder]);
+/// How many wait, and for whom.
+struct Queue<'a>(usize, &'a [Holder]);
 
-impl fmt::Display for Longest<'_> {
+impl fmt::Display for Queue<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (n, Holder { site, held }) in self.0.iter().enumerate() {
+        if self.0 > 0 {
+            write!(f, ", {} waiting", self.0)?;
+        }
+        for (n, Holder { site, held }) in self.1.iter().enumerate() {
             let lead = if n == 0 { "; held longest by " } else { ", " };
             write!(f, "{lead}{site} for {} ms", held.as_millis())?;
         }

@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::local::is_local;
 use crate::{Error, Upstream, Upstreams};
 
 /// How a server shows that it can take requests.
@@ -77,13 +78,16 @@ impl fmt::Display for Health {
 
 /// When servers are checked, and how many results make a verdict.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct CheckConfig {
     /// Time between two checks of a server; 1 s by default. One that is starting is checked more often.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schemars", schemars(with = "String"))]
     pub interval: Duration,
     /// Time after which a check without an answer has failed; 1 s by default.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schemars", schemars(with = "String"))]
     pub timeout: Duration,
     /// Checks that a sick server must pass in a row to be healthy; 1 by default.
     pub healthy_after: u32,
@@ -123,8 +127,11 @@ impl Judge {
     }
 
     /// Takes in one result and says whether the server now counts as healthy.
-    pub(crate) fn record(&mut self, passed: bool) -> bool {
-        if passed == self.healthy {
+    pub(crate) fn record(&mut self, result: &Result<(), CheckFailure>) -> bool {
+        let passed = result.is_ok();
+        if matches!(result, Err(CheckFailure::Connect(error)) if is_local(error)) {
+            // The server was not asked.
+        } else if passed == self.healthy {
             self.against = 0;
         } else {
             self.against += 1;
@@ -238,9 +245,9 @@ impl HealthChecker {
             checks.spawn(async move {
                 let mut judge = Judge::new(&config);
                 loop {
-                    let passed = check(&health, address, config.timeout).await.is_ok();
-                    let healthy = judge.record(passed);
-                    sender.send_if_modified(|list| note(list.get_mut(index), healthy, passed));
+                    let result = check(&health, address, config.timeout).await;
+                    let healthy = judge.record(&result);
+                    sender.send_if_modified(|list| note(list.get_mut(index), healthy, result.is_ok()));
                     tokio::time::sleep(config.interval).await;
                 }
             });
@@ -270,9 +277,22 @@ mod tests {
     #[test]
     fn one_failure_does_not_make_a_healthy_server_sick() {
         let mut judge = Judge::new(&CheckConfig::default());
-        let verdicts: Vec<bool> =
-            [true, false, false, true, false, false, false, true].map(|passed| judge.record(passed)).to_vec();
+        let results = [true, false, false, true, false, false, false, true];
+        let verdicts = results.map(|passed| judge.record(&if passed { Ok(()) } else { failed() }));
         assert_eq!(verdicts, [true, true, true, true, true, true, false, true]);
+    }
+
+    fn failed() -> Result<(), CheckFailure> {
+        Err(CheckFailure::Timeout(Duration::ZERO))
+    }
+
+    #[test]
+    fn a_check_that_this_side_could_not_make_changes_no_verdict() {
+        let no_descriptor = std::io::Error::from_raw_os_error(rustix::io::Errno::MFILE.raw_os_error());
+        let not_made = Err(CheckFailure::Connect(no_descriptor));
+        let mut judge = Judge::new(&CheckConfig { unhealthy_after: 1, ..CheckConfig::default() });
+        let verdicts = [&not_made, &Ok(()), &not_made, &failed()].map(|result| judge.record(result));
+        assert_eq!(verdicts, [false, true, true, false]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod error;
 mod health;
 mod load_balancer;
+mod local;
 mod proxy;
 mod supervisor;
 pub mod telemetry;

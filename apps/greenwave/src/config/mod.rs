@@ -6,6 +6,7 @@ mod reference;
 use std::{num::NonZeroU16, path::PathBuf, time::Duration};
 
 use greenwave_edge::ProxyConfig;
+use greenwave_shop::cli::Defaults;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -161,6 +162,16 @@ impl std::str::FromStr for Instances {
 }
 
 impl Config {
+    /// What the shop's own commands do where neither a flag nor the environment says otherwise: the same as `up`.
+    pub(crate) fn shop_defaults(&self) -> Defaults {
+        let given = |url: &str| Some(url.to_owned()).filter(|url| !url.is_empty());
+        let embedded = format!("sqlite:{}", self.data_dir.join("shop.db").display());
+        Defaults {
+            database_url: Some(given(&self.shop.database_url).unwrap_or(embedded)),
+            redis_url: given(&self.shop.redis_url),
+        }
+    }
+
     /// The same with its secrets blacked out, to be shown.
     pub(crate) fn redacted(&self) -> Config {
         let mut shown = self.clone();

@@ -1,16 +1,19 @@
 //! A service in another language: Perl, which every Debian has.
 
-use std::time::Duration;
+use std::{net::TcpStream, time::Duration};
 
+use hyper::StatusCode;
+use hyper_util::client::legacy::Error;
 use rustix::process::Signal;
 use tempfile::TempDir;
+use tokio::task::JoinHandle;
 
 use crate::{
     client::{client, get},
     program::{Up, is_gone, until},
 };
 
-/// Answers with its process and port, `/slow` after a second.
+/// Answers with its process and port; `/slow` after a second, `/stuck` after a minute.
 const SERVER: &str = r#"
 use IO::Socket::INET;
 my $listener = IO::Socket::INET->new(LocalAddr => "127.0.0.1", LocalPort => $ENV{PORT}, Listen => 64) or die $!;
@@ -19,6 +22,7 @@ while (1) {
     my $request = <$client> // "";
     while (my $header = <$client>) { last if $header =~ /^\r?\n$/; }
     sleep 1 if $request =~ m{ /slow };
+    sleep 60 if $request =~ m{ /stuck };
     my $body = "$$ $ENV{PORT}";
     print $client "HTTP/1.1 200 OK\r\nContent-Length: " . length($body) . "\r\nConnection: close\r\n\r\n$body";
     close $client;
@@ -63,15 +67,7 @@ async fn a_request_in_flight_is_finished_when_it_is_told_to_stop() {
     for signal in [Signal::TERM, Signal::INT] {
         let folder = TempDir::new().unwrap();
         let up = up(&folder, &[]);
-        let url = format!("{}/slow", up.service);
-        let slow = tokio::spawn(async move { get(&client(), &url).await });
-        // The balancer counts the request while it is under way.
-        loop {
-            let overview = up.overview().await;
-            if overview["edge"]["active"].as_f64() >= Some(1.0) || slow.is_finished() {
-                break;
-            }
-        }
+        let slow = in_flight(&up, "/slow").await;
         up.signal(signal);
         let (status, body) = slow.await.unwrap().unwrap();
         assert_eq!(status, 200, "{body}");
@@ -91,4 +87,41 @@ async fn when_it_is_killed_its_children_end_too() {
     for (_, pid) in children {
         until("the child is gone", || is_gone(pid)).await;
     }
+}
+
+#[tokio::test]
+async fn a_second_signal_stops_at_once() {
+    let folder = TempDir::new().unwrap();
+    let up = up(&folder, &[]);
+    let stuck = in_flight(&up, "/stuck").await;
+    up.signal(Signal::TERM);
+    // Draining has begun once nobody is let in any more.
+    let address = up.service.trim_start_matches("http://").to_owned();
+    until("nobody is let in", || TcpStream::connect(&address).is_err()).await;
+    up.signal(Signal::TERM);
+    let stopped = tokio::task::spawn_blocking(move || up.wait());
+    let well = tokio::time::timeout(Duration::from_secs(60), stopped).await.expect("it goes on").unwrap();
+    assert!(!well, "requests were cut, and its exit status does not say so");
+    assert!(!stuck.await.unwrap().is_ok_and(|(status, _)| status == 200));
+}
+
+#[tokio::test]
+async fn a_viewer_that_hangs_does_not_hold_up_the_end() {
+    let folder = TempDir::new().unwrap();
+    let up = up(&folder, &[]);
+    let mut viewer = TcpStream::connect(up.dashboard.trim_start_matches("http://")).unwrap();
+    std::io::Write::write_all(&mut viewer, b"GET / HT").unwrap();
+    up.signal(Signal::TERM);
+    let stopped = tokio::task::spawn_blocking(move || up.wait());
+    let stopped =
+        tokio::time::timeout(Duration::from_secs(60), stopped).await.expect("it waits for the viewer");
+    assert!(stopped.unwrap(), "it did not stop in good order");
+}
+
+/// Sends a request, and returns once the balancer counts it as under way.
+async fn in_flight(up: &Up, path: &str) -> JoinHandle<Result<(StatusCode, String), Error>> {
+    let url = format!("{}{path}", up.service);
+    let request = tokio::spawn(async move { get(&client(), &url).await });
+    while up.overview().await["edge"]["active"].as_f64() < Some(1.0) && !request.is_finished() {}
+    request
 }

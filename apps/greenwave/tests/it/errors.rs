@@ -138,9 +138,14 @@ fn a_bad_setting() {
         greenwave: app.health (--health): no health check is called "health"; use tcp, none, or a path such as /health
     "#]],
     );
-    check(&["--health", "none", "--", "sh"], &[], "", expect![[r#"
+    check(
+        &["--health", "none", "--", "sh"],
+        &[],
+        "",
+        expect![[r#"
         greenwave: app.health (--health): what takes requests needs a check: tcp, or a path such as /health
-    "#]]);
+    "#]],
+    );
     check(
         &["--dashboard", "0.0.0.0:0", "--", "sh"],
         &[],

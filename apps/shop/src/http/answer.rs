@@ -22,7 +22,7 @@ pub struct Problem {
 
 /// Why a request fails: a status and the text for its caller.
 #[derive(Debug)]
-pub struct Failure {
+pub(crate) struct Failure {
     status: StatusCode,
     message: String,
 }

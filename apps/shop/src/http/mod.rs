@@ -20,8 +20,9 @@ use greenwave_monitor::Monitor;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{Shop, request};
-pub use answer::{Failure, Problem};
-pub use server::{bind, serve};
+use answer::Failure;
+pub use answer::Problem;
+pub use server::{Reserved, bind, reserve, serve};
 
 /// The longest body that a request may have.
 pub const MAX_BODY_BYTES: usize = 1024 * 1024;

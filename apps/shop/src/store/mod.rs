@@ -23,6 +23,9 @@ const HANDLER_GRACE: Duration = Duration::from_secs(3);
 /// How long the events and jobs of a killed process wait before another takes them.
 const LEASE: Duration = Duration::from_secs(5);
 
+/// Says why a start takes its time.
+const WAITING: &str = "another process prepares or fills the database: waiting for it, a minute at most";
+
 /// The composite index of the order list; the naive shop drops it.
 pub(crate) const ORDER_INDEX: &str = "CREATE INDEX IF NOT EXISTS orders_customer_status_created
     ON orders (customer_id, status, created_at DESC, id DESC)";

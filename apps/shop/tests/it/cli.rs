@@ -1,7 +1,7 @@
 //! The program as a person or a supervisor runs it.
 
 use std::{
-    io::Read,
+    io::{BufRead, BufReader, Read},
     net::TcpListener,
     path::Path,
     process::{Child, Command, Output, Stdio},
@@ -84,6 +84,54 @@ fn help_shows_examples() {
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success() && text.contains("DATABASE_URL"), "{text}");
     }
+    let output = shop(folder.path()).args(["worker", "--help"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(text.contains(&format!("[default: {}]", greenwave_shop::DEFAULT_DATABASE_URL)), "{text}");
+}
+
+/// A start that waits for another process ends at once when it is told to.
+fn a_start_that_waits_ends_on_sigterm(command: &mut Command) {
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut child = command.env("PORT", "0").spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut said = String::new();
+        while !said.contains("another process prepares") {
+            assert!(log.read_line(&mut said).unwrap() > 0, "{said}");
+        }
+        let told = Instant::now();
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        let status = child.wait().unwrap();
+        log.read_to_string(&mut said).unwrap();
+        assert_eq!(status.code(), Some(0), "{said}");
+        assert!(told.elapsed() < Duration::from_secs(20), "{:?}: {said}", told.elapsed());
+        assert!(said.contains("stopped"), "{said}");
+    }
+}
+
+#[test]
+fn on_sqlite_a_start_that_waits_ends_on_sigterm() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("shop.db");
+    let db = rusqlite::Connection::open(&path).unwrap();
+    db.pragma_update(None, "journal_mode", "wal").unwrap();
+    db.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let url = format!("sqlite:{}", path.display());
+    a_start_that_waits_ends_on_sigterm(shop(folder.path()).arg("serve").env("DATABASE_URL", url));
+}
+
+#[tokio::test]
+async fn on_postgres_a_start_that_waits_ends_on_sigterm() {
+    let folder = TempDir::new().unwrap();
+    let url = tokio::task::spawn_blocking(greenwave_test_servers::postgres_database).await.unwrap();
+    let mut other = crate::fixture::pool(&url).begin().await.unwrap();
+    // Whoever migrates or seeds holds it.
+    sqlx::query("SELECT pg_advisory_xact_lock(1936224112)").execute(&mut *other).await.unwrap();
+    tokio::task::spawn_blocking(move || {
+        a_start_that_waits_ends_on_sigterm(shop(folder.path()).arg("serve").env("DATABASE_URL", url));
+    })
+    .await
+    .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -135,12 +183,25 @@ async fn measurements_are_served_where_the_supervisor_says() {
 }
 
 #[test]
-fn a_port_in_use_is_said_in_one_line() {
+fn a_port_in_use_is_said_in_one_line_and_the_database_stays_as_it_is() {
     let folder = TempDir::new().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
     let line = fails(shop(folder.path()).arg("serve").env("PORT", &port));
     assert!(line.contains(&port) && line.contains("another port"), "{line}");
+    let file = folder.path().join("greenwave-data/shop.db");
+    assert!(!file.exists());
+
+    let seed = ["seed", "--users", "20", "--products", "10", "--orders", "50"];
+    assert!(shop(folder.path()).args(seed).status().unwrap().success());
+    fails(shop(folder.path()).args(["serve", "--naive"]).env("PORT", &port));
+    let index = "SELECT count(*) FROM sqlite_schema WHERE name = 'orders_customer_status_created'";
+    let db = rusqlite::Connection::open(file).unwrap();
+    assert_eq!(
+        db.query_one(index, (), |row| row.get::<_, i64>(0)).unwrap(),
+        1,
+        "the live shop has its index"
+    );
 }
 
 #[test]
@@ -154,7 +215,7 @@ fn a_bad_url_is_said_in_one_line_without_its_password() {
         ("DATABASE_URL", "sqlite:.", "SQLite"),
         ("REDIS_URL", "http://ada:s3cret@localhost", "redis://"),
     ] {
-        let line = fails(shop(folder.path()).arg("serve").env(name, url));
+        let line = fails(shop(folder.path()).arg("serve").env("PORT", "0").env(name, url));
         assert!(line.contains(what) && !line.contains("s3cret"), "{url}: {line}");
     }
 }

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use greenwave_shop::store::{Store, StoreConfig};
+use greenwave_db::PoolConfig;
+use greenwave_shop::{
+    Config,
+    store::{Store, StoreConfig},
+};
 use serde_json::json;
 use tokio::{io::AsyncWriteExt, net::TcpStream, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -52,7 +56,9 @@ async fn on_postgres_effects_survive_a_stop() {
 async fn effects_happen_once_although_workers_die(kind: Kind) {
     const ORDERS: i64 = 200;
     let data = Data::seeded(kind).await;
-    let shop = Running::start(&data.config(), Works::ApiOnly).await;
+    // All come at once; on a busy machine the last of them wait for long.
+    let pool = PoolConfig { connection_timeout: Duration::from_secs(30), ..PoolConfig::default() };
+    let shop = Running::start(&Config { pool, ..data.config() }, Works::ApiOnly).await;
     let mut requests = JoinSet::new();
     for n in 0..ORDERS {
         let client = shop.client.clone();

@@ -90,7 +90,7 @@ pub(crate) struct Running {
 impl Running {
     pub(crate) async fn start(config: &Config, works: Works) -> Running {
         let shop = Shop::open(config).await.unwrap();
-        let listener = http::bind(loopback(0)).await.unwrap();
+        let listener = http::bind(loopback(0)).unwrap();
         let client = Client::new(listener.local_addr().unwrap());
         let cancel = CancellationToken::new();
         let role = match works {

@@ -1,9 +1,13 @@
 //! The shop with every technique switched off answers the same.
 
+use std::time::Duration;
+
 use serde_json::json;
+use sqlx::postgres::PgListener;
 
 use crate::{
     checks,
+    database::Database,
     fixture::{Fixture, Kind, Running, Works},
 };
 
@@ -46,4 +50,15 @@ async fn on_sqlite_a_naive_shop_answers_the_same() {
 #[tokio::test]
 async fn on_postgres_a_naive_shop_answers_the_same() {
     check(Kind::Postgres).await;
+}
+
+#[tokio::test]
+async fn a_naive_shop_wakes_no_worker() {
+    let fixture = Fixture::naive(Kind::Postgres).await;
+    let Database::Postgres(pool) = fixture.db() else { panic!() };
+    let mut listener = PgListener::connect_with(pool).await.unwrap();
+    listener.listen("greenwave_jobs").await.unwrap();
+    fixture.client().post("/users", &json!({"name": "Ada", "email": "ada@example.org"})).await;
+    let heard = tokio::time::timeout(Duration::from_secs(1), listener.recv()).await;
+    assert!(heard.is_err(), "{heard:?}");
 }

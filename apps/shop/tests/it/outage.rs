@@ -12,7 +12,10 @@ use greenwave_test_servers::Server;
 use hyper::Method;
 use serde_json::json;
 
-use crate::fixture::{Running, Works, eventually_within};
+use crate::{
+    database::Database,
+    fixture::{Data, Kind, Running, Works, eventually_within},
+};
 
 const TINY: SeedSize = SeedSize { users: 100, products: 50, orders: 100 };
 
@@ -64,6 +67,36 @@ async fn while_postgres_is_away_answers_say_so() {
     let made = db.int("SELECT count(*) FROM orders").await - TINY.orders;
     eventually_within(Duration::from_secs(20), "effects", made, async || {
         db.int("SELECT count(*) FROM notifications").await
+    })
+    .await;
+    shop.stop().await;
+}
+
+// A lock held elsewhere used to pin every connection for as long as it was held, and with them all other requests.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_is_locked_elsewhere_holds_up_its_own_requests_only() {
+    let data = Data::seeded(Kind::Postgres).await;
+    let shop = Running::start(&data.config(), Works::Everything).await;
+    let Database::Postgres(pool) = &data.db else { panic!() };
+    let mut other = pool.begin().await.unwrap();
+    sqlx::raw_sql("LOCK TABLE orders").execute(&mut *other).await.unwrap();
+
+    let order = json!({"customer_id": 1, "items": [{"product_id": 5, "quantity": 1}]}).to_string();
+    let mut requests = tokio::task::JoinSet::new();
+    for _ in 0..30 {
+        let (client, order) = (shop.client.clone(), order.clone());
+        requests.spawn(async move {
+            client.fails(Method::POST, "/orders", &order, 503, "unavailable").await;
+        });
+    }
+    tokio::time::timeout(Duration::from_secs(30), requests.join_all()).await.unwrap();
+    // While the lock is still held.
+    let user = json!({"name": "Ada", "email": "ada@example.org"});
+    shop.client.post("/users", &user).await;
+    other.rollback().await.unwrap();
+    shop.client.post("/orders", &serde_json::from_str(&order).unwrap()).await;
+    eventually_within(Duration::from_secs(10), "effects of one order", 1, async || {
+        data.db.int("SELECT count(*) FROM notifications").await
     })
     .await;
     shop.stop().await;

@@ -12,6 +12,14 @@ impl<K, V> Tier<K, V> {
         match self.never {}
     }
 
+    pub(crate) async fn lease(&self, _: &K) -> Option<Infallible> {
+        match self.never {}
+    }
+
+    pub(crate) async fn fill(&self, _: &K, _: Option<&V>, _: Infallible) {
+        match self.never {}
+    }
+
     pub(crate) async fn set(&self, _: &K, _: &V) {
         match self.never {}
     }

@@ -9,13 +9,28 @@ use redis::Cmd;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{Failure, Remote};
-use crate::telemetry::{REMOTE_TARGET, REMOTE_UNDECODABLE, RemoteMetrics};
+use crate::{
+    CacheConfig,
+    telemetry::{REMOTE_TARGET, REMOTE_UNDECODABLE, RemoteMetrics},
+};
 
 /// Redis refuses an expiry that overflows its clock; a century is as good as for ever.
 const MAX_TTL: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// How deep values may nest. rmp-serde's own limit of 1024 overflows the stack of an unoptimised build's thread.
 const MAX_DEPTH: usize = 128;
+
+/// How a lease begins, and no value: MessagePack has no use for this byte.
+const LEASED: u8 = 0xc1;
+
+/// Puts a value, or nothing, in the place of a lease; does nothing when the lease is gone.
+const FILL: &str = "\
+    if redis.call('GET', KEYS[1]) ~= ARGV[1] then return end \
+    if ARGV[2] then redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) else redis.call('DEL', KEYS[1]) end";
+
+/// The right to fill a key. It stands in the key itself, so that whoever invalidates or inserts the key, in whatever
+/// process, takes it away; and it is taken before the source is read, so that what was read before does not come after.
+pub(crate) struct Lease([u8; 17]);
 
 /// One cache's view of its remote: typed, and without failures.
 ///
@@ -24,6 +39,7 @@ pub(crate) struct Tier<K, V> {
     remote: Remote,
     cache: &'static str,
     ttl_ms: u64,
+    lease_ms: u64,
     show: fn(&'static str, &K) -> String,
     encode: fn(&V) -> Result<Vec<u8>, rmp_serde::encode::Error>,
     decode: fn(&[u8]) -> Result<V, rmp_serde::decode::Error>,
@@ -34,16 +50,19 @@ pub(crate) struct Tier<K, V> {
 }
 
 impl<K, V> Tier<K, V> {
-    pub(crate) fn new(remote: Remote, cache: &'static str, ttl: Duration) -> Tier<K, V>
+    pub(crate) fn new(remote: Remote, cache: &'static str, config: &CacheConfig) -> Tier<K, V>
     where
         K: Display,
         V: Serialize + DeserializeOwned,
     {
-        let ttl_ms = ttl.min(MAX_TTL).as_millis() as u64;
+        let expiry_ms = |ttl: Duration| (ttl.min(MAX_TTL).as_millis() as u64).max(1);
+        let ttl = config.remote_ttl;
+        let lease = config.load_timeout.saturating_add(remote.shared.config.timeout);
         Tier {
             remote,
             cache,
-            ttl_ms: if ttl.is_zero() { 0 } else { ttl_ms.max(1) },
+            ttl_ms: if ttl.is_zero() { 0 } else { expiry_ms(ttl) },
+            lease_ms: expiry_ms(lease),
             show: |cache, key| format!("{cache}:{key}"),
             // Named fields: a struct may gain, lose and reorder fields while old values are about.
             encode: |value| rmp_serde::to_vec_named(value),
@@ -65,6 +84,9 @@ impl<K, V> Tier<K, V> {
                 return None;
             }
         };
+        if bytes.first() == Some(&LEASED) {
+            return None;
+        }
         // A hand-written Deserialize may panic on what it never expected; to the reader that is garbage too.
         let decoded = catch_unwind(AssertUnwindSafe(|| (self.decode)(&bytes)));
         let error = match decoded {
@@ -77,29 +99,73 @@ impl<K, V> Tier<K, V> {
         None
     }
 
+    /// For one who is about to read the source.
+    pub(crate) async fn lease(&self, key: &K) -> Option<Lease> {
+        if self.ttl_ms == 0 {
+            return None;
+        }
+        let mut lease = Lease([LEASED; 17]);
+        lease.0[1..].copy_from_slice(&rand::random::<[u8; 16]>());
+        self.write(
+            Cmd::new()
+                .arg("SET")
+                .arg((self.show)(self.cache, key))
+                .arg(&lease.0)
+                .arg("PX")
+                .arg(self.lease_ms),
+        )
+        .await
+        .then_some(lease)
+    }
+
+    /// Keeps what the source had, unless the key was changed meanwhile. Without a value the lease is given back.
+    pub(crate) async fn fill(&self, key: &K, value: Option<&V>, lease: Lease) {
+        let mut command = Cmd::new();
+        command.arg("EVAL").arg(FILL).arg(1).arg((self.show)(self.cache, key)).arg(&lease.0);
+        if let Some(bytes) = value.and_then(|value| self.bytes(value)) {
+            command.arg(bytes).arg(self.ttl_ms);
+        }
+        self.write(&command).await;
+    }
+
     pub(crate) async fn set(&self, key: &K, value: &V) {
         if self.ttl_ms == 0 {
             return;
         }
-        let bytes = match (self.encode)(value) {
-            Ok(bytes) => bytes,
-            Err(error) => {
+        let written = match self.bytes(value) {
+            Some(bytes) => {
+                let mut command = Cmd::new();
+                command.arg("SET").arg((self.show)(self.cache, key)).arg(bytes).arg("PX").arg(self.ttl_ms);
+                self.write(&command).await
+            }
+            None => false,
+        };
+        if !written {
+            // Better no value than the one from before.
+            self.delete(key).await;
+        }
+    }
+
+    fn bytes(&self, value: &V) -> Option<Vec<u8>> {
+        (self.encode)(value)
+            .inspect_err(|error| {
                 self.sets.failures.increment(1);
                 tracing::warn!(target: REMOTE_TARGET, cache = self.cache, %error, "a value does not encode");
-                return;
-            }
-        };
-        let mut command = Cmd::new();
-        command.arg("SET").arg((self.show)(self.cache, key)).arg(bytes).arg("PX").arg(self.ttl_ms);
-        if let Err(failure) = self.remote.ask::<()>(&command).await {
-            self.note(&self.sets, &failure, "a write");
-        }
+            })
+            .ok()
+    }
+
+    /// Says whether it was done.
+    async fn write(&self, command: &Cmd) -> bool {
+        let answer = self.remote.ask::<()>(command).await;
+        answer.inspect_err(|failure| self.note(&self.sets, failure, "a write")).is_ok()
     }
 
     pub(crate) async fn delete(&self, key: &K) {
         let mut command = Cmd::new();
         command.arg("DEL").arg((self.show)(self.cache, key));
-        if let Err(failure) = self.remote.ask::<()>(&command).await {
+        // Though Redis may just have failed: an answer that came late is no reason to leave an old value there.
+        if let Err(failure) = self.remote.insist::<()>(&command).await {
             self.note(&self.deletes, &failure, "an invalidation");
             tracing::warn!(
                 target: REMOTE_TARGET, cache = self.cache, error = %failure,

@@ -174,6 +174,78 @@ async fn a_connection_that_hangs_is_replaced() {
     assert!(recording.count("greenwave.cache.remote.failures{cache=n,operation=get}") > 0);
 }
 
+// One late answer, and reads leave Redis alone for a while; what changes meanwhile must not stay there.
+#[tokio::test]
+async fn invalidations_and_inserts_reach_a_redis_that_has_just_failed() {
+    for insert in [false, true] {
+        let server = Server::redis();
+        let config = RemoteConfig { timeout: Duration::from_secs(2), retry_after: Duration::from_secs(600) };
+        let (cache, recording) = without_memory(&server.url(), config.clone());
+        cache.insert(1, 7).await;
+        server.pause();
+        assert_eq!(cache.get(&2).await, None);
+        server.resume();
+        assert_eq!(cache.get(&1).await, None);
+        assert_eq!(recording.count("greenwave.cache.remote.skipped{cache=n,operation=get}"), 1);
+
+        match insert {
+            false => cache.invalidate(&1).await,
+            true => cache.insert(1, 8).await,
+        }
+        let (other, _) = without_memory(&server.url(), config);
+        assert_eq!(other.get(&1).await, None, "the old value is still there");
+    }
+}
+
+#[tokio::test]
+async fn many_invalidations_of_one_key_do_not_queue_up_before_a_redis_that_hangs() {
+    let server = Server::redis();
+    let config = RemoteConfig { timeout: Duration::from_millis(200), retry_after: Duration::from_secs(600) };
+    let (cache, _) = without_memory(&server.url(), config);
+    cache.insert(1, 7).await;
+    server.pause();
+    let started = Instant::now();
+    let mut invalidations = tokio::task::JoinSet::new();
+    for _ in 0..200 {
+        let cache = cache.clone();
+        invalidations.spawn(async move { cache.invalidate(&1).await });
+    }
+    invalidations.join_all().await;
+    assert!(started.elapsed() < Duration::from_secs(10), "one after the other, this takes 40 s");
+    server.resume();
+}
+
+// What a failover leaves behind: the connection stands, to a server that takes no writes any more.
+#[tokio::test]
+async fn a_primary_that_became_a_replica_is_left_for_the_new_one() {
+    let (old, new) = (Server::redis(), Server::redis());
+    let address =
+        |server: &Server| server.url().trim_start_matches("redis://").split('/').next().unwrap().to_owned();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (primary, lookup) = tokio::sync::watch::channel(address(&old));
+    tokio::spawn(async move {
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let address = lookup.borrow().clone();
+            let mut server = tokio::net::TcpStream::connect(address).await.unwrap();
+            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut client, &mut server).await });
+        }
+    });
+    let config = RemoteConfig { timeout: Duration::from_secs(10), retry_after: Duration::from_secs(600) };
+    let (cache, recording) = without_memory(&format!("redis://127.0.0.1:{port}"), config.clone());
+    cache.insert(1, 7).await;
+
+    let mut admin = redis::Client::open(old.url()).unwrap().get_multiplexed_async_connection().await.unwrap();
+    let demote = redis::cmd("REPLICAOF").arg("127.0.0.1").arg(1).take();
+    demote.exec_async(&mut admin).await.unwrap();
+    primary.send_replace(address(&new));
+    cache.insert(1, 8).await;
+    let (other, _) = without_memory(&new.url(), config);
+    assert_eq!(other.get(&1).await.as_deref(), Some(&8));
+    assert_eq!(recording.count("greenwave.cache.remote.failures{cache=n,operation=set}"), 0, "unnoticed");
+}
+
 #[tokio::test]
 async fn a_full_redis_refuses_writes_and_still_answers_reads() {
     let server = Server::redis();
@@ -189,4 +261,6 @@ async fn a_full_redis_refuses_writes_and_still_answers_reads() {
     assert_eq!(recording.count("greenwave.cache.remote.failures{cache=n,operation=set}"), 1);
     assert_eq!(cache.get(&1).await.as_deref(), Some(&7));
     assert_eq!(cache.get(&2).await, None);
+    cache.insert(1, 9).await;
+    assert_eq!(cache.get(&1).await, None, "what an insert cannot replace it removes");
 }

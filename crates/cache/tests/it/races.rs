@@ -35,12 +35,14 @@ async fn read(cache: &Cache<usize, u64>, versions: &Versions, key: usize, dawdle
     *cache.get_or_load(&key, load).await.unwrap().unwrap()
 }
 
-async fn race(cache: Cache<usize, u64>, seed: u64) {
+/// Caches that share a Redis stand for as many processes.
+async fn race(caches: &[Cache<usize, u64>], seed: u64) {
+    let cache_of = |number: u64| caches[number as usize % caches.len()].clone();
     let versions: Versions = Arc::default();
     let done = Arc::new(AtomicBool::new(false));
     let mut readers = JoinSet::new();
     for reader in 0..READERS {
-        let (cache, versions, done) = (cache.clone(), versions.clone(), done.clone());
+        let (cache, versions, done) = (cache_of(reader), versions.clone(), done.clone());
         let mut random = Random::seeded(seed + reader);
         readers.spawn(async move {
             while !done.load(Ordering::SeqCst) {
@@ -56,7 +58,7 @@ async fn race(cache: Cache<usize, u64>, seed: u64) {
     }
     let mut writers = JoinSet::new();
     for writer in 0..WRITERS {
-        let (cache, versions) = (cache.clone(), versions.clone());
+        let (cache, versions) = (cache_of(writer), versions.clone());
         let mut random = Random::seeded(seed + READERS + writer);
         writers.spawn(async move {
             for _ in 0..WRITES {
@@ -77,8 +79,10 @@ async fn race(cache: Cache<usize, u64>, seed: u64) {
     writers.join_all().await;
     done.store(true, Ordering::SeqCst);
     readers.join_all().await;
-    cache.settled().await;
-    for key in 0..KEYS {
+    for cache in caches {
+        cache.settled().await;
+    }
+    for (cache, key) in caches.iter().flat_map(|cache| (0..KEYS).map(move |key| (cache, key))) {
         let kept = cache.get(&key).await;
         let current = versions[key].load(Ordering::SeqCst);
         assert!(kept.is_none_or(|kept| *kept == current), "seed {seed}: key {key} is stale at rest");
@@ -89,7 +93,7 @@ async fn race(cache: Cache<usize, u64>, seed: u64) {
 async fn racing_readers_and_writers_leave_nothing_stale_in_memory() {
     let seed = Random::seed();
     println!("SEED={seed}");
-    race(Cache::builder("race").build(), seed).await;
+    race(&[Cache::builder("race").build()], seed).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -100,8 +104,10 @@ async fn racing_readers_and_writers_leave_nothing_stale_in_redis() {
     let config = RemoteConfig { timeout: Duration::from_secs(10), ..Default::default() };
     let remote = Remote::connect_with(&url, config).unwrap();
     let with_memory = Cache::builder("race").remote(remote.clone()).build();
-    race(with_memory, seed).await;
+    race(&[with_memory], seed).await;
     // Without memory, what is stale at rest is stale in Redis.
     let config = CacheConfig { ttl: Duration::ZERO, ..Default::default() };
-    race(Cache::builder("bare").config(config).remote(remote.clone()).build(), seed).await;
+    let bare = |name| Cache::builder(name).config(config.clone()).remote(remote.clone()).build();
+    race(&[bare("bare")], seed).await;
+    race(&["fleet"; 3].map(bare), seed).await;
 }

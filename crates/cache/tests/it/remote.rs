@@ -5,7 +5,7 @@ use greenwave_test_servers::{Server, redis_url};
 use redis::{AsyncTypedCommands, aio::MultiplexedConnection};
 use serde::{Deserialize, Serialize};
 
-use crate::support::{Gate, Recording, Source};
+use crate::support::{Failed, Gate, Recording, Source};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct User {
@@ -161,6 +161,69 @@ async fn an_invalidation_during_a_load_wins_in_redis_too() {
     assert_eq!(cache.get(&1).await, None);
 }
 
+/// What a second process does is what a second cache does: they share Redis alone.
+#[tokio::test]
+async fn a_change_in_another_process_wins_over_a_load_that_began_before() {
+    let bob = User { id: 1, name: "Bob".into() };
+    for insert in [false, true] {
+        let url = redis_url();
+        let (loading, changing) = (users(&url), users(&url));
+        let gate = Gate::new();
+        let caller = tokio::spawn({
+            let (cache, gate) = (loading.clone(), gate.clone());
+            async move { cache.get_or_load(&1, || Source::default().load_behind(gate, ada())).await.unwrap() }
+        });
+        gate.arrival().await;
+        match insert {
+            false => changing.invalidate(&1).await,
+            true => changing.insert(1, bob.clone()).await,
+        }
+        gate.open();
+        assert_eq!(caller.await.unwrap().as_deref(), Some(&ada()));
+        loading.settled().await;
+        assert_eq!(users(&url).get(&1).await.as_deref(), insert.then_some(&bob));
+
+        // And the next load may fill at once.
+        let after = changing.get_or_load(&1, || Source::default().load(bob.clone())).await;
+        assert_eq!(after.unwrap().as_deref(), Some(&bob));
+        changing.settled().await;
+        assert_eq!(users(&url).get(&1).await.as_deref(), Some(&bob));
+    }
+}
+
+#[tokio::test]
+async fn of_two_processes_that_load_a_key_one_fills_it() {
+    let url = redis_url();
+    let (early, late) = (users(&url), users(&url));
+    let gate = Gate::new();
+    let caller = tokio::spawn({
+        let (cache, gate) = (early.clone(), gate.clone());
+        async move { cache.get_or_load(&1, || Source::default().load_behind(gate, ada())).await.unwrap() }
+    });
+    gate.arrival().await;
+    assert_eq!(users(&url).get(&1).await, None, "a lease is no value");
+    let bob = User { id: 1, name: "Bob".into() };
+    late.get_or_load(&1, || Source::default().load(bob.clone())).await.unwrap();
+    late.settled().await;
+    gate.open();
+    caller.await.unwrap();
+    early.settled().await;
+    assert_eq!(users(&url).get(&1).await.as_deref(), Some(&bob), "what was read later");
+}
+
+#[tokio::test]
+async fn a_load_that_brings_nothing_leaves_nothing_in_redis() {
+    let url = redis_url();
+    let recording = Recording::default();
+    let cache = recording.of(|| users(&url));
+    assert_eq!(cache.get_or_load(&1, || async { Ok::<_, Failed>(None) }).await.unwrap(), None);
+    cache.get_or_load(&2, || async { Err(Failed) }).await.unwrap_err();
+    cache.settled().await;
+    let mut redis = redis(&url).await;
+    assert!(!redis.exists(&["user:1", "user:2"]).await.unwrap());
+    assert_eq!(recording.count("greenwave.cache.remote.undecodable{cache=user}"), 0);
+}
+
 /// A Redis that answers the commands of `kind` only after `resume`.
 struct Stalled {
     server: Server,
@@ -210,9 +273,16 @@ async fn let_others_run() {
 #[tokio::test]
 async fn an_invalidation_that_meets_a_write_on_its_way_to_redis_removes_it() {
     let (mut stalled, cache) = Stalled::new(async |cache| assert_eq!(cache.get(&1).await, None)).await;
+    let gate = Gate::new();
+    let caller = tokio::spawn({
+        let (cache, gate) = (cache.clone(), gate.clone());
+        async move { cache.get_or_load(&1, || Source::default().load_behind(gate, ada())).await.unwrap() }
+    });
+    gate.arrival().await;
     stalled.pause("WRITE").await;
-    cache.get_or_load(&1, || Source::default().load(ada())).await.unwrap();
-    stalled.waits("set").await;
+    gate.open();
+    caller.await.unwrap();
+    stalled.waits("eval").await;
     let invalidation = tokio::spawn({
         let cache = cache.clone();
         async move { cache.invalidate(&1).await }

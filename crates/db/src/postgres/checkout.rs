@@ -133,8 +133,8 @@ impl Pool {
         };
         let server = Arc::clone(server);
         match *source {
-            sqlx::Error::Io(_) | sqlx::Error::Tls(_) => Error::Unreachable { server, source },
-            _ => Error::Refused { server, source },
+            sqlx::Error::Database(_) => Error::Refused { server, source },
+            _ => Error::Unreachable { server, source },
         }
     }
 }

@@ -68,7 +68,7 @@ impl Pool {
     /// A pool, after one connection was made to see that it works.
     ///
     /// # Errors
-    /// [`Error::Url`], [`Error::Unreachable`] or [`Error::Refused`], within the connection timeout and half a second.
+    /// [`Error::Url`], [`Error::UrlParameter`], [`Error::Unreachable`] or [`Error::Refused`], within the connection timeout and half a second.
     #[track_caller]
     pub fn connect(
         url: &str,
@@ -86,7 +86,7 @@ impl Pool {
     /// A pool that makes its first connection when one is needed.
     ///
     /// # Errors
-    /// [`Error::Url`], [`Error::Config`] or, outside Tokio, [`Error::NoRuntime`].
+    /// [`Error::Url`], [`Error::UrlParameter`], [`Error::Config`] or, outside Tokio, [`Error::NoRuntime`].
     pub fn connect_lazy(url: &str, config: PoolConfig) -> Result<Self, Error> {
         config.check()?;
         let options = connect::parse(url)?;

@@ -63,7 +63,7 @@ impl Pool {
     /// locked: call it when the program starts.
     ///
     /// # Errors
-    /// [`Error::Open`], [`Error::Locked`], [`Error::InMemory`] or [`Error::Config`].
+    /// [`Error::Open`], [`Error::Locked`], [`Error::InMemory`], [`Error::Uri`] or [`Error::Config`].
     pub fn open(path: impl AsRef<Path>, config: PoolConfig) -> Result<Self, Error> {
         config.check()?;
         let file = Arc::new(File::new(path.as_ref(), config)?);
@@ -113,7 +113,8 @@ impl Pool {
 
     /// Closes the pool: what runs or waits ends first, later callers get [`Error::Closed`].
     ///
-    /// A pool that is dropped instead closes the same way, in the background.
+    /// A pool that is dropped instead ends the same way without waiting. Its writer closes in the background; its idle
+    /// readers close on the thread that drops the last clone, which touches the disk.
     pub async fn close(&self) {
         self.inner.readers.close().await;
         self.inner.writer.close().await;

@@ -68,7 +68,7 @@ impl Readers {
                     waited: config.connection_timeout,
                     in_use: config.max_connections.saturating_sub(self.permits.available_permits() as u32),
                     max_connections: config.max_connections,
-                    waiting: 1,
+                    waiting: 0,
                     longest_held: Vec::new(),
                 })
             }

@@ -20,7 +20,6 @@ thread_local! {
 struct Scope {
     slow: Duration,
     wait: Duration,
-    slow_only: bool,
     running: Vec<Running>,
 }
 
@@ -40,22 +39,13 @@ pub(super) fn observe(connection: &Connection) {
 
 /// Runs `f`; each statement it runs is reported.
 pub(super) fn scope<T>(slow: Duration, wait: Duration, f: impl FnOnce() -> T) -> T {
-    enter(Scope { slow, wait, slow_only: false, running: Vec::new() }, f)
-}
-
-/// Runs `f`, which only ends a transaction: that is no statement of the caller's, but its log should name a slow one.
-pub(super) fn slow_only<T>(slow: Duration, wait: Duration, f: impl FnOnce() -> T) -> T {
-    enter(Scope { slow, wait, slow_only: true, running: Vec::new() }, f)
-}
-
-fn enter<T>(scope: Scope, f: impl FnOnce() -> T) -> T {
     struct Leave;
     impl Drop for Leave {
         fn drop(&mut self) {
             SCOPE.set(None);
         }
     }
-    SCOPE.set(Some(scope));
+    SCOPE.set(Some(Scope { slow, wait, running: Vec::new() }));
     let _leave = Leave;
     f()
 }
@@ -98,15 +88,24 @@ fn finished(statement: &StmtRef<'_>) {
     let ended = with_scope(|scope| {
         let place = scope.running.iter().position(|running| running.statement == id)?;
         let running = scope.running.swap_remove(place);
-        Some((running, scope.slow, scope.wait, scope.slow_only))
+        Some((running, scope.slow, scope.wait))
     });
     // The scope is free again before anybody's subscriber runs.
-    let Some((running, slow, wait, slow_only)) = ended.flatten() else { return };
-    // Not the duration that SQLite gives: it counts in milliseconds.
+    let Some((running, slow, wait)) = ended.flatten() else { return };
+    // Not the duration that SQLite gives: it counts in milliseconds. Either holds the time that the caller takes between
+    // rows, for SQLite does not tell when it is asked for the next one.
     let elapsed = running.since.elapsed();
     let text = statement.sql();
     let finished = Finished { system: "sqlite", text: &text, elapsed, wait, rows: running.rows };
-    if slow_only { finished.report_if_slow(slow) } else { finished.report(slow) }
+    if is_transaction_control(&text) { finished.report_if_slow(slow) } else { finished.report(slow) }
+}
+
+/// Those are no statements to count, but the log should name a slow one.
+fn is_transaction_control(text: &str) -> bool {
+    let word = text.trim_start().split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or_default();
+    ["BEGIN", "COMMIT", "END", "ROLLBACK", "SAVEPOINT", "RELEASE"]
+        .iter()
+        .any(|known| word.eq_ignore_ascii_case(known))
 }
 
 fn with_scope<T>(f: impl FnOnce(&mut Scope) -> T) -> Option<T> {

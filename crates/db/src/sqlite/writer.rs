@@ -138,13 +138,19 @@ fn write<T, E>(
     let outcome = trace::scope(slow, wait, || catch_unwind(AssertUnwindSafe(|| f(&transaction))));
     match outcome {
         Ok(Ok(value)) => {
-            trace::slow_only(slow, wait, || transaction.commit())?;
+            trace::scope(slow, wait, || transaction.commit())?;
             Ok(Ok(value))
         }
-        Ok(Err(error)) => transaction.rollback().map(|()| Err(error)).map_err(Error::Sqlite),
+        Ok(Err(error)) => rollback(transaction).map(|()| Err(error)),
         Err(panic) => {
-            transaction.rollback()?;
+            rollback(transaction)?;
             Err(Error::Panicked { message: panic_message(&*panic) })
         }
     }
+}
+
+/// A full disk, or a trigger's `RAISE(ROLLBACK)`, has ended the transaction already: there is nothing left to do then,
+/// and what the closure says of it is the error to report.
+fn rollback(transaction: Transaction<'_>) -> Result<(), Error> {
+    if transaction.is_autocommit() { Ok(()) } else { transaction.rollback().map_err(Error::Sqlite) }
 }

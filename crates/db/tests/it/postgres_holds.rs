@@ -156,3 +156,29 @@ async fn a_server_that_comes_back_is_not_stormed() {
     // The one that found its connection broken.
     assert!(failed <= 1, "{failed} failed although the server came back in time");
 }
+
+#[tokio::test]
+async fn a_server_that_does_not_answer_gets_few_connections_however_many_wait() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("postgres://shop@{}/shop", listener.local_addr().unwrap());
+    let config = PoolConfig {
+        max_connections: 40,
+        connection_timeout: Duration::from_millis(500),
+        ..Default::default()
+    };
+    let pool = Pool::connect_lazy(&url, config).unwrap();
+    let callers = join_all((0..40).map(|_| sqlx::query("SELECT 1").execute(&pool)));
+    let mut open = Vec::new();
+    let count = async {
+        let until = tokio::time::Instant::now() + Duration::from_millis(400);
+        while let Ok(accepted) = tokio::time::timeout_at(until, listener.accept()).await {
+            open.push(accepted.unwrap());
+        }
+    };
+    let (answers, ()) = tokio::join!(callers, count);
+    assert_eq!(open.len(), 4);
+    for error in answers {
+        let error = error.unwrap_err();
+        assert!(matches!(Error::in_sqlx(&error), Some(Error::Unreachable { .. })), "{error:?}");
+    }
+}

@@ -18,6 +18,7 @@ pub(super) enum Refusal {
     ClientSilent,
     BrokenBody,
     NoUpstream,
+    NoConnection,
     UpstreamFailed,
     UpstreamAmbiguous,
     UpstreamSilent,
@@ -45,6 +46,9 @@ impl Refusal {
             Self::NoUpstream => {
                 (S::SERVICE_UNAVAILABLE, "unavailable", "no instance of the service is healthy")
             }
+            Self::NoConnection => {
+                (S::SERVICE_UNAVAILABLE, "unavailable", "the proxy cannot open another connection now")
+            }
             Self::UpstreamFailed => (S::BAD_GATEWAY, "bad_gateway", "the service ended the connection"),
             Self::UpstreamAmbiguous => {
                 (S::BAD_GATEWAY, "bad_gateway", "the service sent an ambiguous answer")
@@ -59,7 +63,11 @@ impl Refusal {
     fn closes(self) -> bool {
         !matches!(
             self,
-            Self::NoUpstream | Self::UpstreamFailed | Self::UpstreamAmbiguous | Self::UpstreamSilent
+            Self::NoUpstream
+                | Self::NoConnection
+                | Self::UpstreamFailed
+                | Self::UpstreamAmbiguous
+                | Self::UpstreamSilent
         )
     }
 
@@ -70,7 +78,7 @@ impl Refusal {
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if self == Self::NoUpstream {
+        if matches!(self, Self::NoUpstream | Self::NoConnection) {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         if self.closes() {

@@ -15,6 +15,7 @@ use super::ProxyConfig;
 use super::answer::Refusal;
 use super::body::{AnswerBody, InFlight, RequestBody};
 use super::headers;
+use crate::local::is_local;
 use crate::telemetry::{self, PROXY_TARGET};
 use crate::{LoadBalancer, Upstream};
 
@@ -31,6 +32,8 @@ pub(super) struct Forwarder {
 enum Failure {
     /// No connection: the upstream has seen nothing of the request.
     Unreachable(hyper_util::client::legacy::Error),
+    /// This side could not open a connection, to whichever upstream.
+    Local(hyper_util::client::legacy::Error),
     /// The connection ended before the head of an answer.
     Died(hyper_util::client::legacy::Error),
     /// It cannot be known whether trying again would help.
@@ -128,6 +131,10 @@ impl Forwarder {
                     report(&upstream, &error, "upstream died over a request");
                     return Err(Refusal::UpstreamFailed);
                 }
+                Err(Failure::Local(error)) => {
+                    report(&upstream, &error, "no connection to an upstream could be opened");
+                    return Err(Refusal::NoConnection);
+                }
                 Err(Failure::Final(refusal)) => return Err(refusal),
             }
             tried.push(upstream.address);
@@ -186,7 +193,7 @@ impl Forwarder {
 
 fn failure(error: hyper_util::client::legacy::Error) -> Failure {
     if error.is_connect() {
-        return Failure::Unreachable(error);
+        return if is_local(&error) { Failure::Local(error) } else { Failure::Unreachable(error) };
     }
     let source = error.source().and_then(|source| source.downcast_ref::<hyper::Error>());
     if source.is_some_and(hyper::Error::is_parse) {

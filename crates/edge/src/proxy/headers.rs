@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, TRANSFER_ENCODING, UPGRADE};
 use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, request};
 
@@ -11,6 +11,7 @@ use super::framing::digits;
 
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 // What concerns one connection and not the message (RFC 9110, section 7.6.1).
@@ -70,6 +71,7 @@ pub(super) fn to_upstream(head: &mut request::Parts, peer: IpAddr) {
         head.headers.insert(HOST, host);
     }
     remove_hop_by_hop(&mut head.headers);
+    remove_claims(&mut head.headers);
     // Answered by this proxy when it begins to read the body.
     head.headers.remove(EXPECT);
     if chunked {
@@ -90,8 +92,25 @@ pub(super) fn to_upstream(head: &mut request::Parts, peer: IpAddr) {
     if let Ok(value) = HeaderValue::from_str(&peer) {
         head.headers.insert(X_REAL_IP, value);
     }
+    if let Some(host) = head.headers.get(HOST).cloned() {
+        head.headers.insert(X_FORWARDED_HOST, host);
+    }
     head.headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
     head.version = Version::HTTP_11;
+}
+
+/// Removes what a client says about itself in the words of a proxy, apart from `X-Forwarded-For`.
+fn remove_claims(headers: &mut HeaderMap) {
+    let is_claim = |name: &HeaderName| {
+        // CGI, WSGI and PHP read `X_Real_IP` and `X-Real-IP` as one variable.
+        name.as_str().contains('_')
+            || *name == FORWARDED
+            || (name.as_str().starts_with("x-forwarded-") && *name != X_FORWARDED_FOR)
+    };
+    let claims: Vec<HeaderName> = headers.keys().filter(|name| is_claim(name)).cloned().collect();
+    for name in &claims {
+        headers.remove(name);
+    }
 }
 
 /// Removes what concerns the connection alone, also what `Connection` names so.

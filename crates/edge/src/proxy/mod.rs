@@ -39,7 +39,8 @@ const LAST_HEADER_TIMEOUT: Duration = Duration::from_secs(1);
 /// An HTTP/1.1 reverse proxy over healthy upstreams.
 ///
 /// Requests take turns over the upstreams that the channel says are healthy. Bodies are streamed both ways.
-/// The upstream sees the client's `Host`, and `X-Real-IP`, `X-Forwarded-For` and `X-Forwarded-Proto`.
+/// The upstream sees the client's `Host`, and `X-Real-IP`, `X-Forwarded-For`,
+/// `X-Forwarded-Host` and `X-Forwarded-Proto`.
 ///
 /// A request that could not reach an upstream is tried at the next one. A GET or HEAD without a body whose
 /// upstream dies before it answers is sent once more. Where no upstream is healthy a request waits for

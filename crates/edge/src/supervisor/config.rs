@@ -19,6 +19,7 @@ use crate::{CheckConfig, Health};
 /// };
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct SupervisorConfig {
     /// Name of the whole; instances are called `{name}-0`, `{name}-1` and so on; `app` by default.
@@ -28,23 +29,29 @@ pub struct SupervisorConfig {
     /// How many instances run; 1 by default.
     pub instances: usize,
     /// How an instance shows that it is ready: `tcp`, `none`, or a path such as `/health`; `tcp` by default.
+    #[cfg_attr(feature = "schemars", schemars(with = "String"))]
     pub health: Health,
     /// When instances are checked.
     pub check: CheckConfig,
     /// Time in which a started instance must become ready, or it is started anew; 1 min by default.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schemars", schemars(with = "String"))]
     pub start_timeout: Duration,
     /// Time between SIGTERM and SIGKILL; 10 s by default.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schemars", schemars(with = "String"))]
     pub grace: Duration,
     /// Wait before the first restart, doubled by each further one; 100 ms by default.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schemars", schemars(with = "String"))]
     pub min_backoff: Duration,
     /// Longest wait before a restart; 10 s by default.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schemars", schemars(with = "String"))]
     pub max_backoff: Duration,
     /// Time after it became ready at which an instance's earlier exits are forgotten; 10 s by default.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "schemars", schemars(with = "String"))]
     pub stable_after: Duration,
     /// Exits without a stable run between them that make a crash loop; 5 by default.
     pub crash_loop_after: u32,

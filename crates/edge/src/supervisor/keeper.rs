@@ -141,7 +141,7 @@ impl Keeper {
         loop {
             sleep(config.check.interval).await;
             let result = check(&config.health, address, config.check.timeout).await;
-            let healthy = judge.record(result.is_ok());
+            let healthy = judge.record(&result);
             match result {
                 Ok(()) if healthy => self.passed(),
                 Ok(()) => {}
@@ -156,8 +156,8 @@ impl Keeper {
     async fn check_until_ready(&self, judge: &mut Judge, address: SocketAddr) {
         let config = &self.context.config;
         loop {
-            let passed = check(&config.health, address, config.check.timeout).await.is_ok();
-            if judge.record(passed) {
+            let result = check(&config.health, address, config.check.timeout).await;
+            if judge.record(&result) {
                 return self.passed();
             }
             sleep(config.check.interval.min(STARTING_INTERVAL)).await;

@@ -72,6 +72,10 @@ impl SupervisorBuilder {
     ///
     /// The closure runs on the runtime's threads for every line, so it must not block for long. While it
     /// does, the instance that writes too much waits on its pipe.
+    ///
+    /// The default does block: whoever reads this process's standard error slowly, such as a terminal on hold,
+    /// holds up the runtime, and with it a proxy that runs there. A program that serves should hand the lines
+    /// to a thread of its own here, through a queue with a bound.
     pub fn logs(mut self, sink: impl Fn(&LogLine<'_>) + Send + Sync + 'static) -> Self {
         self.sink = Arc::new(sink);
         self

@@ -70,16 +70,33 @@ impl Process {
 
     /// Waits for the process itself. Cancel safe.
     pub(super) async fn exited(&mut self) -> io::Result<ExitStatus> {
-        self.child.wait().await
+        let status = self.child.wait().await;
+        self.let_go_if_empty();
+        status
     }
 
     /// Waits until no process of the group is left. Cancel safe.
     pub(super) async fn group_exited(&mut self) -> io::Result<ExitStatus> {
         let status = self.child.wait().await?;
-        while self.group.is_some_and(|group| test_kill_process_group(group).is_ok()) {
+        self.let_go_if_empty();
+        while self.group.is_some() {
             tokio::time::sleep(GROUP_POLL).await;
+            self.let_go_if_empty();
         }
         Ok(status)
+    }
+
+    /// Once the leader is reaped, the number is the group's for as long as anybody is left in it, and may then be
+    /// another's: nobody is to signal it any more.
+    fn let_go_if_empty(&mut self) {
+        if self.group.is_none_or(|group| test_kill_process_group(group).is_err()) {
+            self.let_go();
+        }
+    }
+
+    fn let_go(&mut self) {
+        self.group = None;
+        self.context.table.update(self.index, |slot| slot.pid = None);
     }
 
     pub(super) fn signal(&self, signal: Signal) {
@@ -93,8 +110,8 @@ impl Process {
     pub(super) async fn finish(mut self) -> io::Result<ExitStatus> {
         self.signal(Signal::KILL);
         let status = self.child.wait().await;
-        // The number may be another's from now on.
-        self.group = None;
+        // Whoever was left in the group has been killed.
+        self.let_go();
         let last_lines = async { while self.logs.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(LAST_LINES, last_lines).await;
         status
@@ -104,7 +121,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.signal(Signal::KILL);
-        self.context.table.update(self.index, |slot| slot.pid = None);
+        self.let_go();
     }
 }
 

@@ -97,3 +97,20 @@ fn an_unknown_key_is_refused() {
         serde_json::from_str::<SupervisorConfig>(r#"{"health": "/up", "check": {"interval": "5s"}}"#);
     assert_eq!(supervisor.unwrap().health.to_string(), "/up");
 }
+
+#[cfg(feature = "schemars")]
+#[test]
+fn the_schemas_describe_every_key_and_know_its_default() {
+    let check = |schema: schemars::Schema, defaults: serde_json::Value| {
+        let schema = schema.to_value();
+        for (key, default) in defaults.as_object().unwrap() {
+            let property = &schema["properties"][key];
+            assert!(property["description"].is_string(), "{key} is not described");
+            assert_eq!(property["default"], *default, "{key}");
+        }
+    };
+    let defaults = SupervisorConfig::default();
+    check(schemars::schema_for!(greenwave_edge::CheckConfig), serde_json::to_value(&defaults.check).unwrap());
+    check(schemars::schema_for!(SupervisorConfig), serde_json::to_value(&defaults).unwrap());
+    check(schemars::schema_for!(ProxyConfig), serde_json::to_value(ProxyConfig::default()).unwrap());
+}

@@ -33,6 +33,7 @@ async fn an_upstream_sees_the_host_and_the_address_of_the_client() {
             accept: */*
             x-forwarded-for: 127.0.0.1
             x-real-ip: 127.0.0.1
+            x-forwarded-host: shop.example:8080
             x-forwarded-proto: http
 
         "#]],
@@ -50,6 +51,28 @@ async fn addresses_that_the_client_claims_are_appended_to_or_replaced() {
             host: a
             x-forwarded-for: 1.1.1.1, 2.2.2.2, 3.3.3.3, 127.0.0.1
             x-real-ip: 127.0.0.1
+            x-forwarded-host: a
+            x-forwarded-proto: http
+
+        "#]],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn what_a_client_says_in_the_words_of_a_proxy_does_not_reach_the_upstream() {
+    check(
+        "GET / HTTP/1.1\nHost: a\nX_Real_IP: 1.1.1.1\nX_Forwarded_For: 1.1.1.1\nX-Real_IP: 1.1.1.1\n\
+         Content_Length: 7\nForwarded: for=1.1.1.1;host=evil\nX-Forwarded-Host: evil\nX-Forwarded-Host: evil\n\
+         X-Forwarded-Port: 443\nX-Forwarded-Prefix: /evil\nX-Forwarded-Ssl: on\nX-Kept: 1\n\
+         Connection: close\n\n",
+        expect![[r#"
+            GET / HTTP/1.1
+            host: a
+            x-kept: 1
+            x-forwarded-for: 127.0.0.1
+            x-real-ip: 127.0.0.1
+            x-forwarded-host: a
             x-forwarded-proto: http
 
         "#]],
@@ -69,6 +92,7 @@ async fn headers_of_the_connection_do_not_reach_the_upstream() {
             cookie: kept
             x-forwarded-for: 127.0.0.1
             x-real-ip: 127.0.0.1
+            x-forwarded-host: a
             x-forwarded-proto: http
 
         "#]],
@@ -85,6 +109,7 @@ async fn other_forms_of_target_and_version_reach_the_upstream_in_the_usual_one()
             host: Shop.example
             x-forwarded-for: 127.0.0.1
             x-real-ip: 127.0.0.1
+            x-forwarded-host: Shop.example
             x-forwarded-proto: http
 
         "#]],
@@ -109,6 +134,7 @@ async fn other_forms_of_target_and_version_reach_the_upstream_in_the_usual_one()
             host: a
             x-forwarded-for: 127.0.0.1
             x-real-ip: 127.0.0.1
+            x-forwarded-host: a
             x-forwarded-proto: http
 
         "#]],

@@ -8,6 +8,7 @@ mod documented;
 mod drain;
 mod headers;
 mod retries;
+mod starved;
 mod strict;
 mod supervised;
 mod upstreams;

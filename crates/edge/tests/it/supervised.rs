@@ -54,6 +54,19 @@ async fn an_instance_that_is_killed_is_started_again() {
     supervisor.shutdown().await;
 }
 
+// Its number may be another's as soon as it is reaped, while what it left behind may hold its pipes open.
+#[tokio::test]
+async fn an_instance_that_has_ended_has_no_process_while_its_last_lines_are_awaited() {
+    // Ends when the other has left for a session, and so for a group, of its own.
+    let script = r#"setsid sleep 3 & until [ "$(cut -d' ' -f6 /proc/$!/stat)" = $! ]; do :; done; exit 7"#;
+    let config =
+        SupervisorConfig { health: Health::None, min_backoff: LIMIT, max_backoff: LIMIT, ..config() };
+    let supervisor = Supervisor::new(shell(script, config)).start().unwrap();
+    let ended =
+        until(&supervisor, |instances| instances[0].state == InstanceState::Restarting).await.remove(0);
+    assert_eq!((ended.pid, ended.last_exit), (None, None));
+}
+
 #[tokio::test]
 async fn a_command_that_keeps_failing_is_in_a_crash_loop() {
     let config = SupervisorConfig { crash_loop_after: 3, ..config() };

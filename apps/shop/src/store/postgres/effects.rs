@@ -5,14 +5,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Error,
-    effects::{NOTIFICATIONS, ORDER_CREATED, OrderCreated, STOCK, SendWelcomeEmail, WELCOME, handle_events},
+    effects::{NOTIFICATIONS, ORDER_CREATED, OrderCreated, STOCK, SendWelcomeEmail, WELCOME},
     store::{HANDLER_GRACE, LEASE},
 };
 
 /// The event's two handlers; what each does is committed together with the note that it is done.
 pub(super) fn subscribe(events: &Bus<greenwave_events::Postgres>) {
     events.subscribe_in_tx(STOCK, |tx: &mut PgConnection, event: OrderCreated| {
-        Box::pin(async move { lower_stock(tx, &event).await.map_err(BoxError::from) })
+        Box::pin(async move {
+            lock_stock(&mut *tx, &event).await?;
+            lower_stock(tx, &event).await.map_err(BoxError::from)
+        })
     });
     events.subscribe_in_tx(NOTIFICATIONS, |tx: &mut PgConnection, event: OrderCreated| {
         Box::pin(async move { notify(tx, &event).await.map_err(BoxError::from) })
@@ -36,9 +39,23 @@ pub(super) async fn run(
             Ok::<(), BoxError>(())
         }
     });
-    tokio::try_join!(handle_events(events, &cancel), async {
-        worker.run(cancel.clone()).await.map_err(Error::from)
-    },)?;
+    let events = async { events.run(cancel.clone()).await.map_err(Error::from) };
+    let jobs = async { worker.run(cancel.clone()).await.map_err(Error::from) };
+    tokio::try_join!(events, jobs)?;
+    Ok(())
+}
+
+/// Locks the rows of what was sold, in the order of their ids. Before [`lower_stock`], in the same transaction: two
+/// orders of the same products then wait for one another, and never each for the other.
+pub(super) async fn lock_stock(
+    conn: impl Executor<'_, Database = Postgres>,
+    event: &OrderCreated,
+) -> sqlx::Result<()> {
+    let products: Vec<i64> = event.sold.iter().map(|sold| sold.product_id).collect();
+    sqlx::query("SELECT FROM products WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE")
+        .bind(products)
+        .execute(conn)
+        .await?;
     Ok(())
 }
 
@@ -47,9 +64,9 @@ pub(super) async fn lower_stock(
     conn: impl Executor<'_, Database = Postgres>,
     event: &OrderCreated,
 ) -> sqlx::Result<()> {
-    // Rows change in the order of the arrays, which is that of their ids: two orders of the same products wait for one
-    // another, and never each for the other. (To lock them first in a CTE would not help: the update then comes back
-    // to the rows' older versions, on which others wait for it.)
+    // An update takes rows in the order of its plan, whatever that is; hence the locks before it. They are a statement
+    // of their own, because this one must see the rows as they are once it holds them: a CTE that locks shares its
+    // snapshot with the update, which then comes back to older versions, on which others wait for it.
     const LOWER: &str = "\
         UPDATE products p SET stock = p.stock - sold.quantity \
         FROM unnest($1::bigint[], $2::integer[]) AS sold (product_id, quantity) WHERE p.id = sold.product_id";
@@ -83,4 +100,51 @@ pub(super) async fn send_welcome_email(
         .execute(conn)
         .await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use greenwave_db::{PoolConfig, postgres::Pool};
+    use tokio::task::JoinSet;
+
+    use super::*;
+    use crate::{effects::Sold, store::postgres::migrate};
+
+    // With few products the planner hashes what was sold and updates in the order in which it reads the table.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn orders_of_the_same_products_never_wait_each_for_the_other() {
+        const HANDLERS: i64 = 32;
+        const ROUNDS: i64 = 20;
+        let url = tokio::task::spawn_blocking(greenwave_test_servers::postgres_database).await.unwrap();
+        let config = PoolConfig {
+            max_connections: 32,
+            connection_timeout: std::time::Duration::from_secs(30),
+            ..PoolConfig::default()
+        };
+        let pool = Pool::connect(&url, config).await.unwrap();
+        migrate::run(&pool, false).await.unwrap();
+        sqlx::raw_sql("INSERT INTO products (id, name, price_cents, stock) VALUES (3, 'c', 1, 0), (2, 'b', 1, 0), (1, 'a', 1, 0)")
+            .execute(&pool)
+            .await
+            .unwrap();
+        let mut handlers = JoinSet::new();
+        for handler in 0..HANDLERS {
+            let pool = pool.clone();
+            let products = [&[1, 2, 3][..], &[1, 3], &[1, 2], &[2, 3]][handler as usize % 4];
+            let sold = products.iter().map(|&product_id| Sold { product_id, quantity: 1 }).collect();
+            let event = OrderCreated { order_id: handler, sold };
+            handlers.spawn(async move {
+                for _ in 0..ROUNDS {
+                    let mut tx = pool.begin().await.unwrap();
+                    lock_stock(&mut *tx, &event).await.unwrap();
+                    lower_stock(&mut *tx, &event).await.unwrap();
+                    tx.commit().await.unwrap();
+                }
+            });
+        }
+        handlers.join_all().await;
+        let stock: i64 =
+            sqlx::query_scalar("SELECT sum(stock)::bigint FROM products").fetch_one(&pool).await.unwrap();
+        assert_eq!(stock, -HANDLERS / 4 * ROUNDS * (3 + 2 + 2 + 2));
+    }
 }

@@ -1,8 +1,8 @@
 use greenwave_db::postgres::Pool;
-use sqlx::PgConnection;
+use sqlx::{PgConnection, Postgres, Transaction};
 
 use super::{NO_ORDER_INDEX, ORDER_INDEX};
-use crate::Error;
+use crate::{Error, store::WAITING};
 
 /// Whoever migrates or seeds a shop holds this advisory lock: "shop" in ASCII.
 const LOCK: i64 = 0x7368_6f70;
@@ -13,9 +13,7 @@ const STATISTICS: &str = include_str!("../../../migrations/postgres/statistics.s
 
 /// Creates what is missing, in one transaction under a lock; a database that is up to date is only looked at.
 pub(super) async fn run(pool: &Pool, naive: bool) -> Result<(), Error> {
-    let mut tx = pool.begin().await?;
-    // "Already exists, skipping" is what is hoped for.
-    sqlx::raw_sql("SET LOCAL client_min_messages = warning").execute(&mut *tx).await?;
+    let mut tx = begin(pool).await?;
     lock(&mut tx).await?;
     tables(&mut tx).await?;
     finish(&mut tx).await?;
@@ -28,8 +26,35 @@ pub(super) async fn run(pool: &Pool, naive: bool) -> Result<(), Error> {
     Ok(())
 }
 
+/// Begins a transaction for what takes its time: it may run as long as it must, but waits no longer than a minute for
+/// others.
+pub(super) async fn begin(pool: &Pool) -> sqlx::Result<Transaction<'static, Postgres>> {
+    let mut tx = pool.begin().await?;
+    // "Already exists, skipping" is what is hoped for.
+    sqlx::raw_sql(
+        "SET LOCAL client_min_messages = warning; SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = '60s'",
+    )
+    .execute(&mut *tx)
+    .await?;
+    Ok(tx)
+}
+
+/// Runs this statement in such a transaction of its own.
+pub(super) async fn alone(pool: &Pool, statement: &'static str) -> Result<(), Error> {
+    let mut tx = begin(pool).await?;
+    sqlx::raw_sql(statement).execute(&mut *tx).await?;
+    tx.commit().await?;
+    Ok(())
+}
+
 /// Waits until nobody else migrates or seeds; ends with the transaction.
 pub(super) async fn lock(conn: &mut PgConnection) -> sqlx::Result<()> {
+    let free: bool =
+        sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1)").bind(LOCK).fetch_one(&mut *conn).await?;
+    if free {
+        return Ok(());
+    }
+    tracing::info!("{WAITING}");
     sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(LOCK).execute(conn).await?;
     Ok(())
 }

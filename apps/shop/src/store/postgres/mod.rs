@@ -30,6 +30,10 @@ use crate::{
 /// does not stop effects, nor the other way round.
 const BACKGROUND_CONNECTIONS: u32 = 10;
 
+/// How long a statement of a request may run, waiting for locks included. The server keeps to it, so a connection is free
+/// again when a request has given up, and goes back without a statement under way.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// The shop's database in PostgreSQL.
 #[derive(Clone)]
 pub struct PostgresStore {
@@ -47,7 +51,9 @@ struct Inner {
 
 impl PostgresStore {
     pub(super) async fn open(url: &str, config: StoreConfig) -> Result<PostgresStore, Error> {
-        let pool = Pool::connect(url, config.pool.clone()).await.map_err(Error::Open)?;
+        let pool = Pool::connect(&with_settings(url, config.naive), config.pool.clone())
+            .await
+            .map_err(Error::Open)?;
         let background = background_pool(url)?;
         migrate::run(&pool, config.naive).await?;
         let jobs = Queue::postgres(background.clone());
@@ -99,12 +105,14 @@ impl PostgresStore {
         let mut tx = pool.begin().await?;
         let user = writes::user(pool.timed(&mut tx), new).await?;
         let email = SendWelcomeEmail::from(&user);
-        match &self.inner.batches {
-            Some(_) => drop(jobs.push_in(&mut tx, &email).await?),
-            None => effects::send_welcome_email(pool.timed(&mut tx), &email).await?,
+        if self.inner.batches.is_some() {
+            jobs.push_in(&mut tx, &email).await?;
+            tx.commit().await?;
+            jobs.wake();
+        } else {
+            effects::send_welcome_email(pool.timed(&mut tx), &email).await?;
+            tx.commit().await?;
         }
-        tx.commit().await?;
-        jobs.wake();
         Ok(user)
     }
 
@@ -113,26 +121,25 @@ impl PostgresStore {
         let mut tx = pool.begin().await?;
         let order = writes::order(pool.timed(&mut tx), new).await?;
         let event = OrderCreated::from(&order);
-        match &self.inner.batches {
-            Some(_) => drop(events.publish(&mut tx, &event).await?),
-            None => {
-                effects::lower_stock(pool.timed(&mut tx), &event).await?;
-                effects::notify(pool.timed(&mut tx), &event).await?;
-            }
+        if self.inner.batches.is_some() {
+            events.publish(&mut tx, &event).await?;
+            tx.commit().await?;
+            events.wake();
+        } else {
+            effects::lock_stock(pool.timed(&mut tx), &event).await?;
+            effects::lower_stock(pool.timed(&mut tx), &event).await?;
+            effects::notify(pool.timed(&mut tx), &event).await?;
+            tx.commit().await?;
         }
-        tx.commit().await?;
-        events.wake();
         Ok(order)
     }
 
     pub(super) async fn create_order_index(&self) -> Result<(), Error> {
-        sqlx::query(ORDER_INDEX).execute(&self.inner.pool).await?;
-        Ok(())
+        migrate::alone(&self.inner.pool, ORDER_INDEX).await
     }
 
     pub(super) async fn drop_order_index(&self) -> Result<(), Error> {
-        sqlx::query(NO_ORDER_INDEX).execute(&self.inner.pool).await?;
-        Ok(())
+        migrate::alone(&self.inner.pool, NO_ORDER_INDEX).await
     }
 
     pub(super) async fn is_empty(&self) -> Result<bool, Error> {
@@ -152,6 +159,20 @@ impl PostgresStore {
     }
 }
 
+/// The URL, with settings for the sessions of requests. They stand first, so that what the URL brings itself is in force.
+fn with_settings(url: &str, naive: bool) -> String {
+    let mut settings = format!("options=-c%20statement_timeout%3D{}", STATEMENT_TIMEOUT.as_millis());
+    if !naive {
+        // Each read goes to its rows by a key. A bitmap collects and sorts all that match, which for a list is worth it
+        // only as long as the customer has few orders; a plan that is made once does not know the customer.
+        settings += "%20-c%20enable_bitmapscan%3Doff";
+    }
+    match url.split_once('?') {
+        Some((place, options)) => format!("{place}?{settings}&{options}"),
+        None => format!("{url}?{settings}"),
+    }
+}
+
 fn background_pool(url: &str) -> Result<PgPool, Error> {
     let options: sqlx::postgres::PgConnectOptions = url.parse()?;
     Ok(PgPoolOptions::new()
@@ -161,4 +182,26 @@ fn background_pool(url: &str) -> Result<PgPool, Error> {
         // A connection that died is found by the statement that fails, and that statement is tried again.
         .test_before_acquire(false)
         .connect_lazy_with(sqlx::ConnectOptions::disable_statement_logging(options)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(url: &str, naive: bool) -> String {
+        let options: sqlx::postgres::PgConnectOptions = with_settings(url, naive).parse().unwrap();
+        options.get_options().unwrap_or_default().to_owned()
+    }
+
+    #[test]
+    fn a_limit_that_the_url_brings_is_the_one_in_force() {
+        assert_eq!(options("postgres://localhost/shop", true), "-c statement_timeout=5000");
+        for url in [
+            "postgres://localhost/shop?options=-c%20statement_timeout%3D9s&application_name=x",
+            "postgres://localhost/shop?options[statement_timeout]=9s",
+        ] {
+            let all = "-c statement_timeout=5000 -c enable_bitmapscan=off -c statement_timeout=9s";
+            assert_eq!(options(url, false), all);
+        }
+    }
 }

@@ -51,32 +51,58 @@ pub(super) async fn orders(pool: &Pool, ids: Vec<i64>) -> sqlx::Result<HashMap<i
     Ok(assemble(rows)?.into_iter().map(|order| (order.id, order)).collect())
 }
 
-/// The list in one statement. With a status the index gives it in order; without, the index gives the customer's
-/// orders, which are few, and they are sorted.
+/// The list from the orders `$newest`.
+macro_rules! list {
+    ($newest:expr) => {
+        concat!(
+            "SELECT o.id, o.status, o.total_cents, o.created_at, u.id, u.name, u.email, \
+                    i.product_id, i.quantity, i.price_cents \
+             FROM (",
+            $newest,
+            " ORDER BY created_at DESC, id DESC LIMIT 20) o \
+             JOIN users u ON u.id = o.customer_id \
+             LEFT JOIN order_items i ON i.order_id = o.id \
+             ORDER BY o.created_at DESC, o.id DESC, i.product_id"
+        )
+    };
+}
+
+/// A customer's newest orders of one status: the index has them in order.
+macro_rules! of_status {
+    ($status:literal) => {
+        concat!(
+            "SELECT id, customer_id, status, total_cents, created_at \
+             FROM orders WHERE customer_id = $1 AND status = ",
+            $status
+        )
+    };
+    ($status:literal, newest) => {
+        concat!("(", of_status!($status), " ORDER BY created_at DESC, id DESC LIMIT 20)")
+    };
+}
+
+const LIST_OF_STATUS: &str = list!(of_status!("$2"));
+
+/// The newest of all are among the newest of each status, so it costs the same however many orders the customer has.
+const LIST: &str = list!(concat!(
+    "SELECT * FROM (",
+    of_status!("'pending'", newest),
+    " UNION ALL ",
+    of_status!("'confirmed'", newest),
+    " UNION ALL ",
+    of_status!("'shipped'", newest),
+    ") newest"
+));
+
+/// The list in one statement.
 pub(super) async fn order_list(
     pool: &Pool,
     customer: i64,
     status: Option<Status>,
 ) -> sqlx::Result<Vec<Order>> {
-    // Two texts, not `$2 IS NULL OR …`: that would hide the status from the index.
-    macro_rules! list {
-        ($and_status:literal) => {
-            concat!(
-                "SELECT o.id, o.status, o.total_cents, o.created_at, u.id, u.name, u.email, \
-                        i.product_id, i.quantity, i.price_cents \
-                 FROM (SELECT id, customer_id, status, total_cents, created_at \
-                       FROM orders WHERE customer_id = $1",
-                $and_status,
-                " ORDER BY created_at DESC, id DESC LIMIT 20) o \
-                 JOIN users u ON u.id = o.customer_id \
-                 LEFT JOIN order_items i ON i.order_id = o.id \
-                 ORDER BY o.created_at DESC, o.id DESC, i.product_id"
-            )
-        };
-    }
     let query = match status {
-        None => sqlx::query(list!("")).bind(customer),
-        Some(status) => sqlx::query(list!(" AND status = $2")).bind(customer).bind(status.as_str()),
+        None => sqlx::query(LIST).bind(customer),
+        Some(status) => sqlx::query(LIST_OF_STATUS).bind(customer).bind(status.as_str()),
     };
     assemble(query.fetch_all(pool).await?)
 }
@@ -110,4 +136,60 @@ pub(super) fn item(row: &PgRow, at: usize) -> sqlx::Result<Option<Item>> {
 
 pub(super) fn decode<E: std::error::Error + Send + Sync + 'static>(error: E) -> sqlx::Error {
     sqlx::Error::Decode(Box::new(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use greenwave_db::PoolConfig;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::{
+        seed::SeedSize,
+        store::postgres::{migrate, seed, with_settings},
+    };
+
+    const INDEX: &str = "orders_customer_status_created";
+
+    /// How many scans of orders there are in a plan, and how many of those end after 20 rows that the index has in order.
+    fn scans(plan: &Value) -> (usize, usize) {
+        let children = plan["Plans"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let mut counts = (usize::from(plan["Relation Name"] == "orders"), 0);
+        if plan["Node Type"] == "Limit" && children.len() == 1 && children[0]["Index Name"] == INDEX {
+            counts.1 += usize::from(children[0]["Node Type"] == "Index Scan");
+        }
+        for (all, limited) in children.iter().map(scans) {
+            counts = (counts.0 + all, counts.1 + limited);
+        }
+        counts
+    }
+
+    #[tokio::test]
+    async fn lists_take_what_they_need_from_the_composite_index() {
+        let url = tokio::task::spawn_blocking(greenwave_test_servers::postgres_database).await.unwrap();
+        let pool = Pool::connect(&with_settings(&url, false), PoolConfig::default()).await.unwrap();
+        migrate::run(&pool, false).await.unwrap();
+        seed::run(&pool, SeedSize::SMALL, |_| {}).await.unwrap();
+        let mut conn = pool.acquire().await.unwrap();
+        for (list, searches, arguments) in
+            [(LIST, Status::ALL.len(), "(7)"), (LIST_OF_STATUS, 1, "(7, 'pending')")]
+        {
+            for mode in ["force_custom_plan", "force_generic_plan"] {
+                let prepare = format!(
+                    "SET plan_cache_mode = {mode}; DEALLOCATE ALL; PREPARE list (bigint, text) AS {list}"
+                );
+                // The list of all takes one argument.
+                let prepare = if arguments.contains(',') { prepare } else { prepare.replace(", text)", ")") };
+                sqlx::raw_sql(sqlx::AssertSqlSafe(prepare)).execute(&mut *conn).await.unwrap();
+                let explain = sqlx::AssertSqlSafe(format!("EXPLAIN (FORMAT JSON) EXECUTE list {arguments}"));
+                let row = sqlx::raw_sql(explain).fetch_one(&mut *conn).await.unwrap();
+                let text = row.try_get_unchecked::<String, _>(0).unwrap();
+                let plan: Value = serde_json::from_str(&text).unwrap();
+                assert_eq!(scans(&plan[0]["Plan"]), (searches, searches), "{mode}: {text}");
+            }
+        }
+        for status in Status::ALL {
+            assert!(LIST.contains(&format!("status = '{status}'")), "{status}");
+        }
+    }
 }

@@ -39,7 +39,7 @@ pub(super) async fn run(
     size: SeedSize,
     progress: impl Fn(Progress) + Send + Sync + 'static,
 ) -> Result<(), Error> {
-    let mut tx = pool.begin().await?;
+    let mut tx = migrate::begin(pool).await?;
     migrate::lock(&mut tx).await?;
     let empty: bool = sqlx::query_scalar(IS_EMPTY).fetch_one(&mut *tx).await?;
     if !empty {

@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Error,
-    effects::{NOTIFICATIONS, ORDER_CREATED, OrderCreated, STOCK, SendWelcomeEmail, WELCOME, handle_events},
+    effects::{NOTIFICATIONS, ORDER_CREATED, OrderCreated, STOCK, SendWelcomeEmail, WELCOME},
     model::Timestamp,
     store::{HANDLER_GRACE, LEASE},
 };
@@ -37,9 +37,9 @@ pub(super) async fn run(
             Ok::<(), BoxError>(())
         }
     });
-    tokio::try_join!(handle_events(events, &cancel), async {
-        worker.run(cancel.clone()).await.map_err(Error::from)
-    },)?;
+    let events = async { events.run(cancel.clone()).await.map_err(Error::from) };
+    let jobs = async { worker.run(cancel.clone()).await.map_err(Error::from) };
+    tokio::try_join!(events, jobs)?;
     Ok(())
 }
 

@@ -98,7 +98,9 @@ impl SqliteStore {
                 Ok(user)
             })
             .await?;
-        jobs.wake();
+        if !naive {
+            jobs.wake();
+        }
         Ok(user)
     }
 
@@ -118,7 +120,9 @@ impl SqliteStore {
                 Ok(order)
             })
             .await?;
-        events.wake();
+        if !naive {
+            events.wake();
+        }
         Ok(order)
     }
 

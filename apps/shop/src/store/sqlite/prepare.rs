@@ -1,39 +1,71 @@
 //! Tables and first rows, through a connection of its own: it waits longer for others than a request may, and its
 //! statements are nobody's request.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
-use rusqlite::{Connection, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, params};
 use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
 
 use super::{NO_ORDER_INDEX, ORDER_INDEX};
 use crate::{
     Error,
     seed::{Meter, Progress, SeedSize},
+    store::WAITING,
 };
 
 /// How long to wait for others who prepare or fill the file.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How soon it notices that nobody waits for it any more.
+const LOOK_UP: Duration = Duration::from_millis(100);
+
 const MIGRATIONS: &[(i64, &str)] = &[(1, include_str!("../../../migrations/sqlite/0001_tables.sql"))];
 
 /// Runs this in one transaction that lets nobody else write.
+///
+/// *Cancel safety:* dropped while it waits for others, it changes nothing, and its thread ends soon: the end of the process
+/// waits for that.
 pub(super) async fn run<T: Send + 'static>(
     path: &Path,
     work: impl FnOnce(&Transaction<'_>) -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     let path = path.to_owned();
+    let left = CancellationToken::new();
+    let _leaving = left.clone().drop_guard();
     let done = spawn_blocking(move || {
-        let mut db = Connection::open(path)?;
-        db.busy_timeout(PATIENCE)?;
+        let db = Connection::open(path)?;
+        db.busy_timeout(LOOK_UP)?;
         // What is written here fits together; checking each row of a bulk load would double its time.
         db.pragma_update(None, "foreign_keys", false)?;
-        let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let tx = begin(&db, &left)?;
         let done = work(&tx)?;
         tx.commit()?;
         Ok(done)
     });
     done.await.unwrap_or_else(|error| Err(Error::Database(error.into())))
+}
+
+fn begin<'db>(db: &'db Connection, left: &CancellationToken) -> rusqlite::Result<Transaction<'db>> {
+    let end = Instant::now() + PATIENCE;
+    let mut told = false;
+    loop {
+        match Transaction::new_unchecked(db, TransactionBehavior::Immediate) {
+            Err(error)
+                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
+                    && !left.is_cancelled()
+                    && Instant::now() < end =>
+            {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::info!("{WAITING}");
+                }
+            }
+            begun => return begun,
+        }
+    }
 }
 
 /// Creates what is missing.
