@@ -10,7 +10,11 @@ use rusqlite::{
     trace::{StmtRef, TraceEvent, TraceEventCodes},
 };
 
+use super::connection::File;
 use crate::telemetry::Finished;
+
+/// Steps of SQLite's virtual machine between two looks at the clock: some 50 µs.
+const STEPS: i32 = 4096;
 
 thread_local! {
     /// The hook is a plain function: what it must know waits here while a closure runs on this thread.
@@ -20,6 +24,8 @@ thread_local! {
 struct Scope {
     slow: Duration,
     wait: Duration,
+    /// The longest that a statement may run.
+    limit: Option<Duration>,
     slow_only: bool,
     running: Vec<Running>,
 }
@@ -30,33 +36,43 @@ struct Running {
     rows: u64,
 }
 
-/// Lets statements of this connection be seen, whenever they run inside a scope.
-pub(super) fn observe(connection: &Connection) {
+/// Lets statements of this connection be seen, and interrupted, whenever they run inside a scope.
+pub(super) fn observe(connection: &Connection) -> rusqlite::Result<()> {
     let events = TraceEventCodes::SQLITE_TRACE_STMT
         | TraceEventCodes::SQLITE_TRACE_ROW
         | TraceEventCodes::SQLITE_TRACE_PROFILE;
     connection.trace_v2(events, Some(on_event));
+    connection.progress_handler(STEPS, Some(over_limit))
 }
 
-/// Runs `f`; each statement it runs is reported.
-pub(super) fn scope<T>(slow: Duration, wait: Duration, f: impl FnOnce() -> T) -> T {
-    enter(Scope { slow, wait, slow_only: false, running: Vec::new() }, f)
+fn over_limit() -> bool {
+    let over = |scope: &mut Scope| {
+        let limit = scope.limit?;
+        Some(scope.running.iter().any(|running| running.since.elapsed() > limit))
+    };
+    with_scope(over).flatten().unwrap_or(false)
+}
+
+/// Runs `f`; each statement it runs is reported, and interrupted beyond the file's limit.
+pub(super) fn scope<T>(file: &File, wait: Duration, f: impl FnOnce() -> T) -> T {
+    let limit = (!file.max_statement.is_zero()).then_some(file.max_statement);
+    enter(Scope { slow: file.config.slow_query, wait, limit, slow_only: false, running: Vec::new() }, f)
 }
 
 /// Runs `f`, which only ends a transaction: that is no statement of the caller's, but its log should name a slow one.
-pub(super) fn slow_only<T>(slow: Duration, wait: Duration, f: impl FnOnce() -> T) -> T {
-    enter(Scope { slow, wait, slow_only: true, running: Vec::new() }, f)
+pub(super) fn slow_only<T>(file: &File, wait: Duration, f: impl FnOnce() -> T) -> T {
+    enter(Scope { slow: file.config.slow_query, wait, limit: None, slow_only: true, running: Vec::new() }, f)
 }
 
 fn enter<T>(scope: Scope, f: impl FnOnce() -> T) -> T {
-    struct Leave;
+    /// Gives the thread back the scope it was in: a closure may have been run from inside another.
+    struct Leave(Option<Scope>);
     impl Drop for Leave {
         fn drop(&mut self) {
-            SCOPE.set(None);
+            SCOPE.set(self.0.take());
         }
     }
-    SCOPE.set(Some(scope));
-    let _leave = Leave;
+    let _leave = Leave(SCOPE.replace(Some(scope)));
     f()
 }
 
