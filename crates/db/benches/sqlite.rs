@@ -27,7 +27,8 @@ use tokio::task::JoinSet;
 const TASKS: usize = 256;
 const ROWS: i64 = 100_000;
 /// A row of some 100 bytes.
-const TEXT: &str = "The quick brown fox jumps over the lazy dog, and the lazy dog lets it, as it is a warm evening.";
+const TEXT: &str =
+    "The quick brown fox jumps over the lazy dog, and the lazy dog lets it, as it is a warm evening.";
 
 type Operation = Arc<dyn Fn(i64) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 

@@ -156,7 +156,8 @@ impl<'a> Committer<'a> {
             // A rollback failed. This one is a transaction's own end, or its error is the right answer.
             self.connection.execute_batch("ROLLBACK")?;
         }
-        self.file.wait_for_lock(|| Transaction::new_unchecked(self.connection, TransactionBehavior::Immediate))
+        self.file
+            .wait_for_lock(|| Transaction::new_unchecked(self.connection, TransactionBehavior::Immediate))
     }
 
     /// When it fails, the transaction is rolled back.

@@ -108,7 +108,8 @@ async fn a_blocked_closure_does_not_block_the_runtime() {
     let db = Fixture::new(PoolConfig::default()).await;
     let (release_read, read_released) = mpsc::channel::<()>();
     let (release_write, write_released) = mpsc::channel::<()>();
-    let read = db.pool.read_on_thread(move |_| read_released.recv().map_err(|_| rusqlite::Error::InvalidQuery));
+    let read =
+        db.pool.read_on_thread(move |_| read_released.recv().map_err(|_| rusqlite::Error::InvalidQuery));
     let write = db.pool.write(move |_| write_released.recv().map_err(|_| Error::Closed));
     let release = async {
         tokio::task::yield_now().await;

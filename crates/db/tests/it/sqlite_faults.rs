@@ -13,7 +13,9 @@ pub(crate) fn impatient() -> PoolConfig {
 }
 
 /// A write that has begun and ends when told to.
-pub(crate) async fn hold_writer(pool: &Pool) -> (tokio::task::JoinHandle<Result<(), Error>>, impl FnOnce() + use<>) {
+pub(crate) async fn hold_writer(
+    pool: &Pool,
+) -> (tokio::task::JoinHandle<Result<(), Error>>, impl FnOnce() + use<>) {
     let (begun, wait) = oneshot::channel();
     let (release, released) = mpsc::channel::<()>();
     let pool = pool.clone();

@@ -219,7 +219,8 @@ async fn groups_of_two_pools_on_one_file_lose_nothing() {
                 insert(&pool, task * 100 + n).await.unwrap();
                 // Reads go to the other connections: an acknowledged write is there at once.
                 let sql = "SELECT count(*) FROM numbers WHERE n = ?1";
-                let found = pool.read(move |db| db.query_one(sql, [task * 100 + n], |row| row.get::<_, i64>(0)));
+                let found =
+                    pool.read(move |db| db.query_one(sql, [task * 100 + n], |row| row.get::<_, i64>(0)));
                 assert_eq!(found.await.unwrap(), 1);
             }
         });
