@@ -19,12 +19,14 @@
 
 mod progress;
 
+use std::convert::Infallible;
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::experiments::{self, Source};
@@ -127,7 +129,8 @@ pub async fn run(args: LabArgs) -> anyhow::Result<()> {
 }
 
 /// Runs an experiment of `lab`, with progress on standard error and the report on standard output.
-/// Ctrl-C and SIGTERM end it with what was measured so far, cleaned up.
+/// Ctrl-C and SIGTERM end it with what was measured so far, cleaned up; a second one ends the process at once, with
+/// code 130 and whatever is left.
 ///
 /// # Errors
 ///
@@ -148,16 +151,11 @@ pub async fn run_in(lab: &Lab, args: RunArgs) -> anyhow::Result<()> {
         .observe(progress::observer(experiment.title(), args.rounds))
         .stop_on(stop.clone());
     let run = runner.run(experiment);
-    tokio::pin!(run);
     let report = tokio::select! {
         biased;
-        report = &mut run => report,
-        () = interrupted() => {
-            eprintln!("stopping, and removing what was created");
-            stop.cancel();
-            run.await
-        }
-    }?;
+        report = run => report?,
+        failed = obey_signals(stop) => match failed? {},
+    };
     show(&report, args.format)?;
     if let Some(folder) = &args.out {
         report.write_to(folder).await?;
@@ -196,16 +194,20 @@ pub fn list(lab: &Lab) -> String {
     lab.experiments().map(line).collect()
 }
 
-/// Ctrl-C or, where it exists, SIGTERM.
-async fn interrupted() {
-    let ctrl_c = tokio::signal::ctrl_c();
-    #[cfg(unix)]
-    if let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+/// At the first Ctrl-C or SIGTERM stops the run, which then cleans up; at the second ends the process.
+async fn obey_signals(stop: CancellationToken) -> anyhow::Result<Infallible> {
+    let listen = |kind| signal(kind).context("could not listen for Ctrl-C");
+    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    let mut next = async || {
         tokio::select! {
-            _ = ctrl_c => {}
+            _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-        return;
-    }
-    let _ = ctrl_c.await;
+    };
+    next().await;
+    eprintln!("stopping, and removing what was created; once more to stop at once");
+    stop.cancel();
+    next().await;
+    eprintln!("stopped: a folder greenwave-lab-… or databases greenwave_lab_… may be left to remove by hand");
+    std::process::exit(130)
 }

@@ -102,12 +102,6 @@ impl Experiment {
         &self.question
     }
 
-    /// What is counted.
-    #[must_use]
-    pub fn counted(&self) -> &str {
-        &self.unit
-    }
-
     /// Runs the experiment and reports; [`Runner`] does the same with progress and a way to stop.
     ///
     /// # Errors
@@ -115,6 +109,11 @@ impl Experiment {
     /// When the settings cannot be run, or the experiment's own code fails outside its operations or panics.
     pub async fn run(&self, settings: Settings) -> Result<Report, Error> {
         Runner::new(settings).run(self).await
+    }
+
+    /// What is counted.
+    pub(crate) fn counted(&self) -> &str {
+        &self.unit
     }
 
     pub(crate) fn set_up(&self, setup: Setup) -> BoxFuture<Arms> {

@@ -47,12 +47,21 @@ impl Ratio {
         Some(Ratio { median: middle, low: ratios[rank], high: ratios[pairs - 1 - rank], confidence, pairs })
     }
 
+    /// Whether there are too few pairs for a range of 95 % confidence: six are enough.
+    #[must_use]
+    pub fn is_of_too_few(&self) -> bool {
+        self.confidence < CONFIDENCE
+    }
+
     /// Whether the range holds 1, or the median is within 1 % of it: too little to call a difference.
     #[must_use]
     pub fn is_noise(&self) -> bool {
         (self.low <= 1.0 && 1.0 <= self.high) || (self.median - 1.0).abs() < 0.01
     }
 }
+
+/// The confidence that a verdict needs.
+const CONFIDENCE: f64 = 0.95;
 
 /// Sorts the values and gives their median.
 pub(crate) fn median(values: &mut [f64]) -> Option<f64> {
@@ -71,7 +80,7 @@ fn rank(pairs: usize) -> (usize, f64) {
     for left_out in 1..pairs / 2 {
         term *= (pairs - left_out + 1) as f64 / left_out as f64;
         tail += term;
-        if 1.0 - 2.0 * tail < 0.95 {
+        if 1.0 - 2.0 * tail < CONFIDENCE {
             break;
         }
         best = (left_out, 1.0 - 2.0 * tail);
@@ -107,6 +116,13 @@ mod tests {
         assert_eq!(Ratio::of(&[], &[]), None);
         assert_eq!(Ratio::of(&[Some(1.0), None], &[Some(1.0), Some(1.0)]), None);
         assert_eq!(Ratio::of(&[Some(0.0)], &[Some(1.0)]), None);
+    }
+
+    #[test]
+    fn six_pairs_are_enough_and_five_are_not() {
+        let of = |pairs| Ratio::of(&vec![Some(1.0); pairs], &vec![Some(2.0); pairs]).unwrap();
+        assert!([1, 2, 5].map(of).iter().all(Ratio::is_of_too_few));
+        assert!(![6, 7, 100].map(of).iter().any(Ratio::is_of_too_few));
     }
 
     #[test]

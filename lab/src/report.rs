@@ -161,7 +161,13 @@ impl Measured {
         if self.errors == 0 { 0.0 } else { self.errors as f64 / (self.errors + self.operations) as f64 }
     }
 
+    /// Totals and medians of the rounds that count: half a pair may have been left out since they were pushed.
     fn sum_up(&mut self) {
+        self.operations = self.rounds.iter().map(|round| round.operations).sum();
+        self.errors = self.rounds.iter().map(|round| round.errors).sum();
+        if self.errors == 0 {
+            self.first_error = None;
+        }
         let median_of = |value: fn(&Round) -> Option<f64>| {
             let values: Option<Vec<f64>> = self.rounds.iter().map(value).collect();
             median(&mut values?)

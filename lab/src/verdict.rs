@@ -26,6 +26,8 @@ pub enum Finding {
     Fewer,
     /// No difference beyond the noise: see [`Ratio::is_noise`].
     Same,
+    /// Too few pairs of rounds to tell: see [`Ratio::is_of_too_few`].
+    TooFew,
     /// The rounds do not support an answer; the sentence says why.
     Refused,
 }
@@ -57,7 +59,13 @@ impl Verdict {
             1 => "one pair of rounds, so the spread is not known".to_owned(),
             _ => format!("{} to {}", figures::figure(ratio.low), figures::figure(ratio.high)),
         };
-        let (finding, text) = if ratio.is_noise() {
+        let (finding, text) = if ratio.is_of_too_few() {
+            let text = format!(
+                "too few pairs of rounds to tell, it takes six: so far, after completes {times} times as many {unit} as \
+                 before ({spread})"
+            );
+            (Finding::TooFew, text)
+        } else if ratio.is_noise() {
             let text = format!(
                 "no difference beyond the noise: after completes {times} times as many {unit} as before ({spread})"
             );

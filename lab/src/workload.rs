@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rand::distr::uniform::{SampleRange, SampleUniform};
 use rand::rngs::Xoshiro256PlusPlus;
-use rand::{Rng, RngExt, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use tokio::time::Instant;
 
 use crate::BoxError;
@@ -143,10 +143,5 @@ impl Call {
     /// When the range is empty.
     pub fn pick<T: SampleUniform, R: SampleRange<T>>(&mut self, range: R) -> T {
         self.random.random_range(range)
-    }
-
-    /// The random generator behind [`pick`](Self::pick), for other distributions.
-    pub fn rng(&mut self) -> &mut (impl Rng + use<>) {
-        &mut self.random
     }
 }

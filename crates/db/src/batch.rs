@@ -30,8 +30,10 @@ type LoadFn<K, V, E> = dyn Fn(Vec<K>) -> BoxFuture<'static, Result<HashMap<K, V>
 /// A key that several callers ask for is loaded once. That holds only until its batch begins: a caller who has
 /// just written a row never gets an answer that was read before.
 ///
-/// When a batch fails, its halves are tried again, then theirs, so that a key that cannot be loaded fails alone. If
-/// single keys go on failing and nothing succeeds, the fault is not in a key, and the rest fail with the same error.
+/// When a batch fails, its halves are tried again, then theirs, so that a key that cannot be loaded fails alone; up to
+/// four such keys are found among any number. That search ends when it has failed too often, or when the calls that
+/// failed have taken an eighth of [`load_timeout`](BatchConfig::load_timeout): the fault is in no key then, and those
+/// that have no answer yet fail with what their last call returned.
 ///
 /// The load function runs in a task of its own, in the tracing span of the first caller of its batch. It must not
 /// use a caller's transaction, and everything that decides the answer (a tenant, a role) belongs in the key.

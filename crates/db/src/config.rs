@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 pub struct PoolConfig {
     /// The most connections open at once; on SQLite, the most readers. Default: 20.
     pub max_connections: u32,
-    /// A connection unused for this long is closed. Default: 30 s.
+    /// A connection unused for this long is closed; on SQLite not before the next reader is given back. Default: 30 s.
     #[serde(with = "humantime_serde")]
     pub idle_timeout: Duration,
     /// The longest a caller waits for a connection, connecting included; on SQLite, for a reader or for its

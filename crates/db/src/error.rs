@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A pool's failure. No message holds a password or a bound value.
+/// A pool's failure. Its messages hold no password and no bound value; those of a database, which are its sources,
+/// may quote a value.
 ///
 /// Statements on a PostgreSQL pool return `sqlx::Error`, as sqlx's own pool does; where no connection could be
 /// had, that error carries one of these: [`Error::in_sqlx`] finds it.
@@ -28,7 +29,15 @@ pub enum Error {
     )]
     Url(#[source] Option<sqlx::Error>),
 
-    /// No server answers at that address.
+    /// The URL of the database has a parameter that is not known, and would be ignored.
+    #[cfg(feature = "postgres")]
+    #[error("the database URL has an unknown parameter `{name}`: correct its name, or leave it out")]
+    UrlParameter {
+        /// Its name.
+        name: String,
+    },
+
+    /// No PostgreSQL server could be reached at that address, or it did not answer as one.
     #[cfg(feature = "postgres")]
     #[error("cannot reach PostgreSQL at {server}: check that it runs there, and that the URL is right")]
     Unreachable {
@@ -94,6 +103,13 @@ pub enum Error {
     #[cfg(feature = "sqlite")]
     #[error("an in-memory SQLite database is private to one connection, a pool has several: name a file")]
     InMemory,
+
+    /// The name would be read as a URI, whose parameters could undo what the pool relies on.
+    #[cfg(feature = "sqlite")]
+    #[error(
+        "SQLite would read a path that starts with `file:` as a URI: write the path alone, or `./file:…`"
+    )]
+    Uri,
 
     /// Earlier writers of this pool held the turn for the whole connection timeout.
     #[cfg(feature = "sqlite")]

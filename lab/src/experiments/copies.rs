@@ -4,6 +4,7 @@ mod postgres;
 mod sqlite;
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use greenwave_shop::seed::SeedSize;
 use greenwave_shop::store::{Store, StoreConfig};
@@ -25,6 +26,7 @@ pub(super) async fn make(setup: &Setup, source: &Source) -> Result<Copies, BoxEr
     for (name, rows) in [("customers", size.users), ("orders", size.orders)] {
         setup.fact(name, figures::count(rows.unsigned_abs()));
     }
+    setup.fact("connections", format!("{} to each copy", connections(setup.concurrency())));
     let (before, after) = match &source.database {
         None => sqlite::make(setup, size).await?,
         Some(url) => postgres::make(setup, size, url).await?,
@@ -43,8 +45,26 @@ fn size(orders: u64) -> SeedSize {
     }
 }
 
-async fn open(url: &str) -> Result<Store, BoxError> {
-    Ok(Store::open(url, StoreConfig::default()).await?)
+/// The most connections of one copy: two copies leave room on a PostgreSQL server that allows its default of 100.
+const MAX_CONNECTIONS: usize = 30;
+
+/// Longer than any operation should wait for a connection: the wait is latency, and not an error.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Opens a copy with a connection for each task.
+async fn open(setup: &Setup, url: &str) -> Result<Store, BoxError> {
+    Ok(Store::open(url, store_config(setup.concurrency())).await?)
+}
+
+fn store_config(concurrency: usize) -> StoreConfig {
+    let mut config = StoreConfig::default();
+    config.pool.max_connections = connections(concurrency);
+    config.pool.connection_timeout = CONNECTION_TIMEOUT;
+    config
+}
+
+fn connections(concurrency: usize) -> u32 {
+    u32::try_from(concurrency.clamp(1, MAX_CONNECTIONS)).unwrap_or(1)
 }
 
 /// Opens a new database, fills it, and closes it.
@@ -57,13 +77,20 @@ async fn seed(setup: Setup, url: String, size: SeedSize) -> Result<(), BoxError>
             teller.progress(progress.done, progress.total);
         }
     };
-    open(&url).await?.seed(size, tell).await?;
+    open(&setup, &url).await?.seed(size, tell).await?;
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_task_has_a_connection_as_far_as_a_server_has_them() {
+        let connections = |concurrency| store_config(concurrency).pool.max_connections;
+        assert_eq!([1, 16, 30, 31, 100_000].map(connections), [1, 16, 30, 30, 30]);
+        assert!(store_config(16).pool.connection_timeout > Duration::from_secs(30));
+    }
 
     #[test]
     fn a_smaller_data_set_keeps_the_proportions() {

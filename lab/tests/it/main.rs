@@ -7,4 +7,5 @@ mod order;
 mod promises;
 mod report;
 mod shelf;
+mod signals;
 mod synthetic;

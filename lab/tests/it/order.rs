@@ -57,6 +57,10 @@ async fn a_stopped_run_reports_the_pairs_that_are_complete() {
     assert!(report.stopped_early);
     assert_eq!((report.before.rounds.len(), report.after.rounds.len()), (2, 2));
     assert!(report.to_table().contains("2 of 6 rounds each"), "{}", report.to_table());
+    for arm in [&report.before, &report.after] {
+        let sum: u64 = arm.rounds.iter().map(|round| round.operations).sum();
+        assert_eq!(arm.operations, sum, "the totals are of the rounds that are shown");
+    }
 }
 
 #[tokio::test(start_paused = true)]

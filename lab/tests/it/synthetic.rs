@@ -61,6 +61,16 @@ async fn an_after_that_does_less_is_said_to_do_less() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn of_fewer_than_six_pairs_no_difference_is_claimed() {
+    for rounds in [1, 5] {
+        let report = naps(40, 10).run(Settings { rounds, ..settings() }).await.unwrap();
+        assert_eq!(report.verdict.finding, Finding::TooFew);
+        let start = "too few pairs of rounds to tell, it takes six: so far, after completes 4.0";
+        assert!(report.verdict.text.starts_with(start), "{}", report.verdict);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_warm_up_is_not_measured() {
     // The first 400 ms of a round are one operation that takes as long, and fails.
     let experiment = Experiment::new("cold", "Cold", "Does the warm-up count?", |_| async {

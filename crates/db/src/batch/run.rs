@@ -1,6 +1,12 @@
 //! The task that runs batches, one after the other, until none waits.
 
-use std::{collections::HashMap, hash::Hash, panic::AssertUnwindSafe, sync::Arc};
+use std::{
+    collections::{HashMap, VecDeque},
+    hash::Hash,
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::FutureExt;
 use tokio::time::{Instant, timeout_at};
@@ -9,8 +15,38 @@ use tracing::Instrument;
 use super::{Answer, BatchError, Shared, queue::Batch};
 use crate::{error::panic_message, telemetry};
 
-/// With so many single keys failed and nothing loaded, the fault isn't in a key.
-const HOPELESS: usize = 4;
+/// So many bad keys are found wherever in the batch they are; with more, the fault may not be in a key.
+const BAD_KEYS: u32 = 4;
+/// This part of `load_timeout` may go into calls that fail. In an outage each takes its time to fail, and to ask
+/// again only keeps the callers waiting.
+const FAILING_PART: u32 = 8;
+
+/// How much longer to look for the keys at fault.
+struct Search {
+    failures: u32,
+    max_failures: u32,
+    failing: Duration,
+    max_failing: Duration,
+}
+
+impl Search {
+    /// After a call with so many keys failed, which took `failing`.
+    fn new(keys: usize, failing: Duration, load_timeout: Duration) -> Self {
+        // From the whole batch down to single keys; a bad key costs one failure in each size.
+        let sizes = 1 + keys.next_power_of_two().ilog2();
+        let max_failing = load_timeout / FAILING_PART;
+        Self { failures: 1, max_failures: BAD_KEYS * sizes, failing, max_failing }
+    }
+
+    fn note_failure(&mut self, took: Duration) {
+        self.failures += 1;
+        self.failing += took;
+    }
+
+    fn is_over(&self) -> bool {
+        self.failures >= self.max_failures || self.failing >= self.max_failing
+    }
+}
 
 /// One of the `max_in_flight` places; gives itself back when its task ends, however that ends.
 pub(super) struct Slot<K, V, E> {
@@ -55,32 +91,53 @@ where
     V: Clone + Send + 'static,
     E: Send + Sync + 'static,
 {
-    /// Answers every caller of the batch. A part that fails is halved, so that a bad key ends up alone after a
-    /// number of calls that grows with the logarithm of the batch.
+    /// Answers every caller of the batch.
     async fn run(&self, mut batch: Batch<K, V, E>) {
         telemetry::batch(self.name, batch.keys.len());
-        let deadline = Instant::now() + self.config.load_timeout;
-        let mut parts = vec![std::mem::take(&mut batch.keys)];
-        let mut loaded_any = false;
-        let mut failed_alone = 0;
-        while let Some(mut keys) = parts.pop() {
-            let error = match self.call(keys.clone(), deadline).await {
-                Ok(found) => {
-                    loaded_any = true;
-                    batch.answer(keys, found);
-                    continue;
-                }
-                Err(error) => error,
-            };
-            failed_alone += usize::from(keys.len() == 1);
-            let hopeless = !loaded_any && failed_alone >= HOPELESS;
-            if hopeless || matches!(error, BatchError::TimedOut { .. }) {
-                batch.fail(keys.into_iter().chain(parts.drain(..).flatten()), &error);
-            } else if keys.len() == 1 {
+        let keys = std::mem::take(&mut batch.keys);
+        let begun = Instant::now();
+        let deadline = begun + self.config.load_timeout;
+        match self.call(keys.clone(), deadline).await {
+            Ok(found) => batch.answer(keys, found),
+            Err(error) => {
+                let search = Search::new(keys.len(), begun.elapsed(), self.config.load_timeout);
+                self.search(&mut batch, keys, error, search, deadline).await;
+            }
+        }
+    }
+
+    /// Finds the keys at fault: halves what failed until they are alone.
+    ///
+    /// All large parts go before the smaller ones, so that keys in good company are answered first: whenever the
+    /// search ends, only those fail that it has not told apart from a bad one.
+    async fn search(
+        &self,
+        batch: &mut Batch<K, V, E>,
+        keys: Vec<K>,
+        error: BatchError<E>,
+        mut search: Search,
+        deadline: Instant,
+    ) {
+        // Each part with what it failed with.
+        let mut failed = VecDeque::from([(keys, error)]);
+        while let Some((mut keys, error)) = failed.pop_front() {
+            if keys.len() == 1 || search.is_over() {
                 batch.fail(keys, &error);
-            } else {
-                parts.push(keys.split_off(keys.len() / 2));
-                parts.push(keys);
+                continue;
+            }
+            let right = keys.split_off(keys.len() / 2);
+            for half in [keys, right] {
+                let asked = Instant::now();
+                match self.call(half.clone(), deadline).await {
+                    Ok(found) => {
+                        batch.answer(half, found);
+                        continue;
+                    }
+                    // The search ran out of time, which says less than what began it.
+                    Err(BatchError::TimedOut { .. }) => failed.push_back((half, error.clone())),
+                    Err(error) => failed.push_back((half, error)),
+                }
+                search.note_failure(asked.elapsed());
             }
         }
     }

@@ -15,6 +15,28 @@ const PROBE_HOLDS_FOR: Duration = Duration::from_secs(1);
 /// How long a probe may take.
 const PROBE_DEADLINE: Duration = Duration::from_millis(500);
 
+/// The parameters of a URL that sqlx knows, beside `options[…]`.
+const PARAMETERS: [&str; 18] = [
+    "application_name",
+    "dbname",
+    "host",
+    "hostaddr",
+    "options",
+    "password",
+    "port",
+    "ssl-ca",
+    "ssl-cert",
+    "ssl-key",
+    "ssl-mode",
+    "ssl-root-cert",
+    "sslcert",
+    "sslkey",
+    "sslmode",
+    "sslrootcert",
+    "statement-cache-capacity",
+    "user",
+];
+
 pub(super) fn parse(url: &str) -> Result<PgConnectOptions, Error> {
     let rest = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"));
     let rest = rest.ok_or(Error::Url(None))?;
@@ -24,9 +46,27 @@ pub(super) fn parse(url: &str) -> Result<PgConnectOptions, Error> {
     if rest[authority_end..].contains('@') {
         return Err(Error::Url(None));
     }
+    check_parameters(rest)?;
     let options: PgConnectOptions = url.parse().map_err(|error| Error::Url(Some(error)))?;
     // Our executor reports statements; sqlx's own log would count them twice.
     Ok(options.disable_statement_logging())
+}
+
+/// Refuses parameters that sqlx does not know: it would ignore them, and log them with their values.
+fn check_parameters(rest: &str) -> Result<(), Error> {
+    let before_fragment = rest.split('#').next().unwrap_or(rest);
+    let Some((_, query)) = before_fragment.split_once('?') else { return Ok(()) };
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let name = pair.split('=').next().unwrap_or(pair);
+        let is_option = ["options[", "options%5B", "options%5b"].iter().any(|start| name.starts_with(start));
+        if PARAMETERS.contains(&name) || is_option {
+            continue;
+        }
+        // What is no `name=value` may be the rest of a password.
+        let name = pair.split_once('=').ok_or(Error::Url(None))?.0;
+        return Err(Error::UrlParameter { name: name.to_owned() });
+    }
+    Ok(())
 }
 
 /// What may be shown of the options.

@@ -59,21 +59,20 @@ impl Pool {
     /// A pool, after one connection was made to see that it works.
     ///
     /// # Errors
-    /// [`Error::Url`], [`Error::Unreachable`] or [`Error::Refused`], within the connection timeout and half a second.
+    /// [`Error::Unreachable`] or [`Error::Refused`], within the connection timeout and half a second; and those of
+    /// [`connect_lazy`](Self::connect_lazy).
     pub async fn connect(url: &str, config: PoolConfig) -> Result<Self, Error> {
         let pool = Self::connect_lazy(url, config)?;
         match pool.inner.pool.acquire().await {
             Ok(_) => Ok(pool),
-            Err(sqlx::Error::PoolTimedOut) => Err(pool.why_no_connection().await),
-            Err(error @ (sqlx::Error::Io(_) | sqlx::Error::Tls(_))) => Err(pool.unreachable(Arc::new(error))),
-            Err(error) => Err(pool.refused(Arc::new(error))),
+            Err(error) => Err(pool.no_connection(error).await),
         }
     }
 
     /// A pool that makes its first connection when one is needed.
     ///
     /// # Errors
-    /// [`Error::Url`], [`Error::Config`] or, outside Tokio, [`Error::NoRuntime`].
+    /// [`Error::Url`], [`Error::UrlParameter`], [`Error::Config`] or, outside Tokio, [`Error::NoRuntime`].
     pub fn connect_lazy(url: &str, config: PoolConfig) -> Result<Self, Error> {
         config.check()?;
         let options = connect::parse(url)?;
@@ -87,13 +86,15 @@ impl Pool {
 
     /// A connection of one's own, for several statements that must share a session.
     ///
-    /// Run statements through [`timed`](Self::timed), or they go unreported.
+    /// Run statements through [`timed`](Self::timed), or they go unreported. For a transaction, use
+    /// [`begin`](Self::begin): sqlx's own, on a connection, leaves the transaction open when it is dropped half-way.
     ///
     /// # Errors
     /// `sqlx::Error`, with one of ours inside where no connection could be had: see [`Error::in_sqlx`].
     ///
     /// # Cancel safety
-    /// Safe: a connection that arrives too late goes back to the pool.
+    /// Safe: dropped while it waits, it gives up its turn. A connection that is being opened for it, or tested, is
+    /// closed then, and the next caller opens another.
     pub async fn acquire(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
         Ok(self.checkout().await?.0)
     }
@@ -104,9 +105,17 @@ impl Pool {
     ///
     /// # Errors
     /// As [`acquire`](Self::acquire).
+    ///
+    /// # Cancel safety
+    /// Safe: dropped while it waits, as `acquire`; dropped later, the transaction is begun and rolled back in the
+    /// background.
     pub async fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
         let connection = self.acquire().await?;
-        self.noting_breakage(Transaction::begin(connection, None).await)
+        // In a task of its own, which ends when its caller does not wait: sqlx learns of a transaction only from the
+        // server's answer, and rolls back none that it has not learned of. Dropped before, `BEGIN` would take
+        // the connection back to the pool with it, and later statements of others would never be committed.
+        let begun = tokio::spawn(Transaction::begin(connection, None));
+        self.noting_breakage(begun.await.unwrap_or(Err(sqlx::Error::WorkerCrashed)))
     }
 
     /// Lends a connection of this pool, a transaction's for example, as an executor that times its statements as
@@ -120,16 +129,6 @@ impl Pool {
         self.inner.pool.close().await;
     }
 
-    /// Connections open now.
-    pub fn size(&self) -> u32 {
-        self.inner.pool.size()
-    }
-
-    /// Connections open and unused now.
-    pub fn num_idle(&self) -> usize {
-        self.inner.pool.num_idle()
-    }
-
     /// A connection, and how long it took to get it.
     async fn checkout(&self) -> Result<(PoolConnection<Postgres>, Duration), sqlx::Error> {
         let asked = Instant::now();
@@ -139,11 +138,12 @@ impl Pool {
                 telemetry::waited(wait);
                 Ok((connection, wait))
             }
-            Err(sqlx::Error::PoolTimedOut) => {
-                telemetry::timed_out();
-                Err(self.why_no_connection().await.into_sqlx())
+            Err(error) => {
+                if matches!(error, sqlx::Error::PoolTimedOut) {
+                    telemetry::timed_out();
+                }
+                Err(self.no_connection(error).await.into_sqlx())
             }
-            Err(error) => Err(error),
         }
     }
 
@@ -154,20 +154,28 @@ impl Pool {
         result
     }
 
-    fn unreachable(&self, source: Arc<sqlx::Error>) -> Error {
-        Error::Unreachable { server: Arc::clone(&self.inner.server), source }
+    /// What an acquire ended with, in our words.
+    async fn no_connection(&self, error: sqlx::Error) -> Error {
+        match error {
+            sqlx::Error::PoolTimedOut => self.why_timed_out().await,
+            sqlx::Error::PoolClosed => Error::Closed,
+            error => self.connect_failed(Arc::new(error)),
+        }
     }
 
-    fn refused(&self, source: Arc<sqlx::Error>) -> Error {
-        Error::Refused { server: Arc::clone(&self.inner.server), source }
+    fn connect_failed(&self, source: Arc<sqlx::Error>) -> Error {
+        let server = Arc::clone(&self.inner.server);
+        match *source {
+            sqlx::Error::Database(_) => Error::Refused { server, source },
+            _ => Error::Unreachable { server, source },
+        }
     }
 
     /// sqlx says "timed out" both when all connections are in use and when the server is away: find out which.
-    async fn why_no_connection(&self) -> Error {
+    async fn why_timed_out(&self) -> Error {
         let Inner { pool, config, .. } = &*self.inner;
         match self.inner.diagnosis.probe().await {
-            Some(source) if matches!(*source, sqlx::Error::Database(_)) => self.refused(source),
-            Some(source) => self.unreachable(source),
+            Some(source) => self.connect_failed(source),
             None => Error::Exhausted {
                 waited: config.connection_timeout,
                 in_use: pool.size().saturating_sub(u32::try_from(pool.num_idle()).unwrap_or(u32::MAX)),
@@ -207,7 +215,7 @@ impl fmt::Debug for Pool {
         let Inner { server, config, .. } = &*self.inner;
         f.debug_struct("Pool")
             .field("server", server)
-            .field("size", &self.size())
+            .field("size", &self.inner.pool.size())
             .field("config", config)
             .finish()
     }

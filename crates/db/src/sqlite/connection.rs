@@ -30,6 +30,10 @@ impl File {
         if path.as_os_str().is_empty() || path == Path::new(":memory:") {
             return Err(Error::InMemory);
         }
+        // The bundled SQLite reads such a name as a URI even where SQLITE_OPEN_URI is not given.
+        if path.as_os_str().as_encoded_bytes().starts_with(b"file:") {
+            return Err(Error::Uri);
+        }
         let Config { pool, synchronous, max_statement } = config;
         Ok(Self { path: path.to_owned(), config: pool, synchronous, max_statement })
     }
@@ -67,7 +71,6 @@ impl File {
     }
 
     fn open(&self) -> Result<Connection, Error> {
-        // Without SQLITE_OPEN_URI: a path is a path, whatever it looks like.
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;

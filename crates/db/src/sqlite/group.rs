@@ -153,7 +153,7 @@ impl<'a> Committer<'a> {
 
     fn begin(&self) -> Result<Transaction<'a>, Error> {
         if !self.connection.is_autocommit() {
-            // A rollback failed. This one is a transaction's own end, or its error is the right answer.
+            // An earlier rollback failed: while it does, its error is the answer.
             self.connection.execute_batch("ROLLBACK")?;
         }
         self.file
@@ -163,7 +163,7 @@ impl<'a> Committer<'a> {
     /// When it fails, the transaction is rolled back.
     fn commit(&self, transaction: Transaction<'_>, first: &dyn Job) -> rusqlite::Result<()> {
         let (span, wait) = first.context();
-        span.in_scope(|| trace::slow_only(self.file, wait, || transaction.commit()))
+        span.in_scope(|| trace::scope(self.file, wait, || transaction.commit()))
     }
 
     fn within_savepoint(&self, transaction: &Transaction<'_>, job: &mut dyn Job) -> rusqlite::Result<Held> {

@@ -69,7 +69,7 @@ impl Pool {
     /// locked: call it when the program starts.
     ///
     /// # Errors
-    /// [`Error::Open`], [`Error::Locked`], [`Error::InMemory`] or [`Error::Config`].
+    /// [`Error::Open`], [`Error::Locked`], [`Error::InMemory`], [`Error::Uri`] or [`Error::Config`].
     pub fn open(path: impl AsRef<Path>, config: impl Into<Config>) -> Result<Self, Error> {
         let config = config.into();
         config.pool.check()?;
@@ -176,7 +176,8 @@ impl Pool {
 
     /// Closes the pool: what runs or waits ends first, later callers get [`Error::Closed`].
     ///
-    /// A pool that is dropped instead closes the same way, in the background.
+    /// A pool that is dropped instead ends the same way without waiting. Its writer closes in the background; its idle
+    /// readers close on the thread that drops the last clone, which touches the disk.
     pub async fn close(&self) {
         self.inner.readers.close().await;
         self.inner.writer.close().await;

@@ -26,7 +26,6 @@ struct Scope {
     wait: Duration,
     /// The longest that a statement may run.
     limit: Option<Duration>,
-    slow_only: bool,
     running: Vec<Running>,
 }
 
@@ -55,16 +54,6 @@ fn over_limit() -> bool {
 
 /// Runs `f`; each statement it runs is reported, and interrupted beyond the file's limit.
 pub(super) fn scope<T>(file: &File, wait: Duration, f: impl FnOnce() -> T) -> T {
-    let limit = (!file.max_statement.is_zero()).then_some(file.max_statement);
-    enter(Scope { slow: file.config.slow_query, wait, limit, slow_only: false, running: Vec::new() }, f)
-}
-
-/// Runs `f`, which only ends a transaction: that is no statement of the caller's, but its log should name a slow one.
-pub(super) fn slow_only<T>(file: &File, wait: Duration, f: impl FnOnce() -> T) -> T {
-    enter(Scope { slow: file.config.slow_query, wait, limit: None, slow_only: true, running: Vec::new() }, f)
-}
-
-fn enter<T>(scope: Scope, f: impl FnOnce() -> T) -> T {
     /// Gives the thread back the scope it was in: a closure may have been run from inside another.
     struct Leave(Option<Scope>);
     impl Drop for Leave {
@@ -72,6 +61,8 @@ fn enter<T>(scope: Scope, f: impl FnOnce() -> T) -> T {
             SCOPE.set(self.0.take());
         }
     }
+    let limit = (!file.max_statement.is_zero()).then_some(file.max_statement);
+    let scope = Scope { slow: file.config.slow_query, wait, limit, running: Vec::new() };
     let _leave = Leave(SCOPE.replace(Some(scope)));
     f()
 }
@@ -114,15 +105,24 @@ fn finished(statement: &StmtRef<'_>) {
     let ended = with_scope(|scope| {
         let place = scope.running.iter().position(|running| running.statement == id)?;
         let running = scope.running.swap_remove(place);
-        Some((running, scope.slow, scope.wait, scope.slow_only))
+        Some((running, scope.slow, scope.wait))
     });
     // The scope is free again before anybody's subscriber runs.
-    let Some((running, slow, wait, slow_only)) = ended.flatten() else { return };
-    // Not the duration that SQLite gives: it counts in milliseconds.
+    let Some((running, slow, wait)) = ended.flatten() else { return };
+    // Not the duration that SQLite gives: it counts in milliseconds. Either holds the time that the caller takes between
+    // rows, for SQLite does not tell when it is asked for the next one.
     let elapsed = running.since.elapsed();
     let text = statement.sql();
     let finished = Finished { system: "sqlite", text: &text, elapsed, wait, rows: running.rows };
-    if slow_only { finished.report_if_slow(slow) } else { finished.report(slow) }
+    if is_transaction_control(&text) { finished.report_if_slow(slow) } else { finished.report(slow) }
+}
+
+/// Those are no statements to count, but the log should name a slow one.
+fn is_transaction_control(text: &str) -> bool {
+    let word = text.trim_start().split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or_default();
+    ["BEGIN", "COMMIT", "END", "ROLLBACK", "SAVEPOINT", "RELEASE"]
+        .iter()
+        .any(|known| word.eq_ignore_ascii_case(known))
 }
 
 fn with_scope<T>(f: impl FnOnce(&mut Scope) -> T) -> Option<T> {

@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use expect_test::expect;
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use greenwave_db::{PoolConfig, postgres::Pool, telemetry};
 use greenwave_test_servers::postgres_database;
 use sqlx::{Executor, Row};
-use tokio::time::{sleep, timeout};
+use tokio::{
+    task::yield_now,
+    time::{sleep, timeout},
+};
 use tracing::Instrument;
 
 use crate::signals::signals;
@@ -211,4 +214,41 @@ async fn abandoned_statements_never_answer_a_later_one() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn an_abandoned_begin_takes_no_later_statement_into_its_transaction() {
+    let url = postgres_database();
+    let pool = Pool::connect(&url, PoolConfig { max_connections: 1, ..Default::default() }).await.unwrap();
+    let other = Pool::connect(&url, PoolConfig::default()).await.unwrap();
+    sqlx::raw_sql("CREATE TABLE marks (n INT)").execute(&pool).await.unwrap();
+    let (mut abandoned, mut begun) = (0, 0);
+    for round in 0..300_i32 {
+        // From dropped before it is sent to begun.
+        let mut begin = Box::pin(pool.begin());
+        let mut outcome = None;
+        for _ in 0..=round {
+            outcome = (&mut begin).now_or_never();
+            if outcome.is_some() {
+                break;
+            }
+            yield_now().await;
+        }
+        drop(begin);
+        match outcome {
+            Some(transaction) => {
+                begun += 1;
+                transaction.unwrap().rollback().await.unwrap();
+            }
+            None => abandoned += 1,
+        }
+        sqlx::query("INSERT INTO marks VALUES ($1)").bind(round).execute(&pool).await.unwrap();
+        let seen: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM marks WHERE n = $1)")
+            .bind(round)
+            .fetch_one(&other)
+            .await
+            .unwrap();
+        assert!(seen, "round {round}: an acknowledged row is in nobody's transaction");
+    }
+    assert!(abandoned > 0 && begun > 0, "{abandoned} abandoned, {begun} begun");
 }

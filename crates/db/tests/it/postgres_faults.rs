@@ -63,6 +63,37 @@ async fn a_server_that_refuses_is_told_from_one_that_is_away() {
     let error = Pool::connect(&missing, impatient(1)).await.unwrap_err();
     assert!(matches!(error, Error::Refused { .. }), "{error:?}");
     assert!(chain(&error).contains("does not exist"), "{}", chain(&error));
+    // A statement says the same as `connect`.
+    let pool = Pool::connect_lazy(&missing, impatient(1)).unwrap();
+    let later = sqlx::query("SELECT 1").execute(&pool).await.unwrap_err();
+    assert!(matches!(Error::in_sqlx(&later), Some(Error::Refused { .. })), "{later:?}");
+    let pool = Pool::connect_lazy("postgres:///shop?host=/no/such/socket", impatient(1)).unwrap();
+    let later = pool.begin().await.unwrap_err();
+    assert!(matches!(Error::in_sqlx(&later), Some(Error::Unreachable { .. })), "{later:?}");
+}
+
+#[tokio::test]
+async fn an_unknown_parameter_is_refused_without_its_value_being_told() {
+    let signals = crate::signals::signals();
+    let open = |url: &str| Pool::connect_lazy(url, PoolConfig::default());
+    let error = open("postgres://shop@localhost/shop?sslmode=disable&sslpassword=hunter3").unwrap_err();
+    expect!["the database URL has an unknown parameter `sslpassword`: correct its name, or leave it out"]
+        .assert_eq(&chain(&error));
+    for url in [
+        "postgres://shop@localhost/shop?ssl%70assword=hunter3",
+        "postgres://shop@localhost/shop?password=a&hunter3",
+    ] {
+        let shown = format!("{:?}", open(url).unwrap_err());
+        assert!(!shown.contains("hunter3"), "{shown}");
+    }
+    assert!(signals.mentioning("hunter3").is_empty());
+    for url in [
+        "postgres://shop@localhost/shop?",
+        "postgres://shop@localhost/shop?sslmode=disable&options=-c%20statement_timeout%3D5s&",
+        "postgres://shop@localhost/shop?options[search_path]=a&options%5Bjit%5D=off&application_name=x",
+    ] {
+        open(url).unwrap();
+    }
 }
 
 #[tokio::test]
@@ -118,9 +149,8 @@ async fn a_restart_breaks_at_most_one_statement_of_an_idle_pool() {
     for _ in 0..8 {
         held.push(pool.acquire().await.unwrap());
     }
-    drop(held);
-    while pool.num_idle() < 8 {
-        sleep(Duration::from_millis(5)).await;
+    for mut connection in held {
+        connection.return_to_pool().await;
     }
     server.kill();
     server.start();

@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, Mutex, OnceLock},
 };
 
+use greenwave_db::telemetry::QUERY_EVENT;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use tracing::{
     Event, Subscriber,
@@ -65,6 +66,14 @@ impl Signals {
             .filter(|event| event.target == target && event.text().contains(marker))
             .cloned()
             .collect()
+    }
+
+    /// The query events of a span.
+    #[cfg_attr(not(feature = "sqlite"), expect(dead_code))]
+    pub(crate) fn in_span(&self, name: &str) -> Vec<Captured> {
+        let events = self.events.lock().unwrap();
+        let within = |event: &&Captured| event.spans.iter().any(|span| span == name);
+        events.iter().filter(within).filter(|event| event.target == QUERY_EVENT).cloned().collect()
     }
 
     /// All events in which any field contains `needle`.

@@ -188,6 +188,26 @@ async fn each_statement_is_reported_once_in_its_callers_span() {
 }
 
 #[tokio::test]
+async fn what_begins_and_ends_a_transaction_is_no_statement() {
+    let signals = signals();
+    let db = Fixture::new(PoolConfig::default()).await;
+    let request = async {
+        let read = db.pool.read(|db| {
+            let tx = db.unchecked_transaction()?;
+            tx.query_one("SELECT /*lite-tx*/ count(*) FROM numbers", (), |row| row.get::<_, i64>(0))?;
+            tx.commit()?;
+            db.execute_batch("begin; SAVEPOINT a; RELEASE a; rollback")
+        });
+        read.await.unwrap();
+        insert(&db.pool, 1).await.unwrap();
+    };
+    request.instrument(tracing::info_span!("lite-tx-request")).await;
+    let texts: Vec<_> =
+        signals.in_span("lite-tx-request").into_iter().map(|event| event.text().to_owned()).collect();
+    assert_eq!(texts, ["SELECT /*lite-tx*/ count(*) FROM numbers", "INSERT INTO numbers VALUES (?1)"]);
+}
+
+#[tokio::test]
 async fn a_slow_statement_is_logged_with_its_text_but_not_its_values() {
     let signals = signals();
     let db = Fixture::new(PoolConfig { slow_query: Duration::from_millis(5), ..Default::default() }).await;

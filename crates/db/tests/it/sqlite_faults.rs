@@ -47,6 +47,31 @@ async fn a_panic_in_a_write_rolls_back_and_is_an_error() {
 }
 
 #[tokio::test]
+async fn a_transaction_that_sqlite_has_ended_itself_fails_with_its_own_error() {
+    let db = Fixture::new(PoolConfig::default()).await;
+    let trigger = "CREATE TRIGGER refused BEFORE INSERT ON numbers WHEN new.n = 13
+                   BEGIN SELECT RAISE(ROLLBACK, 'no thirteen'); END";
+    db.pool.write(move |tx| Ok::<_, Error>(tx.execute_batch(trigger)?)).await.unwrap();
+    let refused = db.pool.write(|tx| {
+        tx.execute("INSERT INTO numbers VALUES (1)", ())?;
+        tx.execute("INSERT INTO numbers VALUES (13)", ())?;
+        Ok::<_, Error>(())
+    });
+    match refused.await.unwrap_err() {
+        Error::Sqlite(source) => expect!["no thirteen"].assert_eq(&source.to_string()),
+        other => panic!("{other:?}"),
+    }
+    let panicking = db.pool.write(|tx| -> Result<(), Error> {
+        let refused = tx.execute("INSERT INTO numbers VALUES (13)", ());
+        panic!("on purpose, after {refused:?}")
+    });
+    assert!(matches!(panicking.await, Err(Error::Panicked { .. })));
+    assert_eq!(db.count().await, 0);
+    insert(&db.pool, 1).await.unwrap();
+    assert_eq!(db.count().await, 1);
+}
+
+#[tokio::test]
 async fn a_panic_in_a_read_is_an_error() {
     let db = Fixture::new(impatient()).await;
     let panicking = db.pool.read(|_| -> rusqlite::Result<()> { panic!("on purpose") });
@@ -137,6 +162,7 @@ fn what_cannot_be_opened_says_why() {
     let open = |path: &str| Pool::open(path, PoolConfig::default()).unwrap_err();
     assert!(matches!(open(":memory:"), Error::InMemory));
     assert!(matches!(open(""), Error::InMemory));
+    assert!(matches!(open("file:shop.db?mode=memory"), Error::Uri));
     expect!["cannot open the SQLite database /no/such/place/shop.db: check that its directory exists and may be written"]
         .assert_eq(&open("/no/such/place/shop.db").to_string());
     let none = PoolConfig { max_connections: 0, ..Default::default() };

@@ -37,7 +37,8 @@ pub(super) async fn make(setup: &Setup, size: SeedSize, url: &str) -> Result<(St
         figures::count(size.orders.unsigned_abs())
     ));
     create(setup, &server, &before, &after, size).await?;
-    Ok((super::open(&server.database(&before)).await?, super::open(&server.database(&after)).await?))
+    let open = async |name| super::open(setup, &server.database(name)?).await;
+    Ok((open(&before).await?, open(&after).await?))
 }
 
 /// Creates and fills `before`, and `after` as its copy: the same pages, the same statistics.
@@ -56,7 +57,7 @@ async fn create(
     shielded(None, format!("CREATE DATABASE {before}")).await.map_err(|error| {
         anyhow::anyhow!(error).context("could not create a database: may this role? (ALTER ROLE … CREATEDB)")
     })?;
-    super::seed(setup.clone(), server.database(before), size).await?;
+    super::seed(setup.clone(), server.database(before)?, size).await?;
     // Now rather than by autovacuum in the middle of a round.
     shielded(Some(before), "VACUUM (ANALYZE)".to_owned()).await?;
     // A template must have no visitors, and the pools that seeded it close their connections when they like.
@@ -81,8 +82,15 @@ impl Server {
     }
 
     /// The URL of another database of this server.
-    fn database(&self, name: &str) -> String {
-        with_database(&self.url, name)
+    fn database(&self, name: &str) -> anyhow::Result<String> {
+        let url = with_database(&self.url, name);
+        // What is done there would ruin a database that is not the lab's own: see that sqlx reads it the same way.
+        let options = PgConnectOptions::from_str(&url)?;
+        anyhow::ensure!(
+            options.get_database() == Some(name),
+            "--database: name the database as in postgres://HOST/DATABASE, so that the lab can use another one"
+        );
+        Ok(url)
     }
 
     async fn connect(&self, database: Option<&str>) -> Result<PgConnection, BoxError> {
@@ -112,8 +120,10 @@ async fn within<T>(limit: Duration, work: impl Future<Output = sqlx::Result<T>>)
 
 /// The same URL with another database.
 fn with_database(url: &str, name: &str) -> String {
+    let url = url.split('#').next().unwrap_or(url);
     let (address, parameters) = match url.split_once('?') {
-        Some((address, parameters)) => (address, format!("?{parameters}")),
+        // A parameter `dbname`, however it is written, wins over the path; the last one wins over all.
+        Some((address, parameters)) => (address, format!("?{parameters}&dbname={name}")),
         None => (url, String::new()),
     };
     let host = address.find("://").map_or(0, |at| at + 3);
@@ -130,10 +140,27 @@ mod tests {
         for (url, expected) in [
             ("postgres://ada:s3cret@db:5432/shop", "postgres://ada:s3cret@db:5432/lab"),
             ("postgres://db", "postgres://db/lab"),
-            ("postgres://db/?sslmode=disable", "postgres://db/lab?sslmode=disable"),
-            ("postgresql:///shop?host=/run/postgresql", "postgresql:///lab?host=/run/postgresql"),
+            ("postgres://db/?sslmode=disable", "postgres://db/lab?sslmode=disable&dbname=lab"),
+            ("postgresql:///shop?host=/run/postgresql", "postgresql:///lab?host=/run/postgresql&dbname=lab"),
         ] {
             assert_eq!(with_database(url, "lab"), expected);
+        }
+    }
+
+    #[test]
+    fn wherever_a_url_names_its_database_the_labs_own_takes_its_place() {
+        for url in [
+            "postgres://db/shop",
+            "postgres://db?dbname=shop",
+            "postgres://db/shop?dbname=shop&sslmode=disable",
+            "postgres://db/?dbname=shop&dbname=shop&",
+            "postgres://db/?db%6Eame=shop",
+            "postgres://db/shop?sslmode=disable#dbname",
+            "postgres://db/shop#?dbname=shop",
+        ] {
+            let other = Server::new(url).unwrap().database("lab").unwrap();
+            let options = PgConnectOptions::from_str(&other).unwrap();
+            assert_eq!(options.get_database(), Some("lab"), "{url} became {other}");
         }
     }
 

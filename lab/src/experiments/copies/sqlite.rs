@@ -20,7 +20,7 @@ pub(super) async fn make(setup: &Setup, size: SeedSize) -> Result<(Store, Store)
     let seeding = super::seed(setup.clone(), url(&seeded), size);
     setup.shield(seeding).await?;
     setup.shield(copy(seeded, [before.clone(), after.clone()])).await?;
-    Ok((super::open(&url(&before)).await?, super::open(&url(&after)).await?))
+    Ok((super::open(setup, &url(&before)).await?, super::open(setup, &url(&after)).await?))
 }
 
 fn url(path: &str) -> String {
