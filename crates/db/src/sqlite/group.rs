@@ -7,10 +7,11 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    thread,
     time::{Duration, Instant},
 };
 
-use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
+use rusqlite::{CachedStatement, Connection, ErrorCode, Transaction, TransactionBehavior};
 use tokio::sync::mpsc;
 
 use super::{call::Job, connection::File, trace, writer::Message};
@@ -20,6 +21,10 @@ use crate::Error;
 const MAX_CALLERS: usize = 1024;
 /// A transaction that has lasted for this long takes no further caller.
 const MAX_TIME: Duration = Duration::from_millis(5);
+
+/// After a transaction of many, the longest that the next waits for half as many. Callers that are answered together
+/// often come back together, and whoever comes first would otherwise commit alone.
+const MAX_PAUSE: Duration = Duration::from_micros(200);
 
 const SAVEPOINT: &str = "SAVEPOINT greenwave_caller";
 const UNDO: &str = "ROLLBACK TO greenwave_caller";
@@ -32,6 +37,8 @@ pub(super) struct Committer<'a> {
     connection: &'a Connection,
     file: &'a File,
     watch: Arc<Watch>,
+    /// How many the last transaction held.
+    callers: usize,
 }
 
 /// Callers whose work was undone through no fault of theirs, and how to run them again.
@@ -45,7 +52,19 @@ enum Undone {
 
 impl<'a> Committer<'a> {
     pub(super) fn new(connection: &'a Connection, file: &'a File) -> Self {
-        Self { connection, file, watch: Watch::over(connection) }
+        Self { connection, file, watch: Watch::over(connection), callers: 0 }
+    }
+
+    /// Lets those come back who were answered together. Where the last writer was alone, so is the next: it never
+    /// waits for company.
+    pub(super) fn pause(&self, mailbox: &mpsc::Receiver<Message>) {
+        if self.callers < 2 {
+            return;
+        }
+        let start = Instant::now();
+        while mailbox.len() < self.callers / 2 && start.elapsed() < MAX_PAUSE {
+            thread::yield_now();
+        }
     }
 
     /// Runs `first`, with those who wait behind it. Returns a message that is not for this transaction.
@@ -57,12 +76,13 @@ impl<'a> Committer<'a> {
         if !first.begin() {
             return None;
         }
+        self.callers = 1;
         if first.is_alone() || mailbox.is_empty() {
             self.singly(first);
             return None;
         }
         let mut other = None;
-        let more = || {
+        let mut more = || {
             while other.is_none() {
                 match mailbox.try_recv().ok()? {
                     Message::Run(job) if !job.is_alone() => {
@@ -75,7 +95,10 @@ impl<'a> Committer<'a> {
             }
             None
         };
-        let mut undone = self.together(VecDeque::from([first]), more);
+        let mut callers = 1;
+        let counted = || more().inspect(|_| callers += 1);
+        let mut undone = self.together(VecDeque::from([first]), counted);
+        self.callers = callers;
         if let Undone::ByOne(jobs) = undone {
             undone = self.together(jobs, || None);
         }
@@ -92,13 +115,17 @@ impl<'a> Committer<'a> {
             Ok(transaction) => transaction,
             Err(error) => return refuse(waiting, &error),
         };
+        let mut savepoint = match Savepoint::prepare(self.connection) {
+            Ok(savepoint) => savepoint,
+            Err(error) => return refuse(waiting, &Error::Sqlite(error)),
+        };
         let start = Instant::now();
         let mut ran = Jobs::new();
         loop {
             let has_place = || ran.len() < MAX_CALLERS && start.elapsed() < MAX_TIME;
             let next = waiting.pop_front().or_else(|| if has_place() { more() } else { None });
             let Some(mut job) = next else { break };
-            match self.within_savepoint(&transaction, &mut *job) {
+            match self.within(&mut savepoint, &transaction, &mut *job) {
                 Ok(Held::Yes) => ran.push_back(job),
                 Ok(Held::No) => {
                     drop(transaction);
@@ -166,14 +193,19 @@ impl<'a> Committer<'a> {
         span.in_scope(|| trace::scope(self.file, wait, || transaction.commit()))
     }
 
-    fn within_savepoint(&self, transaction: &Transaction<'_>, job: &mut dyn Job) -> rusqlite::Result<Held> {
-        self.execute(SAVEPOINT)?;
+    fn within(
+        &self,
+        savepoint: &mut Savepoint<'_>,
+        transaction: &Transaction<'_>,
+        job: &mut dyn Job,
+    ) -> rusqlite::Result<Held> {
+        savepoint.set.execute(())?;
         let held = self.watched(transaction, job);
         if let Held::Yes = held {
             if job.failed() {
-                self.execute(UNDO)?;
+                savepoint.undo.execute(())?;
             }
-            self.execute(RELEASE)?;
+            savepoint.release.execute(())?;
         }
         Ok(held)
     }
@@ -186,9 +218,19 @@ impl<'a> Committer<'a> {
         let lost = self.connection.is_autocommit() || self.watch.rolled_back.load(Relaxed);
         if lost { Held::No } else { Held::Yes }
     }
+}
 
-    fn execute(&self, sql: &str) -> rusqlite::Result<()> {
-        self.connection.prepare_cached(sql)?.execute(()).map(drop)
+/// Its statements, looked up once for all callers.
+struct Savepoint<'a> {
+    set: CachedStatement<'a>,
+    undo: CachedStatement<'a>,
+    release: CachedStatement<'a>,
+}
+
+impl<'a> Savepoint<'a> {
+    fn prepare(connection: &'a Connection) -> rusqlite::Result<Self> {
+        let prepare = |sql| connection.prepare_cached(sql);
+        Ok(Self { set: prepare(SAVEPOINT)?, undo: prepare(UNDO)?, release: prepare(RELEASE)? })
     }
 }
 

@@ -48,19 +48,38 @@ impl Readers {
         // A read that never waits would let no other task of its thread run.
         coop::consume_budget().await;
         let asked = Instant::now();
-        let permit = self.permit().await?;
-        let Some(connection) = self.open_one() else {
-            return self.run_blocking(asked, permit, f).await;
+        // Nearly every read goes this way, so it only borrows its permit.
+        let free = self.permits.try_acquire().ok().and_then(|permit| Some((self.open_one()?, permit)));
+        let (result, permit) = match free {
+            Some((connection, permit)) => {
+                let result = self.lend_here(connection, Duration::ZERO, f);
+                drop(permit);
+                (result, None)
+            }
+            None => {
+                let permit = self.permit().await?;
+                let Some(connection) = self.open_one() else {
+                    return self.run_blocking(asked, permit, f).await;
+                };
+                (self.lend_here(connection, asked.elapsed(), f), Some(permit))
+            }
         };
-        let start = Instant::now();
-        let wait = start - asked;
-        telemetry::waited(wait);
-        let result = catch_unwind(AssertUnwindSafe(|| self.lend(connection, wait, f)));
         drop(permit);
-        if start.elapsed() >= LONG {
+        if asked.elapsed() >= LONG {
             yield_now().await;
         }
-        result.unwrap_or_else(|panic| Err(Error::Panicked { message: panic_message(&*panic) }))
+        result
+    }
+
+    fn lend_here<T>(
+        &self,
+        connection: Connection,
+        wait: Duration,
+        f: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, Error> {
+        telemetry::waited(wait);
+        catch_unwind(AssertUnwindSafe(|| self.lend(connection, wait, f)))
+            .unwrap_or_else(|panic| Err(Error::Panicked { message: panic_message(&*panic) }))
     }
 
     /// Runs `f` on a blocking thread.

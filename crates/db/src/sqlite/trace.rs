@@ -82,8 +82,8 @@ fn identity(statement: &StmtRef<'_>) -> usize {
 }
 
 fn started(statement: &StmtRef<'_>) {
-    let statement = identity(statement);
     with_scope(|scope| {
+        let statement = identity(statement);
         // A trigger inside the statement announces itself as well, under the same identity.
         if scope.running.iter().all(|running| running.statement != statement) {
             scope.running.push(Running { statement, since: Instant::now(), rows: 0 });
@@ -92,8 +92,8 @@ fn started(statement: &StmtRef<'_>) {
 }
 
 fn row(statement: &StmtRef<'_>) {
-    let statement = identity(statement);
     with_scope(|scope| {
+        let statement = identity(statement);
         if let Some(running) = scope.running.iter_mut().find(|running| running.statement == statement) {
             running.rows += 1;
         }
@@ -101,8 +101,8 @@ fn row(statement: &StmtRef<'_>) {
 }
 
 fn finished(statement: &StmtRef<'_>) {
-    let id = identity(statement);
     let ended = with_scope(|scope| {
+        let id = identity(statement);
         let place = scope.running.iter().position(|running| running.statement == id)?;
         let running = scope.running.swap_remove(place);
         Some((running, scope.slow, scope.wait))

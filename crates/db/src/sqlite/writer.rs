@@ -83,7 +83,10 @@ fn serve(connection: Connection, file: &File, mut mailbox: mpsc::Receiver<Messag
     let mut next = None;
     while let Some(message) = next.take().or_else(|| mailbox.blocking_recv()) {
         match message {
-            Message::Run(job) => next = committer.run(job, &mut mailbox),
+            Message::Run(job) => {
+                next = committer.run(job, &mut mailbox);
+                committer.pause(&mailbox);
+            }
             Message::Close(sender) => {
                 mailbox.close();
                 closed = Some(sender);
