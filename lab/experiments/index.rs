@@ -1,8 +1,10 @@
 //! The composite index: the shop's order list without and with
 //! `orders (customer_id, status, created_at DESC, id DESC)`.
 //!
-//! The list asks for the newest 20 orders of a customer, of one status or of all. With the index the
-//! database goes to that customer's orders and stops at 20. Without it, it reads the table.
+//! The list asks for the newest 20 orders of a customer that have one status. With the index the database
+//! goes to these orders and stops at 20. Without it, it reads the table. (A list of all statuses is three
+//! such lists in one statement, written for the index; without it the table would be read three times, which
+//! would flatter the index.)
 //!
 //! Both arms are copies of one seeded database, and the statement is the same. Before the rounds both are
 //! asked for the same lists, and a difference between their answers ends the experiment.
@@ -38,10 +40,7 @@ async fn set_up(setup: Setup, source: Source) -> Result<Arms, BoxError> {
             return Err(format!("the index changes the list of customer {customer}").into());
         }
     }
-    setup.fact(
-        "request",
-        "the newest 20 orders of a random customer; half of the requests ask for one status",
-    );
+    setup.fact("request", "the newest 20 orders of a random customer that have a random status");
     let lists = |store: Store| {
         Workload::over(store, move |store, mut call| async move {
             let (customer, status) = choose(&mut call, size.users);
@@ -55,9 +54,9 @@ async fn set_up(setup: Setup, source: Source) -> Result<Arms, BoxError> {
     })
 }
 
-/// The customer of a request, and in half of them a status.
+/// The customer of a request, and the status.
 fn choose(call: &mut Call, customers: i64) -> (i64, Option<Status>) {
     let customer = call.pick(1..=customers);
-    let status = call.pick(0..2 * Status::ALL.len());
+    let status = call.pick(0..Status::ALL.len());
     (customer, Status::ALL.get(status).copied())
 }

@@ -139,7 +139,15 @@ pub enum Error {
     /// SQLite could not do it.
     #[cfg(feature = "sqlite")]
     #[error("the SQLite statement failed")]
-    Sqlite(#[from] rusqlite::Error), // `from`, so that `?` works in a write closure
+    Sqlite(#[source] rusqlite::Error),
+
+    /// A SQLite statement ran for longer than [`max_statement`](crate::sqlite::Config::max_statement).
+    #[cfg(feature = "sqlite")]
+    #[error(
+        "the SQLite statement was interrupted because it ran for longer than `max_statement`: \
+         give it an index, let it touch fewer rows, or raise the limit"
+    )]
+    Interrupted(#[source] rusqlite::Error),
 
     /// The system gave no thread.
     #[error("could not start the database's thread")]
@@ -168,6 +176,17 @@ impl fmt::Display for Queue<'_> {
             write!(f, "{lead}{site} for {} ms", held.as_millis())?;
         }
         Ok(())
+    }
+}
+
+/// So that `?` works in a write closure.
+#[cfg(feature = "sqlite")]
+impl From<rusqlite::Error> for Error {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::OperationInterrupted) => Self::Interrupted(error),
+            _ => Self::Sqlite(error),
+        }
     }
 }
 

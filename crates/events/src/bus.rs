@@ -1,21 +1,21 @@
 use std::{
     future::Future,
-    sync::{
-        Arc, PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
 use tokio::{
     sync::Notify,
-    time::{error::Elapsed, timeout},
+    time::{error::Elapsed, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Backend, Backlog, BoxError, BusConfig, DeadLetter, Error, Event, EventContext, SubscriptionConfig, inbox,
-    relay,
+    Backend, Backlog, BoxError, BusConfig, DeadLetter, Error, Event, EventContext, SubscriptionConfig,
+    config::Fault,
+    error::describe,
+    inbox, relay,
+    retry::Trouble,
     subscription::{Delivery, Handler, Subscription},
 };
 
@@ -35,13 +35,27 @@ pub struct Bus<B: Backend> {
 struct Shared<B: Backend> {
     subscriptions: RwLock<Subscriptions<B>>,
     wake: Notify,
-    /// Something was published through this bus since the flag was last taken.
-    published: AtomicBool,
 }
 
 struct Subscriptions<B: Backend> {
     all: Vec<Arc<Subscription<B>>>,
-    duplicate: Option<(String, String)>,
+    /// What of others is not in use, and why: `register` and `run` say so.
+    refused: Option<Refused>,
+}
+
+#[derive(Clone)]
+enum Refused {
+    Duplicate { subscription: String, event: String },
+    Config { subscription: String, fault: Fault },
+}
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Error {
+        match refused {
+            Refused::Duplicate { subscription, event } => Error::DuplicateHandler { subscription, event },
+            Refused::Config { subscription, fault } => Error::config(Some(&subscription), fault),
+        }
+    }
 }
 
 impl<B: Backend> Clone for Bus<B> {
@@ -52,8 +66,8 @@ impl<B: Backend> Clone for Bus<B> {
 
 impl<B: Backend> Bus<B> {
     pub(crate) fn new(store: B) -> Bus<B> {
-        let subscriptions = RwLock::new(Subscriptions { all: Vec::new(), duplicate: None });
-        let shared = Shared { subscriptions, wake: Notify::new(), published: AtomicBool::new(false) };
+        let subscriptions = RwLock::new(Subscriptions { all: Vec::new(), refused: None });
+        let shared = Shared { subscriptions, wake: Notify::new() };
         Bus { store, config: Arc::default(), shared: Arc::new(shared) }
     }
 
@@ -84,7 +98,7 @@ impl<B: Backend> Bus<B> {
     /// `subscribe_in_tx` for effects in the same database.
     ///
     /// A second handler for the same name and event in one bus is an error of [`register`](Bus::register) and
-    /// [`run`](Bus::run).
+    /// [`run`](Bus::run), and so are settings that cannot work.
     ///
     /// ```
     /// # use greenwave_events::{Backend, BoxError, Bus, Event};
@@ -138,24 +152,28 @@ impl<B: Backend> Bus<B> {
         let same = |other: &Arc<Subscription<B>>| {
             other.name == subscription.name && other.event == subscription.event
         };
-        if subscriptions.all.iter().any(same) {
-            tracing::error!(subscription.name, subscription.event, "a second handler; it is not used");
-            subscriptions.duplicate = Some((subscription.name, subscription.event));
+        let refused = if subscriptions.all.iter().any(same) {
+            Refused::Duplicate { subscription: subscription.name, event: subscription.event }
+        } else if let Err(fault) = subscription.config.find_fault() {
+            Refused::Config { subscription: subscription.name, fault }
         } else {
-            subscriptions.all.push(Arc::new(subscription));
-        }
+            return subscriptions.all.push(Arc::new(subscription));
+        };
+        // A bus that runs has no other way to say so.
+        tracing::error!(error = describe(&Error::from(refused.clone())), "a handler is not used");
+        subscriptions.refused = Some(refused);
     }
 
     /// Persists the subscriptions of this bus, so that events published from now on wait for them. [`run`](Bus::run)
     /// does this first; call it alone where another process will run them.
     pub async fn register(&self) -> Result<(), Error> {
         self.config.check()?;
-        let duplicate = {
+        let refused = {
             let subscriptions = self.shared.subscriptions.read().unwrap_or_else(PoisonError::into_inner);
-            subscriptions.duplicate.clone()
+            subscriptions.refused.clone()
         };
-        if let Some((subscription, event)) = duplicate {
-            return Err(Error::DuplicateHandler { subscription, event });
+        if let Some(refused) = refused {
+            return Err(refused.into());
         }
         self.persist(&self.subscriptions_after(0)).await
     }
@@ -177,17 +195,40 @@ impl<B: Backend> Bus<B> {
     /// Any number of processes may do so on one database. A process without handlers relays for the others. Handlers
     /// added while it runs are taken up within a poll.
     ///
-    /// It returns an error only from its start (tables missing, database down, two handlers for the same). Later it
-    /// outlives the database: it logs, tries again with growing pauses, and loses nothing. When cancelled it takes
-    /// nothing new, gives running handlers [`BusConfig::grace`] to end, gives back what it did not finish, and returns.
+    /// It returns an error only from its start, and only for what waiting does not mend: tables that are missing, two
+    /// handlers for the same, settings that cannot work. It outlives the database, and waits for one that is away when
+    /// it starts: it logs, tries again with growing pauses, and loses nothing. When cancelled it takes nothing new, gives
+    /// running handlers [`BusConfig::grace`] to end, gives back what it did not finish, and returns.
     ///
     /// *Cancel safety:* dropping the future drops its handlers where they stand; their deliveries come again when the
     /// lease has run out.
     pub async fn run(&self, cancel: CancellationToken) -> Result<(), Error> {
-        self.register().await?;
+        match cancel.run_until_cancelled(self.register_in_the_end()).await {
+            Some(registered) => registered?,
+            None => return Ok(()),
+        }
         let arrived = Notify::new();
         tokio::join!(relay::run(self, &arrived, &cancel), inbox::run(self, &arrived, &cancel));
         Ok(())
+    }
+
+    /// Registers; waits for a database that is away.
+    async fn register_in_the_end(&self) -> Result<(), Error> {
+        let mut trouble = Trouble::default();
+        loop {
+            let error = match self.register().await {
+                Err(error @ (Error::Store { .. } | Error::Timeout { .. })) => error,
+                done => return done,
+            };
+            // The database may come back; tables that are missing do not come by themselves.
+            let migrated = self.in_time("look for the tables of events", self.store.is_migrated()).await;
+            if matches!(migrated, Ok(false)) {
+                return Err(error);
+            }
+            let pause = trouble.pause();
+            tracing::warn!(error = describe(&error), ?pause, "the bus waits for its database to start");
+            sleep(pause).await;
+        }
     }
 
     /// Says that something was published, so that a [`run`](Bus::run) in this process relays it at once rather than at
@@ -234,17 +275,6 @@ impl<B: Backend> Bus<B> {
 
     pub(crate) async fn woken(&self) {
         self.shared.wake.notified().await;
-    }
-
-    pub(crate) fn note_published(&self) {
-        self.shared.published.store(true, Ordering::Release);
-    }
-
-    /// Wakes the relay when a handler has published in its transaction, which has now been committed.
-    pub(crate) fn wake_if_published(&self) {
-        if self.shared.published.swap(false, Ordering::AcqRel) {
-            self.wake();
-        }
     }
 
     pub(crate) async fn in_time<T>(

@@ -4,6 +4,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
+/// The longest of any duration here: far beyond use, and far from overflowing a sum with the time.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+/// The most handlers or deliveries at once.
+const MOST: u32 = 1_000_000;
+
+/// A setting that cannot work, and why.
+pub(crate) type Fault = (&'static str, &'static str);
+
+pub(crate) fn check_duration(key: &'static str, duration: Duration) -> Result<(), Fault> {
+    if duration > LONGEST {
+        return Err((key, "must be at most a year"));
+    }
+    Ok(())
+}
+
 /// How a bus relays and delivers.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -43,19 +58,26 @@ impl Default for BusConfig {
 
 impl BusConfig {
     pub(crate) fn check(&self) -> Result<(), Error> {
+        self.find_fault().map_err(|fault| Error::config(None, fault))
+    }
+
+    fn find_fault(&self) -> Result<(), Fault> {
         if self.poll_interval.is_zero() {
-            return Err(Error::Config { key: "poll_interval", problem: "must be more than zero" });
+            return Err(("poll_interval", "must be more than zero"));
         }
         if self.lease < Duration::from_millis(100) {
-            return Err(Error::Config { key: "lease", problem: "must be at least 100ms" });
+            return Err(("lease", "must be at least 100ms"));
         }
         if self.relay_batch == 0 {
-            return Err(Error::Config { key: "relay_batch", problem: "must be at least 1" });
+            return Err(("relay_batch", "must be at least 1"));
         }
         if self.statement_timeout.is_zero() {
-            return Err(Error::Config { key: "statement_timeout", problem: "must be more than zero" });
+            return Err(("statement_timeout", "must be more than zero"));
         }
-        Ok(())
+        check_duration("poll_interval", self.poll_interval)?;
+        check_duration("lease", self.lease)?;
+        check_duration("statement_timeout", self.statement_timeout)?;
+        check_duration("grace", self.grace)
     }
 }
 
@@ -68,7 +90,8 @@ pub struct SubscriptionConfig {
     /// How many deliveries are taken at once, those that run included. More means fewer statements for each, fewer
     /// means that several processes share a short queue more evenly (default `64`; never less than `concurrency`).
     pub max_claimed: u32,
-    /// After how many failed attempts a delivery becomes a dead letter (default `20`: about two hours).
+    /// After how many failed attempts a delivery becomes a dead letter (default `20`: about two hours). An attempt that
+    /// could not begin, such as one whose transaction waited in vain for a connection, is none.
     pub max_attempts: u32,
     /// The wait before the second attempt; it doubles with each further one, and is shortened by up to half at random
     /// (default `1s`).
@@ -93,5 +116,81 @@ impl Default for SubscriptionConfig {
             retry_max: Duration::from_secs(600),
             timeout: Duration::from_secs(60),
         }
+    }
+}
+
+impl SubscriptionConfig {
+    pub(crate) fn find_fault(&self) -> Result<(), Fault> {
+        if self.timeout.is_zero() {
+            return Err(("timeout", "must be more than zero"));
+        }
+        if self.max_attempts == 0 {
+            return Err(("max_attempts", "must be at least 1"));
+        }
+        if self.concurrency > MOST {
+            return Err(("concurrency", "must be at most 1000000"));
+        }
+        if self.max_claimed > MOST {
+            return Err(("max_claimed", "must be at most 1000000"));
+        }
+        check_duration("retry_min", self.retry_min)?;
+        check_duration("retry_max", self.retry_max)?;
+        check_duration("timeout", self.timeout)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of_bus(config: BusConfig) -> String {
+        config.check().err().map(|error| error.to_string()).unwrap_or_default()
+    }
+
+    fn of_subscription(config: SubscriptionConfig) -> String {
+        let fault = config.find_fault().map_err(|fault| Error::config(Some("mail"), fault));
+        fault.err().map(|error| error.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn the_defaults_work() {
+        assert_eq!(of_bus(BusConfig::default()), "");
+        assert_eq!(of_subscription(SubscriptionConfig::default()), "");
+    }
+
+    #[test]
+    fn a_duration_that_would_overflow_a_sum_is_refused() {
+        let (max, bus) = (Duration::MAX, BusConfig::default);
+        let year = "must be at most a year";
+        assert_eq!(of_bus(BusConfig { poll_interval: max, ..bus() }), format!("`poll_interval` {year}"));
+        assert_eq!(of_bus(BusConfig { lease: max, ..bus() }), format!("`lease` {year}"));
+        assert_eq!(
+            of_bus(BusConfig { statement_timeout: max, ..bus() }),
+            format!("`statement_timeout` {year}")
+        );
+        assert_eq!(of_bus(BusConfig { grace: max, ..bus() }), format!("`grace` {year}"));
+        let (of, one) = ("of the subscription `mail` must be at most a year", SubscriptionConfig::default);
+        assert_eq!(of_subscription(SubscriptionConfig { timeout: max, ..one() }), format!("`timeout` {of}"));
+        assert_eq!(
+            of_subscription(SubscriptionConfig { retry_min: max, ..one() }),
+            format!("`retry_min` {of}")
+        );
+        assert_eq!(
+            of_subscription(SubscriptionConfig { retry_max: max, ..one() }),
+            format!("`retry_max` {of}")
+        );
+    }
+
+    #[test]
+    fn a_subscription_that_could_handle_nothing_is_refused() {
+        let (of, one) = ("of the subscription `mail` must be", SubscriptionConfig::default);
+        let config = SubscriptionConfig { timeout: Duration::ZERO, ..one() };
+        assert_eq!(of_subscription(config), format!("`timeout` {of} more than zero"));
+        let config = SubscriptionConfig { max_attempts: 0, ..one() };
+        assert_eq!(of_subscription(config), format!("`max_attempts` {of} at least 1"));
+        let config = SubscriptionConfig { max_claimed: u32::MAX, ..one() };
+        assert_eq!(of_subscription(config), format!("`max_claimed` {of} at most 1000000"));
+        let config = SubscriptionConfig { concurrency: u32::MAX, ..one() };
+        assert_eq!(of_subscription(config), format!("`concurrency` {of} at most 1000000"));
     }
 }

@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use crate::config::Fault;
+
 /// Any error of a handler.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 
@@ -46,10 +48,12 @@ pub enum Error {
     },
 
     /// A setting that cannot work.
-    #[error("`{key}` {problem}")]
+    #[error("`{key}`{} {problem}", of(.subscription.as_deref()))]
     Config {
         /// The setting.
         key: &'static str,
+        /// The subscription it belongs to, where it is one's own.
+        subscription: Option<String>,
         /// What is wrong with it.
         problem: &'static str,
     },
@@ -74,6 +78,14 @@ impl Error {
     pub(crate) fn store<E: Into<BoxError>>(doing: &'static str) -> impl FnOnce(E) -> Error {
         move |source| Error::Store { doing, source: source.into() }
     }
+
+    pub(crate) fn config(subscription: Option<&str>, (key, problem): Fault) -> Error {
+        Error::Config { key, subscription: subscription.map(str::to_owned), problem }
+    }
+}
+
+fn of(subscription: Option<&str>) -> String {
+    subscription.map(|name| format!(" of the subscription `{name}`")).unwrap_or_default()
 }
 
 /// The longest error text that is stored.

@@ -23,10 +23,10 @@ use self::{
 };
 use crate::{
     Backend, Bus, Error,
-    backends::Want,
+    backends::{Counted, Want},
     error::describe,
     retry::{Trouble, jittered},
-    subscription::{Delivery, Subscription},
+    subscription::{Delivery, Handler, Subscription},
 };
 
 /// A subscription's deliveries in this process.
@@ -53,6 +53,16 @@ impl<B: Backend> Lane<B> {
         if self.look && room * 2 >= max { room } else { 0 }
     }
 
+    /// How many may begin now.
+    fn free(&self) -> usize {
+        self.concurrency().saturating_sub(self.running) as usize
+    }
+
+    /// Whether the delivery has had all its attempts, the last of which ended without an outcome.
+    fn is_spent(&self, delivery: &Delivery) -> bool {
+        delivery.attempt > self.subscription.config.max_attempts
+    }
+
     fn serves(&self, delivery: &Delivery) -> bool {
         self.subscription.name == delivery.subscription && self.subscription.event == delivery.event
     }
@@ -63,8 +73,8 @@ struct Inbox<'a, B: Backend> {
     lanes: Vec<Lane<B>>,
     /// The attempts that run, each answering with its lane.
     running: JoinSet<(usize, Delivery, Outcome)>,
-    /// The key of everything leased, and its lane.
-    held: HashMap<(i64, i64), usize>,
+    /// The key of everything leased, its lane, and how many attempts it has had before.
+    held: HashMap<(i64, i64), (usize, u32)>,
     unsettled: Unsettled,
     next_look: Instant,
     next_renewal: Instant,
@@ -125,8 +135,7 @@ impl<'a, B: Backend> Inbox<'a, B> {
             self.look();
         }
         self.claim().await?;
-        self.start();
-        Ok(())
+        self.start().await
     }
 
     fn look(&mut self) {
@@ -178,7 +187,7 @@ impl<'a, B: Backend> Inbox<'a, B> {
     }
 
     fn settled(&mut self, (key, outcome): Settled) {
-        if let Some(lane) = self.held.remove(&key) {
+        if let Some((lane, _)) = self.held.remove(&key) {
             self.lanes[lane].held -= 1;
             count(&self.lanes[lane].subscription.name, outcome);
         }
@@ -194,18 +203,23 @@ impl<'a, B: Backend> Inbox<'a, B> {
         if !keys.is_empty() {
             let held = self.bus.in_time("renew leases", self.bus.store().renew(&keys, lease)).await?;
             let held: HashSet<i64> = held.into_iter().collect();
-            for lane in &mut self.lanes {
-                lane.queue.retain(|delivery| {
-                    let keep = held.contains(&delivery.id);
-                    if !keep && self.held.remove(&delivery.key()).is_some() {
-                        lane.held -= 1;
-                    }
-                    keep
-                });
-            }
+            self.forget(keys.into_iter().filter(|(id, _)| !held.contains(id)).collect());
         }
         self.next_renewal = Instant::now() + lease / 3;
         Ok(())
+    }
+
+    /// Drops from the queues what is held no longer. What runs is left to its end.
+    fn forget(&mut self, lost: HashSet<(i64, i64)>) {
+        for lane in &mut self.lanes {
+            lane.queue.retain(|delivery| {
+                let keep = !lost.contains(&delivery.key());
+                if !keep && self.held.remove(&delivery.key()).is_some() {
+                    lane.held -= 1;
+                }
+                keep
+            });
+        }
     }
 
     async fn claim(&mut self) -> Result<(), Error> {
@@ -223,7 +237,7 @@ impl<'a, B: Backend> Inbox<'a, B> {
         for delivery in deliveries {
             let Some(index) = self.lanes.iter().position(|lane| lane.serves(&delivery)) else { continue };
             taken[index] += 1;
-            self.held.insert(delivery.key(), index);
+            self.held.insert(delivery.key(), (index, delivery.attempt.saturating_sub(1)));
             self.lanes[index].queue.push_back(delivery);
         }
         for (lane, taken) in self.lanes.iter_mut().zip(taken) {
@@ -235,15 +249,19 @@ impl<'a, B: Backend> Inbox<'a, B> {
         Ok(())
     }
 
-    fn start(&mut self) {
+    /// Begins what there is room for.
+    async fn start(&mut self) -> Result<(), Error> {
+        // Where one is lost, the next in the queue takes its place.
+        while self.count_attempts().await? {}
         for (index, lane) in self.lanes.iter_mut().enumerate() {
-            while lane.running < lane.concurrency() {
+            for _ in 0..lane.free() {
                 let Some(delivery) = lane.queue.pop_front() else { break };
                 lane.running += 1;
-                let (bus, subscription) = (self.bus.clone(), lane.subscription.clone());
+                let (bus, subscription, spent) =
+                    (self.bus.clone(), lane.subscription.clone(), lane.is_spent(&delivery));
                 self.running.spawn(async move {
                     // Each attempt so far ended without an outcome: do not let it take another process down.
-                    let outcome = if delivery.attempt > subscription.config.max_attempts {
+                    let outcome = if spent {
                         Outcome::Hopeless("the process died or lost its lease during the last attempt".into())
                     } else {
                         attempt(bus, subscription, delivery.clone()).await
@@ -252,6 +270,30 @@ impl<'a, B: Backend> Inbox<'a, B> {
                 });
             }
         }
+        Ok(())
+    }
+
+    /// Counts the attempts that are about to begin, and drops deliveries that are held no longer; true when there were
+    /// such. Handlers in a transaction are not among them: they may have to wait for it, so they are counted when they
+    /// have a connection.
+    async fn count_attempts(&mut self) -> Result<bool, Error> {
+        let mut beginning: Vec<Counted> = Vec::new();
+        for lane in &self.lanes {
+            if matches!(lane.subscription.handler, Handler::AtLeastOnce(_)) {
+                let next = lane.queue.iter().take(lane.free()).filter(|delivery| !lane.is_spent(delivery));
+                beginning.extend(next.map(|delivery| (delivery.key(), delivery.attempt)));
+            }
+        }
+        if beginning.is_empty() {
+            return Ok(false);
+        }
+        let held = self.bus.in_time("begin attempts", self.bus.store().begin(&beginning)).await?;
+        let held: HashSet<i64> = held.into_iter().collect();
+        let lost: HashSet<_> =
+            beginning.into_iter().map(|(key, _)| key).filter(|(id, _)| !held.contains(id)).collect();
+        let any = !lost.is_empty();
+        self.forget(lost);
+        Ok(any)
     }
 
     /// Ends what runs, within the grace, and gives back the rest.
@@ -284,15 +326,19 @@ impl<'a, B: Backend> Inbox<'a, B> {
         self.release(self.held.keys().copied().collect()).await;
     }
 
+    /// Gives back deliveries with the attempts that they had had when they were taken.
     async fn release(&mut self, keys: Vec<(i64, i64)>) {
-        if keys.is_empty() {
+        let counted: Vec<Counted> =
+            keys.iter().filter_map(|key| self.held.get(key).map(|(_, attempts)| (*key, *attempts))).collect();
+        if counted.is_empty() {
             return;
         }
-        if let Err(error) = self.bus.in_time("give back deliveries", self.bus.store().release(&keys)).await {
+        if let Err(error) = self.bus.in_time("give back deliveries", self.bus.store().release(&counted)).await
+        {
             warn!(error = describe(&error), "deliveries come again when their leases run out");
         }
         for key in keys {
-            if let Some(lane) = self.held.remove(&key) {
+            if let Some((lane, _)) = self.held.remove(&key) {
                 self.lanes[lane].held -= 1;
             }
         }

@@ -28,6 +28,7 @@ use tokio::time::timeout;
 
 use crate::{
     Backend, Bus, Error, SubscriptionConfig,
+    config::{Fault, check_duration},
     subscription::{Delivery, Failure, Handler, Subscription},
 };
 
@@ -71,6 +72,16 @@ impl Default for JetStreamConfig {
     }
 }
 
+impl JetStreamConfig {
+    fn find_fault(&self) -> Result<(), Fault> {
+        if self.ack_timeout.is_zero() {
+            return Err(("ack_timeout", "must be more than zero"));
+        }
+        check_duration("ack_timeout", self.ack_timeout)?;
+        check_duration("duplicate_window", self.duplicate_window)
+    }
+}
+
 /// A connection to NATS that events are forwarded over.
 #[derive(Clone)]
 pub struct JetStream {
@@ -82,11 +93,13 @@ pub struct JetStream {
 
 impl JetStream {
     /// Connects to the NATS server at `url`, in the background: the server need not be up, and when it goes away the
-    /// connection comes back by itself. Fails when the URL cannot be read.
+    /// connection comes back by itself. Fails when the URL cannot be read, or a setting cannot work.
     pub async fn connect(url: &str, config: JetStreamConfig) -> Result<JetStream, Error> {
+        config.find_fault().map_err(|fault| Error::config(None, fault))?;
         let client =
             ConnectOptions::new().retry_on_initial_connect().connect(url).await.map_err(|error| {
-                Error::JetStream { problem: "cannot connect to NATS", value: format!("{url}: {error}") }
+                let value = format!("{}: {error}", without_credentials(url));
+                Error::JetStream { problem: "cannot connect to NATS", value }
             })?;
         let mut context = async_nats::jetstream::new(client);
         context.set_timeout(config.ack_timeout);
@@ -206,6 +219,11 @@ fn cloud_event(source: &str, delivery: &Delivery) -> Result<String, Failure> {
     .map_err(|error| Failure::Permanent(format!("the envelope does not encode: {error}")))?;
     // The payload is JSON already, and stays as its publisher wrote it.
     Ok(format!("{},\"data\":{payload}}}", envelope.trim_end_matches('}')))
+}
+
+/// What of a URL may be shown. It need not be a valid one, so a password is whatever may stand before the last `@`.
+fn without_credentials(url: &str) -> &str {
+    url.rsplit('@').next().unwrap_or_default()
 }
 
 fn is_subject(subject: &str) -> bool {

@@ -1,5 +1,8 @@
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -38,7 +41,22 @@ pub struct Delivery {
     pub(crate) version: u32,
     pub(crate) payload: String,
     pub(crate) published_ms: i64,
+    /// Which attempt the next one is, from 1.
     pub(crate) attempt: u32,
+}
+
+/// Whether an attempt has come as far as its handler.
+#[derive(Clone, Default)]
+pub struct Begun(Arc<AtomicBool>);
+
+impl Begun {
+    pub(crate) fn set(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn get(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
 }
 
 /// Why an attempt failed.

@@ -1,5 +1,13 @@
 use std::time::Duration;
 
+/// The waits of a job that comes back after its worker vanished: `base`, doubled by each crash in a row, at most `max`.
+/// The backends draw from the upper half of it: the databases have their own dice.
+#[derive(Debug, Clone, Copy)]
+pub struct Backoff {
+    pub base: Duration,
+    pub max: Duration,
+}
+
 /// How long to wait after failure number `failures` (the first is 1): anything up to [`ceiling`].
 ///
 /// Full jitter, so that jobs which failed together do not come back together.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
-/// How a [`Worker`](crate::Worker) works.
+/// How a [`Worker`](crate::Worker) works. Durations are a year at most, `concurrency` and `max_batch` 100000.
 ///
 /// ```
 /// use greenwave_jobs::WorkerConfig;
@@ -49,7 +49,12 @@ pub struct WorkerConfig {
     #[serde(with = "humantime_serde")]
     pub retry_max: Duration,
 
-    /// After so many lost leases a job is taken for the killer of its workers, and is dead. Default: 3.
+    /// After so many leases in a row that ended without a word from their worker, a job is taken for the killer of its
+    /// workers, and is dead. Default: 20.
+    ///
+    /// Any attempt that ends, well or not, starts the count anew, and what a living worker gives back after an outage
+    /// does not count. After each crash the job waits as after a failure. Fewer: a job that kills its workers is
+    /// parked sooner. More: a healthy job bears more kills of all workers, in each of which it happened to run.
     pub max_crashes: u32,
 
     /// How long a stopping worker lets its jobs run before it returns them to the queue. Default: 10s.
@@ -67,7 +72,7 @@ impl Default for WorkerConfig {
             attempt_timeout: Duration::from_secs(5 * 60),
             retry_base: Duration::from_secs(1),
             retry_max: Duration::from_secs(3600),
-            max_crashes: 3,
+            max_crashes: 20,
             grace: Duration::from_secs(10),
         }
     }
@@ -82,21 +87,40 @@ impl WorkerConfig {
             ("attempt_timeout", !self.attempt_timeout.is_zero()),
             ("max_crashes", self.max_crashes > 0),
         ];
-        match positive.iter().find(|(_, holds)| !holds) {
-            Some((name, _)) => Err(Error::Worker(format!("`{name}` must be above zero"))),
-            None if self.lease < MIN_LEASE => {
-                Err(Error::Worker(format!("`lease` must be at least {MIN_LEASE:?}")))
-            }
-            None if self.concurrency > MAX_CONCURRENCY => {
-                Err(Error::Worker(format!("`concurrency` must be at most {MAX_CONCURRENCY}")))
-            }
+        if let Some((name, _)) = positive.iter().find(|(_, holds)| !holds) {
+            return refused(format!("`{name}` must be above zero"));
+        }
+        if self.lease < MIN_LEASE {
+            return refused(format!("`lease` must be at least {MIN_LEASE:?}"));
+        }
+        let counts = [("concurrency", self.concurrency), ("max_batch", self.max_batch)];
+        if let Some((name, _)) = counts.iter().find(|(_, count)| *count > MAX_COUNT) {
+            return refused(format!("`{name}` must be at most {MAX_COUNT}"));
+        }
+        let durations = [
+            ("poll_interval", self.poll_interval),
+            ("lease", self.lease),
+            ("attempt_timeout", self.attempt_timeout),
+            ("retry_base", self.retry_base),
+            ("retry_max", self.retry_max),
+            ("grace", self.grace),
+        ];
+        match durations.iter().find(|(_, duration)| *duration > MAX_DURATION) {
+            Some((name, _)) => refused(format!("`{name}` must be at most a year")),
             None => Ok(()),
         }
     }
+}
+
+fn refused(why: String) -> Result<(), Error> {
+    Err(Error::Worker(why))
 }
 
 /// Shorter leases are lost to the delays of an ordinary network and scheduler.
 const MIN_LEASE: Duration = Duration::from_millis(100);
 
 /// Far beyond use; below what tokio's semaphores and PostgreSQL's statements bear.
-const MAX_CONCURRENCY: usize = 100_000;
+const MAX_COUNT: usize = 100_000;
+
+/// Far beyond use; below what clocks can add to the present. A leap year, so that "1y" is one.
+const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600);

@@ -36,7 +36,7 @@ pub enum DeadReason {
     UnknownJob,
     /// Its payload does not decode into its type.
     Undecodable,
-    /// Too many workers lost their lease while they held it; it may be what kills them.
+    /// Too often in a row its worker vanished while it held the job; the job may be what kills them.
     Crashed,
 }
 

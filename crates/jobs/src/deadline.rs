@@ -9,5 +9,12 @@ use crate::Error;
 const STATEMENT: Duration = Duration::from_secs(30);
 
 pub(crate) async fn in_time<T>(statement: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    timeout(STATEMENT, statement).await.map_err(|_| Error::Timeout(STATEMENT))?
+    within(STATEMENT, statement).await
+}
+
+pub(crate) async fn within<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    timeout(limit, call).await.map_err(|_| Error::Timeout(limit))?
 }

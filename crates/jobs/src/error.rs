@@ -30,7 +30,7 @@ pub enum Error {
     #[error("the worker cannot run: {0}")]
     Worker(String),
 
-    /// The database did not answer in time.
+    /// The database did not answer in time: it or the network hangs, or another process holds a lock.
     #[error("the queue's database did not answer within {0:?}")]
     Timeout(std::time::Duration),
 

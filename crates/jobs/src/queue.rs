@@ -1,10 +1,11 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::backends::Backend;
 use crate::dead::DeadJob;
-use crate::deadline::in_time;
+use crate::deadline::{in_time, within};
 use crate::job::NewJob;
 use crate::wakeups::Wakeups;
 use crate::{Error, Job, JobId, PushOptions, telemetry};
@@ -39,6 +40,9 @@ impl QueueStats {
     }
 }
 
+/// How long [`Queue::migrate`] may take, the wait for another process that migrates included.
+const MIGRATION: Duration = Duration::from_secs(5 * 60);
+
 impl<B: Backend> Queue<B> {
     pub(crate) fn over(store: B) -> Self {
         Queue { store, wakeups: Arc::default() }
@@ -47,11 +51,12 @@ impl<B: Backend> Queue<B> {
     /// Creates or updates the queue's tables, all named `greenwave_jobs…`.
     ///
     /// Call it at every start: it does nothing when all is in place, and any number of processes may call it at once.
+    /// One waits for the other, for five minutes at most; then the answer is [`Error::Timeout`].
     ///
     /// # Cancel safety
     /// Dropped, it has applied all of its migrations or none.
     pub async fn migrate(&self) -> Result<(), Error> {
-        self.store.migrate().await
+        within(MIGRATION, self.store.migrate()).await
     }
 
     /// Stores a job; once this returns, the job will run at least once.

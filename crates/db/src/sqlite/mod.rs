@@ -1,6 +1,9 @@
-//! A SQLite pool: several readers, one writer, none on the async runtime's threads.
+//! A SQLite pool: several readers, one writer that commits for many callers at once.
 
+mod call;
+mod config;
 mod connection;
+mod group;
 mod readers;
 mod trace;
 mod writer;
@@ -9,7 +12,8 @@ use std::{fmt, path::Path, sync::Arc};
 
 use rusqlite::{Connection, Transaction};
 
-use crate::{Error, PoolConfig};
+use crate::Error;
+pub use config::{Config, Synchronous};
 use connection::File;
 use readers::Readers;
 use writer::Writer;
@@ -17,12 +21,14 @@ use writer::Writer;
 /// A pool over one SQLite file; clones share it.
 ///
 /// SQLite lets many read while one writes, and makes a second writer wait. The pool is built the same way: up to
-/// [`max_connections`](PoolConfig::max_connections) readers, opened as they are needed, and a thread of its own that
-/// runs the writers one after the other. Closures run on threads that may block, so the async runtime never does.
+/// [`max_connections`](crate::PoolConfig::max_connections) readers, opened as they are needed, and a thread of its own
+/// that writes. What waits for that thread is committed together, so a hundred writers at once cost one sync of the
+/// disk and not a hundred.
 ///
-/// The file is in WAL mode with `synchronous=NORMAL`: what was acknowledged survives a crash of the process; a crash
-/// of the machine may lose the last transactions, but does not damage the file. Foreign keys are enforced. Several
-/// pools, in several processes of one machine, may share the file.
+/// The file is in WAL mode. What was acknowledged survives a crash of the process; whether it survives a power cut is
+/// [`Synchronous`]' choice. Foreign keys are enforced. Several pools, in several processes of one machine, may share
+/// the file. A statement that runs for longer than [`Config::max_statement`] is interrupted, with
+/// [`Error::Interrupted`].
 ///
 /// Each statement is timed and reported: see [`telemetry`](crate::telemetry).
 ///
@@ -64,22 +70,30 @@ impl Pool {
     ///
     /// # Errors
     /// [`Error::Open`], [`Error::Locked`], [`Error::InMemory`], [`Error::Uri`] or [`Error::Config`].
-    pub fn open(path: impl AsRef<Path>, config: PoolConfig) -> Result<Self, Error> {
-        config.check()?;
+    pub fn open(path: impl AsRef<Path>, config: impl Into<Config>) -> Result<Self, Error> {
+        let config = config.into();
+        config.pool.check()?;
         let file = Arc::new(File::new(path.as_ref(), config)?);
         let writer = Writer::start(Arc::clone(&file))?;
         let readers = Arc::new(Readers::new(Arc::clone(&file)));
         Ok(Self { inner: Arc::new(Inner { file, readers, writer }) })
     }
 
-    /// Runs `f` with a connection that cannot write.
+    /// Runs `f` with a connection that cannot write, on the calling thread: for short statements.
     ///
-    /// Each statement sees the database as it is then; `unchecked_transaction` gives several the same view.
-    /// `prepare_cached` pays, for the connection is used again.
+    /// A point read costs less than handing it to another thread would. So `f` runs right here whenever a connection
+    /// is open and free, and blocks this thread of the runtime for as long as it takes; beyond some hundred
+    /// microseconds, call [`read_on_thread`](Pool::read_on_thread) instead. What bounds the damage of a mistake:
+    /// `max_statement` for each statement, and for a lock (which a reader waits for only while another process
+    /// recovers the file or keeps it for itself) the connection timeout. Where no connection is open yet, `f` runs on
+    /// a thread that may block.
+    ///
+    /// Each statement sees the database as it is then; `unchecked_transaction` gives several the same view. A write
+    /// that was acknowledged is seen. `prepare_cached` pays, for the connection is used again.
     ///
     /// # Errors
-    /// [`Error::Sqlite`] with what `f` returned, [`Error::Exhausted`] if no reader became free in time,
-    /// [`Error::Panicked`] if `f` did.
+    /// [`Error::Sqlite`] with what `f` returned, [`Error::Interrupted`] if that is a statement beyond the limit,
+    /// [`Error::Exhausted`] if no reader became free in time, [`Error::Panicked`] if `f` did.
     ///
     /// # Cancel safety
     /// Safe: dropped while it waits, nothing runs; dropped later, `f` runs to its end and its result is lost.
@@ -91,10 +105,35 @@ impl Pool {
         self.inner.readers.run(f).await
     }
 
-    /// Runs `f` in a write transaction: commits when it returns `Ok`, rolls back when it returns `Err` or panics.
+    /// Runs `f` with a connection that cannot write, on a thread that may block: for scans, reports, large results.
     ///
-    /// One writer runs at a time, here and in every other process that has the file open, so keep `f` short. The
-    /// transaction begins as `IMMEDIATE`: it never has to be repeated because another writer came between.
+    /// Otherwise as [`read`](Pool::read), whose connections it shares: at most as many such threads run.
+    ///
+    /// # Errors
+    /// As [`read`](Pool::read).
+    ///
+    /// # Cancel safety
+    /// As [`read`](Pool::read).
+    pub async fn read_on_thread<T, F>(&self, f: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        self.inner.readers.run_on_thread(f).await
+    }
+
+    /// Runs `f` in a write transaction: what it did is committed when it returns `Ok`, and undone when it returns
+    /// `Err` or panics.
+    ///
+    /// One writer runs at a time, here and in every other process that has the file open, so keep `f` short. Callers
+    /// that wait at the same time share a transaction, each in a savepoint of its own, and are answered when it is
+    /// committed: one that fails undoes only its own. If SQLite itself gives up the whole transaction because of one
+    /// (`RAISE(ROLLBACK)`, an interrupted statement, a full disk, a deferred constraint), the others **run again** in
+    /// a new one. So `f` may run more than once, and only its last run counts; let it have no effects but on the
+    /// database. [`write_once`](Pool::write_once) is for closures that cannot.
+    ///
+    /// The transaction is `IMMEDIATE`: it is never repeated because another writer came between. It is not `f`'s to
+    /// end: a `COMMIT` or `ROLLBACK` in `f` fails the call.
     ///
     /// # Errors
     /// What `f` returned; or, as an [`Error`], why it could not run or commit: [`Error::WriterBusy`],
@@ -106,9 +145,33 @@ impl Pool {
     where
         T: Send + 'static,
         E: From<Error> + Send + 'static,
+        F: FnMut(&Transaction<'_>) -> Result<T, E> + Send + 'static,
+    {
+        self.inner.writer.run(false, f).await
+    }
+
+    /// Runs `f` in a write transaction of its own, once at most.
+    ///
+    /// For closures with effects elsewhere, or that give away what they hold. It waits for a `COMMIT` of its own:
+    /// many at once are slower than many of [`write`](Pool::write).
+    ///
+    /// # Errors
+    /// As [`write`](Pool::write).
+    ///
+    /// # Cancel safety
+    /// As [`write`](Pool::write).
+    pub async fn write_once<T, E, F>(&self, f: F) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
         F: FnOnce(&Transaction<'_>) -> Result<T, E> + Send + 'static,
     {
-        self.inner.writer.run(f).await
+        let mut f = Some(f);
+        let once = move |transaction: &Transaction<'_>| match f.take() {
+            Some(f) => f(transaction),
+            None => Err(E::from(Error::Closed)), // Never: who is alone runs once.
+        };
+        self.inner.writer.run(true, once).await
     }
 
     /// Closes the pool: what runs or waits ends first, later callers get [`Error::Closed`].

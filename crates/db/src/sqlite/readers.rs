@@ -1,21 +1,25 @@
-//! A bounded number of reading connections, lent to blocking threads.
+//! A bounded number of reading connections, lent to the calling thread or to blocking ones.
 
 use std::{
     collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use rusqlite::Connection;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    task::spawn_blocking,
+    sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError},
+    task::{coop, spawn_blocking, yield_now},
     time::timeout,
 };
 use tracing::Span;
 
 use super::{connection::File, trace};
 use crate::{Error, error::panic_message, telemetry};
+
+/// A read on the calling thread that took longer lets the thread's other tasks run before it answers.
+const LONG: Duration = Duration::from_millis(1);
 
 pub(super) struct Readers {
     file: Arc<File>,
@@ -35,19 +39,82 @@ impl Readers {
         Self { file, permits, idle: Mutex::default() }
     }
 
+    /// Runs `f` on this thread if a connection is open and free, else on a blocking one.
     pub(super) async fn run<T, F>(self: &Arc<Self>, f: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        // A read that never waits would let no other task of its thread run.
+        coop::consume_budget().await;
+        let asked = Instant::now();
+        // Nearly every read goes this way, so it only borrows its permit.
+        let free = self.permits.try_acquire().ok().and_then(|permit| Some((self.open_one()?, permit)));
+        let (result, permit) = match free {
+            Some((connection, permit)) => {
+                let result = self.lend_here(connection, Duration::ZERO, f);
+                drop(permit);
+                (result, None)
+            }
+            None => {
+                let permit = self.permit().await?;
+                let Some(connection) = self.open_one() else {
+                    return self.run_blocking(asked, permit, f).await;
+                };
+                (self.lend_here(connection, asked.elapsed(), f), Some(permit))
+            }
+        };
+        drop(permit);
+        if asked.elapsed() >= LONG {
+            yield_now().await;
+        }
+        result
+    }
+
+    fn lend_here<T>(
+        &self,
+        connection: Connection,
+        wait: Duration,
+        f: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, Error> {
+        telemetry::waited(wait);
+        catch_unwind(AssertUnwindSafe(|| self.lend(connection, wait, f)))
+            .unwrap_or_else(|panic| Err(Error::Panicked { message: panic_message(&*panic) }))
+    }
+
+    /// Runs `f` on a blocking thread.
+    pub(super) async fn run_on_thread<T, F>(self: &Arc<Self>, f: F) -> Result<T, Error>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     {
         let asked = Instant::now();
         let permit = self.permit().await?;
+        self.run_blocking(asked, permit, f).await
+    }
+
+    async fn run_blocking<T, F>(
+        self: &Arc<Self>,
+        asked: Instant,
+        permit: OwnedSemaphorePermit,
+        f: F,
+    ) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
         let (readers, span) = (Arc::clone(self), Span::current());
         let read = spawn_blocking(move || {
             let _permit = permit; // Given back last, after the connection.
-            let wait = asked.elapsed();
-            telemetry::waited(wait);
-            span.in_scope(|| readers.lend(wait, f))
+            span.in_scope(|| {
+                let connection = match readers.open_one() {
+                    Some(connection) => connection,
+                    None => readers.file.open_reader()?,
+                };
+                let wait = asked.elapsed();
+                telemetry::waited(wait);
+                readers.lend(connection, wait, f)
+            })
         });
         match read.await {
             Ok(result) => result,
@@ -59,6 +126,11 @@ impl Readers {
     }
 
     async fn permit(&self) -> Result<OwnedSemaphorePermit, Error> {
+        match Arc::clone(&self.permits).try_acquire_owned() {
+            Ok(permit) => return Ok(permit),
+            Err(TryAcquireError::Closed) => return Err(Error::Closed),
+            Err(TryAcquireError::NoPermits) => {}
+        }
         let config = &self.file.config;
         match timeout(config.connection_timeout, Arc::clone(&self.permits).acquire_owned()).await {
             Ok(permit) => permit.map_err(|_closed| Error::Closed),
@@ -75,22 +147,24 @@ impl Readers {
         }
     }
 
+    /// An idle connection, the last used first.
+    fn open_one(&self) -> Option<Connection> {
+        self.idle().pop_back().map(|idle| idle.connection)
+    }
+
     fn lend<T>(
         &self,
+        connection: Connection,
         wait: Duration,
         f: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, Error> {
-        let connection = match self.idle().pop_back() {
-            Some(idle) => idle.connection,
-            None => self.file.open_reader()?,
-        };
         // A panic unwinds from here, and closes the connection on its way.
-        let result = trace::scope(self.file.config.slow_query, wait, || f(&connection));
+        let result = trace::scope(&self.file, wait, || f(&connection));
         // A transaction left open would show its snapshot to the next caller.
         if connection.is_autocommit() {
             self.put_back(connection);
         }
-        result.map_err(Error::Sqlite)
+        result.map_err(Error::from)
     }
 
     fn put_back(&self, connection: Connection) {

@@ -10,7 +10,11 @@ use rusqlite::{
     trace::{StmtRef, TraceEvent, TraceEventCodes},
 };
 
+use super::connection::File;
 use crate::telemetry::Finished;
+
+/// Steps of SQLite's virtual machine between two looks at the clock: some 50 µs.
+const STEPS: i32 = 4096;
 
 thread_local! {
     /// The hook is a plain function: what it must know waits here while a closure runs on this thread.
@@ -20,6 +24,8 @@ thread_local! {
 struct Scope {
     slow: Duration,
     wait: Duration,
+    /// The longest that a statement may run.
+    limit: Option<Duration>,
     running: Vec<Running>,
 }
 
@@ -29,24 +35,35 @@ struct Running {
     rows: u64,
 }
 
-/// Lets statements of this connection be seen, whenever they run inside a scope.
-pub(super) fn observe(connection: &Connection) {
+/// Lets statements of this connection be seen, and interrupted, whenever they run inside a scope.
+pub(super) fn observe(connection: &Connection) -> rusqlite::Result<()> {
     let events = TraceEventCodes::SQLITE_TRACE_STMT
         | TraceEventCodes::SQLITE_TRACE_ROW
         | TraceEventCodes::SQLITE_TRACE_PROFILE;
     connection.trace_v2(events, Some(on_event));
+    connection.progress_handler(STEPS, Some(over_limit))
 }
 
-/// Runs `f`; each statement it runs is reported.
-pub(super) fn scope<T>(slow: Duration, wait: Duration, f: impl FnOnce() -> T) -> T {
-    struct Leave;
+fn over_limit() -> bool {
+    let over = |scope: &mut Scope| {
+        let limit = scope.limit?;
+        Some(scope.running.iter().any(|running| running.since.elapsed() > limit))
+    };
+    with_scope(over).flatten().unwrap_or(false)
+}
+
+/// Runs `f`; each statement it runs is reported, and interrupted beyond the file's limit.
+pub(super) fn scope<T>(file: &File, wait: Duration, f: impl FnOnce() -> T) -> T {
+    /// Gives the thread back the scope it was in: a closure may have been run from inside another.
+    struct Leave(Option<Scope>);
     impl Drop for Leave {
         fn drop(&mut self) {
-            SCOPE.set(None);
+            SCOPE.set(self.0.take());
         }
     }
-    SCOPE.set(Some(Scope { slow, wait, running: Vec::new() }));
-    let _leave = Leave;
+    let limit = (!file.max_statement.is_zero()).then_some(file.max_statement);
+    let scope = Scope { slow: file.config.slow_query, wait, limit, running: Vec::new() };
+    let _leave = Leave(SCOPE.replace(Some(scope)));
     f()
 }
 
@@ -65,8 +82,8 @@ fn identity(statement: &StmtRef<'_>) -> usize {
 }
 
 fn started(statement: &StmtRef<'_>) {
-    let statement = identity(statement);
     with_scope(|scope| {
+        let statement = identity(statement);
         // A trigger inside the statement announces itself as well, under the same identity.
         if scope.running.iter().all(|running| running.statement != statement) {
             scope.running.push(Running { statement, since: Instant::now(), rows: 0 });
@@ -75,8 +92,8 @@ fn started(statement: &StmtRef<'_>) {
 }
 
 fn row(statement: &StmtRef<'_>) {
-    let statement = identity(statement);
     with_scope(|scope| {
+        let statement = identity(statement);
         if let Some(running) = scope.running.iter_mut().find(|running| running.statement == statement) {
             running.rows += 1;
         }
@@ -84,8 +101,8 @@ fn row(statement: &StmtRef<'_>) {
 }
 
 fn finished(statement: &StmtRef<'_>) {
-    let id = identity(statement);
     let ended = with_scope(|scope| {
+        let id = identity(statement);
         let place = scope.running.iter().position(|running| running.statement == id)?;
         let running = scope.running.swap_remove(place);
         Some((running, scope.slow, scope.wait))

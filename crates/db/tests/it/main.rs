@@ -17,7 +17,13 @@ mod signals;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 #[cfg(feature = "sqlite")]
+mod sqlite_crash;
+#[cfg(feature = "sqlite")]
 mod sqlite_faults;
+#[cfg(feature = "sqlite")]
+mod sqlite_group;
+#[cfg(feature = "sqlite")]
+mod sqlite_limits;
 
 /// An error with its causes, as a program prints it.
 #[cfg(feature = "postgres")]

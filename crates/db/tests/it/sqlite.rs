@@ -2,7 +2,11 @@
 
 use std::{sync::mpsc, time::Duration};
 
-use greenwave_db::{Error, PoolConfig, sqlite::Pool, telemetry};
+use greenwave_db::{
+    Error, PoolConfig,
+    sqlite::{Config, Pool},
+    telemetry,
+};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tracing::Instrument;
@@ -17,6 +21,10 @@ pub(crate) struct Fixture {
 impl Fixture {
     /// A pool over a fresh file with an empty table `numbers`.
     pub(crate) async fn new(config: PoolConfig) -> Self {
+        Self::with(config.into()).await
+    }
+
+    pub(crate) async fn with(config: Config) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let pool = Pool::open(directory.path().join("test.db"), config).unwrap();
         let create = "CREATE TABLE numbers (n INTEGER PRIMARY KEY)";
@@ -100,7 +108,8 @@ async fn a_blocked_closure_does_not_block_the_runtime() {
     let db = Fixture::new(PoolConfig::default()).await;
     let (release_read, read_released) = mpsc::channel::<()>();
     let (release_write, write_released) = mpsc::channel::<()>();
-    let read = db.pool.read(move |_| read_released.recv().map_err(|_| rusqlite::Error::InvalidQuery));
+    let read =
+        db.pool.read_on_thread(move |_| read_released.recv().map_err(|_| rusqlite::Error::InvalidQuery));
     let write = db.pool.write(move |_| write_released.recv().map_err(|_| Error::Closed));
     let release = async {
         tokio::task::yield_now().await;

@@ -8,12 +8,14 @@ use tokio::{sync::oneshot, time::timeout};
 
 use crate::sqlite::{Fixture, insert};
 
-fn impatient() -> PoolConfig {
+pub(crate) fn impatient() -> PoolConfig {
     PoolConfig { max_connections: 1, connection_timeout: Duration::from_millis(100), ..Default::default() }
 }
 
 /// A write that has begun and ends when told to.
-async fn hold_writer(pool: &Pool) -> (tokio::task::JoinHandle<Result<(), Error>>, impl FnOnce() + use<>) {
+pub(crate) async fn hold_writer(
+    pool: &Pool,
+) -> (tokio::task::JoinHandle<Result<(), Error>>, impl FnOnce() + use<>) {
     let (begun, wait) = oneshot::channel();
     let (release, released) = mpsc::channel::<()>();
     let pool = pool.clone();
@@ -24,7 +26,7 @@ async fn hold_writer(pool: &Pool) -> (tokio::task::JoinHandle<Result<(), Error>>
             let _ = released.recv();
             Ok(())
         };
-        pool.write(hold).await
+        pool.write_once(hold).await
     });
     wait.await.unwrap();
     (write, move || release.send(()).unwrap())
@@ -97,7 +99,7 @@ async fn exhausted_readers_fail_within_the_timeout_and_say_what_to_do() {
             begun.send(()).unwrap();
             released.recv().map_err(|_| rusqlite::Error::InvalidQuery)
         };
-        pool.read(hold).await
+        pool.read_on_thread(hold).await
     });
     wait.await.unwrap();
     let error = db.pool.read(|_| Ok(())).await.unwrap_err();

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::{
     Error, EventId,
-    subscription::{Delivery, Failure},
+    subscription::{Begun, Delivery, Failure},
 };
 
 #[cfg(feature = "postgres")]
@@ -19,11 +19,17 @@ pub trait Backend: Store {}
 ///
 /// A `key` is a delivery's id and the lease under which it is held. Functions that take keys touch only what is still
 /// held so, and answer with the ids they touched.
+///
+/// An attempt counts from [`begin`](Store::begin) on, before its handler runs and not when its delivery is leased: a
+/// delivery that waits here until its lease runs out has not been attempted, and a handler that takes the process down
+/// has.
 pub trait Store: Clone + Send + Sync + 'static {
     /// A handler that runs in a transaction of this database.
     type InTx: Clone + Send + Sync + 'static;
 
     fn migrate(&self) -> impl Future<Output = Result<(), Error>> + Send;
+    /// Whether the tables are there.
+    fn is_migrated(&self) -> impl Future<Output = Result<bool, Error>> + Send;
     /// Persists (name, event) pairs.
     fn register(&self, pairs: &[(String, String)]) -> impl Future<Output = Result<(), Error>> + Send;
     fn unregister(&self, name: &str) -> impl Future<Output = Result<u64, Error>> + Send;
@@ -45,17 +51,21 @@ pub trait Store: Clone + Send + Sync + 'static {
         lease: Duration,
     ) -> impl Future<Output = Result<Vec<i64>, Error>> + Send;
     fn complete(&self, keys: &[(i64, i64)]) -> impl Future<Output = Result<Vec<i64>, Error>> + Send;
-    /// Gives back what was not attempted to its end: at once, and uncounted.
-    fn release(&self, keys: &[(i64, i64)]) -> impl Future<Output = Result<Vec<i64>, Error>> + Send;
+    /// Counts attempts that are about to begin.
+    fn begin(&self, deliveries: &[Counted]) -> impl Future<Output = Result<Vec<i64>, Error>> + Send;
+    /// Gives back what was not attempted to its end: at once.
+    fn release(&self, deliveries: &[Counted]) -> impl Future<Output = Result<Vec<i64>, Error>> + Send;
     fn postpone(&self, retries: &[Retry]) -> impl Future<Output = Result<Vec<i64>, Error>> + Send;
     /// Makes dead letters of deliveries, with the error of each.
     fn bury(&self, dead: &[((i64, i64), String)]) -> impl Future<Output = Result<Vec<i64>, Error>> + Send;
 
-    /// Runs the handler and completes the delivery in one transaction; false (and no effect) when the lease was lost.
+    /// Counts the attempt, then runs the handler and completes the delivery in one transaction; false (and no effect)
+    /// when the lease was lost. Says in `begun` when the handler begins.
     fn in_tx(
         &self,
         handler: &Self::InTx,
         delivery: Delivery,
+        begun: Begun,
     ) -> impl Future<Output = Result<bool, Failure>> + Send;
 
     fn dead_letters(
@@ -82,9 +92,13 @@ pub struct Want {
     pub(crate) count: u32,
 }
 
-/// A delivery that failed and is to come again.
+/// A delivery's key, and how many attempts it has had.
+pub(crate) type Counted = ((i64, i64), u32);
+
+/// A delivery that is to come again.
 pub struct Retry {
     pub(crate) key: (i64, i64),
+    pub(crate) attempts: u32,
     pub(crate) delay: Duration,
     pub(crate) error: String,
 }

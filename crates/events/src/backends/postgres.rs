@@ -1,3 +1,4 @@
+mod borrowed;
 mod store;
 
 use std::sync::Arc;
@@ -49,7 +50,6 @@ impl Bus<Postgres> {
         .execute(conn)
         .await
         .map_err(Error::store("publish an event"))?;
-        self.note_published();
         Ok(id)
     }
 

@@ -1,11 +1,17 @@
 mod store;
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    path::Path,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
-use rusqlite::{Connection, Transaction, TransactionBehavior::Immediate, params};
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior::Immediate, params};
 use tokio::{sync::Mutex, task::spawn_blocking};
 
-use super::Backend;
+use super::{Backend, Counted};
 use crate::{
     BoxError, Bus, Error, Event, EventContext, EventId, SubscriptionConfig,
     outbox::Outgoing,
@@ -14,6 +20,8 @@ use crate::{
 
 /// How long to wait for another connection's write.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest pause between two tries for the lock.
+const MAX_PAUSE: Duration = Duration::from_millis(5);
 
 /// A bus in SQLite: `Bus<Sqlite>`.
 #[derive(Clone)]
@@ -32,6 +40,9 @@ impl Bus<Sqlite> {
     /// The database is created when it is absent, and put into WAL mode, which lets readers and the writer pass one
     /// another. Commits of the bus survive a crash of the process; a power loss may undo the last ones, whole
     /// (`synchronous = NORMAL`).
+    ///
+    /// It blocks while it opens the file: as a rule for no time, for at most some seconds while another process has
+    /// locked it.
     pub fn sqlite(path: impl AsRef<Path>) -> Result<Bus<Sqlite>, Error> {
         let connection = open(path.as_ref()).map_err(Error::store("open the database"))?;
         Ok(Bus::new(Sqlite { connection: Arc::new(Mutex::new(connection)) }))
@@ -49,7 +60,6 @@ impl Bus<Sqlite> {
         )
         .and_then(|mut insert| insert.execute(params![id.to_string(), event, version, payload]))
         .map_err(Error::store("publish an event"))?;
-        self.note_published();
         Ok(id)
     }
 
@@ -104,12 +114,36 @@ impl Bus<Sqlite> {
 
 fn open(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open(path)?;
-    connection.busy_timeout(BUSY_TIMEOUT)?;
-    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.busy_handler(Some(wait_for_lock))?;
+    // Of several that turn WAL on at once SQLite refuses all but one, without asking the busy handler.
+    let began = Instant::now();
+    while let Err(error) = connection.pragma_update(None, "journal_mode", "WAL") {
+        if error.sqlite_error_code() != Some(ErrorCode::DatabaseBusy) || began.elapsed() > BUSY_TIMEOUT {
+            return Err(error);
+        }
+        thread::sleep(MAX_PAUSE);
+    }
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
     connection.set_prepared_statement_cache_capacity(32);
     Ok(connection)
+}
+
+/// SQLite's own busy timeout sleeps for up to 100 ms between tries. Against a writer that commits without pause it would
+/// starve; short sleeps get their turn.
+fn wait_for_lock(tries: i32) -> bool {
+    thread_local! {
+        /// When this thread's wait began: it waits for one lock at a time.
+        static BEGAN: Cell<Instant> = Cell::new(Instant::now());
+    }
+    if tries == 0 {
+        BEGAN.set(Instant::now());
+    }
+    if BEGAN.get().elapsed() >= BUSY_TIMEOUT {
+        return false;
+    }
+    thread::sleep(Duration::from_micros(100 << tries.clamp(0, 6)).min(MAX_PAUSE));
+    true
 }
 
 impl Sqlite {
@@ -141,19 +175,19 @@ impl Sqlite {
         .await
     }
 
-    /// Runs a statement of the parameters (id, lease, …) for each key; answers with the ids it touched.
-    async fn each_key(
+    /// Runs a statement of the parameters (id, lease, attempts) for each; answers with the ids it touched.
+    async fn each(
         &self,
         doing: &'static str,
         sql: &'static str,
-        keys: &[(i64, i64)],
+        deliveries: &[Counted],
     ) -> Result<Vec<i64>, Error> {
-        let keys = keys.to_vec();
+        let deliveries = deliveries.to_vec();
         self.write(doing, move |tx| {
             let mut statement = tx.prepare_cached(sql)?;
             let mut touched = Vec::new();
-            for (id, lease) in keys {
-                if statement.execute([id, lease])? > 0 {
+            for ((id, lease), attempts) in deliveries {
+                if statement.execute(params![id, lease, attempts])? > 0 {
                     touched.push(id);
                 }
             }

@@ -8,7 +8,7 @@ use tracing::{Instrument, info_span};
 use crate::{
     Backend, Bus,
     error::storable,
-    subscription::{Delivery, Failure, Handler, Subscription},
+    subscription::{Begun, Delivery, Failure, Handler, Subscription},
     telemetry,
 };
 
@@ -22,11 +22,14 @@ pub(super) enum Outcome {
     Lost,
     /// To be tried again.
     Failed(String),
+    /// The handler was not called: its transaction could not begin. To be tried again, and no attempt.
+    Unbegun(String),
     /// Not worth another attempt.
     Hopeless(String),
 }
 
-/// Runs a handler once. Never panics: a panic of the handler is a failed attempt.
+/// Runs a handler once; `AtLeastOnce`, when its attempt is counted. Never panics: a panic of the handler is a failed
+/// attempt.
 pub(super) async fn attempt<B: Backend>(
     bus: Bus<B>,
     subscription: Arc<Subscription<B>>,
@@ -41,7 +44,9 @@ pub(super) async fn attempt<B: Backend>(
     );
     let started = Instant::now();
     let limit = subscription.config.timeout;
-    let handle = AssertUnwindSafe(handle(&bus, &subscription.handler, delivery)).catch_unwind();
+    let begun = Begun::default();
+    let handle = handle(&bus, &subscription.handler, delivery, begun.clone());
+    let handle = AssertUnwindSafe(handle).catch_unwind();
     let outcome = match timeout(limit, handle).instrument(span).await {
         Ok(Ok(Ok(outcome))) => outcome,
         Ok(Ok(Err(failure @ Failure::Temporary(_)))) => Outcome::Failed(failure.describe()),
@@ -49,6 +54,12 @@ pub(super) async fn attempt<B: Backend>(
         Ok(Err(panic)) => Outcome::Failed(format!("the handler panicked: {}", message(panic.as_ref()))),
         Err(_) => Outcome::Failed(format!("the handler did not end within {limit:?}")),
     };
+    if !begun.get() {
+        return match outcome {
+            Outcome::Failed(error) => Outcome::Unbegun(error),
+            other => other,
+        };
+    }
     histogram!(telemetry::HANDLE_DURATION, telemetry::SUBSCRIPTION => subscription.name.clone())
         .record(started.elapsed().as_secs_f64());
     outcome
@@ -58,16 +69,21 @@ async fn handle<B: Backend>(
     bus: &Bus<B>,
     handler: &Handler<B>,
     delivery: Delivery,
+    begun: Begun,
 ) -> Result<Outcome, Failure> {
     match handler {
         Handler::AtLeastOnce(handler) => {
+            begun.set();
             handler(delivery).await?;
             Ok(Outcome::Handled)
         }
         Handler::InTx(handler) => {
-            let held = bus.store().in_tx(handler, delivery).await?;
-            bus.wake_if_published();
-            Ok(if held { Outcome::Committed } else { Outcome::Lost })
+            if !bus.store().in_tx(handler, delivery, begun).await? {
+                return Ok(Outcome::Lost);
+            }
+            // The handler may have published, and only now is there something to find.
+            bus.wake();
+            Ok(Outcome::Committed)
         }
     }
 }

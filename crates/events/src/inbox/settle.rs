@@ -46,7 +46,13 @@ impl Unsettled {
                 let config = &subscription.config;
                 let delay = retry::delay(attempt, config.retry_min, config.retry_max);
                 info!(subscription = name, event, event_id = %id, attempt, error, ?delay, "an attempt failed");
-                self.retries.push(Retry { key, delay, error });
+                self.retries.push(Retry { key, attempts: attempt, delay, error });
+            }
+            Outcome::Unbegun(error) => {
+                let config = &subscription.config;
+                let delay = retry::delay(attempt, config.retry_min, config.retry_max);
+                warn!(subscription = name, event, event_id = %id, error, ?delay, "an attempt could not begin");
+                self.retries.push(Retry { key, attempts: attempt.saturating_sub(1), delay, error });
             }
             Outcome::Failed(error) | Outcome::Hopeless(error) => {
                 error!(subscription = name, event, event_id = %id, attempt, error, "a dead letter");

@@ -35,6 +35,7 @@ macro_rules! conformance {
             two_buses_share_the_work_without_double_effects
             a_late_completion_does_not_complete_the_next_attempt
             a_crash_in_every_attempt_ends_in_a_dead_letter
+            a_delivery_that_never_began_has_had_no_attempt
             a_lease_is_renewed_while_its_handler_runs
             a_stop_waits_for_what_runs_and_gives_back_the_rest
             a_stop_gives_back_what_outlasts_the_grace
@@ -42,6 +43,8 @@ macro_rules! conformance {
             a_handler_may_be_added_while_the_bus_runs
             an_unregistered_subscription_is_gone_with_its_deliveries
             a_second_handler_for_the_same_is_refused
+            settings_that_cannot_work_are_refused
+            a_handler_with_bad_settings_does_not_disturb_a_bus_that_runs
             several_processes_may_migrate_at_once
             a_run_without_tables_is_an_error
         }

@@ -115,3 +115,23 @@ async fn a_name_that_is_no_subject_is_refused() {
     let refused = jetstream.forward(&database.bus(), "to-nats", ["order created"]);
     assert!(matches!(refused, Err(Error::JetStream { .. })));
 }
+
+#[tokio::test]
+async fn an_error_does_not_show_the_password() {
+    for url in [
+        "http://ada:s3cret@nats.example:4222",
+        "nats://ada:s3@cret@nats.example:port",
+        "ada:s3cret@nats.example:port",
+    ] {
+        let refused = JetStream::connect(url, config("refused")).await.err().unwrap();
+        let shown = format!("{refused} {refused:?}");
+        assert!(shown.contains("nats.example") && !shown.contains("cret"), "{shown}");
+    }
+}
+
+#[tokio::test]
+async fn settings_that_cannot_work_are_refused() {
+    let endless = JetStreamConfig { ack_timeout: std::time::Duration::MAX, ..config("refused") };
+    let refused = JetStream::connect("nats://127.0.0.1:4222", endless).await.err().unwrap();
+    assert_eq!(refused.to_string(), "`ack_timeout` must be at most a year");
+}

@@ -3,6 +3,7 @@ use std::time::Duration;
 use greenwave_events::{BoxError, Bus, BusConfig, Event, Postgres};
 use greenwave_test_servers::Server;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, postgres::PgPoolOptions};
+use tokio::time::{sleep, timeout};
 
 use crate::{
     conformance::Calls,
@@ -172,8 +173,115 @@ async fn a_handler_in_a_transaction_that_was_overtaken_is_rolled_back() {
 }
 
 #[tokio::test]
+async fn what_a_handler_published_is_relayed_although_another_committed_meanwhile() {
+    #[derive(serde::Serialize, serde::Deserialize)]
+    struct StockTaken {
+        order_id: i64,
+    }
+    impl Event for StockTaken {
+        const NAME: &'static str = "stock-taken";
+    }
+
+    // No poll comes to help.
+    let database = OnPostgres::new().await;
+    let bus = database.bus().with_config(BusConfig { poll_interval: Duration::from_secs(3600), ..quick() });
+    let mut published = Heard::new();
+    let (publisher, gate, sender) = (bus.clone(), Gate::closed(), published.sender());
+    let handler_gate = gate.clone();
+    bus.subscribe_in_tx("stock", move |tx: &mut PgConnection, order: OrderCreated| {
+        let (publisher, gate, sender) = (publisher.clone(), handler_gate.clone(), sender.clone());
+        Box::pin(async move {
+            if order.order_id == 0 {
+                publisher.publish(tx, &StockTaken { order_id: 0 }).await?;
+                sender.send(0)?;
+                gate.pass().await;
+            }
+            Ok(())
+        })
+    });
+    let mut mail = Heard::new();
+    let sender = mail.sender();
+    bus.subscribe("mail", move |taken: StockTaken| {
+        let told = sender.send(taken.order_id);
+        async move { told }
+    });
+    bus.register().await.unwrap();
+    database.publish_orders(0..1).await;
+    let running = Running::start(&bus);
+    assert_eq!(published.next().await, 0);
+
+    // A handler that publishes nothing commits between the publication and its commit.
+    database.publish_orders(1..2).await;
+    bus.wake();
+    until("the other is committed", || async { bus.backlog().await.unwrap().deliveries == 1 }).await;
+    gate.let_pass(1);
+    assert_eq!(mail.next().await, 0);
+    running.stop().await;
+}
+
+/// A server of the test's own, which answers.
+async fn own_server() -> Server {
+    tokio::task::spawn_blocking(Server::postgres).await.unwrap()
+}
+
+/// sqlx does not roll back a transaction whose `BEGIN` was dropped before its answer, and gave the application's pool a
+/// connection on which nothing was ever committed.
+#[tokio::test]
+async fn a_begin_that_is_dropped_leaves_no_transaction_in_the_pool() {
+    let server = own_server().await;
+    // Otherwise the pool's own question to the frozen server would come before the `BEGIN`.
+    let one = PgPoolOptions::new().max_connections(1).test_before_acquire(false);
+    let shared = one.connect(&server.url()).await.unwrap();
+    sqlx::query("CREATE TABLE note (id bigint)").execute(&shared).await.unwrap();
+    let bus = Bus::postgres(shared.clone());
+    until("the connection is back in the pool", || async { shared.num_idle() == 1 }).await;
+
+    server.pause();
+    assert!(timeout(Duration::from_millis(200), bus.migrate()).await.is_err());
+    server.resume();
+
+    sqlx::query("INSERT INTO note VALUES (1)").execute(&shared).await.unwrap();
+    let seen: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM note").fetch_one(&pool(&server.url())).await.unwrap();
+    assert_eq!(seen, 1);
+}
+
+#[tokio::test]
+async fn a_run_waits_for_a_database_that_is_away_when_it_starts() {
+    let mut server = own_server().await;
+    let database = OnPostgres { pool: pool(&server.url()), url: server.url() };
+    let config = BusConfig { statement_timeout: Duration::from_millis(100), ..quick() };
+    let bus = database.bus().with_config(config);
+    bus.migrate().await.unwrap();
+    let server = tokio::task::spawn_blocking(move || {
+        server.kill();
+        server
+    });
+    let mut server = server.await.unwrap();
+    assert!(bus.register().await.is_err());
+
+    let mut mail = Heard::new();
+    mail.subscribe(&bus, "mail");
+    let (running, stopped) = (Running::start(&bus), Running::start(&database.bus()));
+    // Long enough for the first statement to fail.
+    sleep(Duration::from_millis(500)).await;
+    assert!(!running.task.is_finished());
+    stopped.stop().await;
+    let server = tokio::task::spawn_blocking(move || {
+        server.start();
+        server
+    });
+    let _server = server.await.unwrap();
+    let registered = "SELECT count(*) FROM greenwave_event_subscription";
+    until("it is registered", || async { database.count(registered).await == 1 }).await;
+    database.publish_orders(7..8).await;
+    assert_eq!(mail.next().await, 7);
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn the_bus_outlives_its_database() {
-    let mut server = tokio::task::spawn_blocking(Server::postgres).await.unwrap();
+    let mut server = own_server().await;
     let database = OnPostgres { pool: pool(&server.url()), url: server.url() };
     database.execute("CREATE TABLE effect (subscription text, order_id bigint)").await;
     // A claim whose answer was lost with the connection comes again when its lease has run out.

@@ -1,15 +1,21 @@
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
 };
 
-use greenwave_events::{Bus, Event, Sqlite};
-use rusqlite::{Connection, Transaction};
+use greenwave_events::{Bus, BusConfig, Event, EventContext, Sqlite, SubscriptionConfig};
+use rusqlite::{Connection, Transaction, TransactionBehavior::Immediate};
 use tempfile::TempDir;
+use tokio::time::sleep;
 
 use crate::{
     conformance::Calls,
-    harness::{Harness, Heard, OrderCreated, Running, quick, until_done},
+    harness::{Harness, Heard, OrderCreated, Running, impatient, quick, until, until_done},
 };
 
 pub(crate) struct OnSqlite {
@@ -133,7 +139,7 @@ async fn a_handler_may_publish_in_its_transaction() {
     // No poll comes to help: the chain runs because the bus wakes itself.
     let database = OnSqlite::new().await;
     let mut config = quick();
-    config.poll_interval = std::time::Duration::from_secs(3600);
+    config.poll_interval = Duration::from_secs(3600);
     let bus = database.bus().with_config(config);
     let publisher = bus.clone();
     bus.subscribe_in_tx("stock", move |tx: &Transaction<'_>, order: OrderCreated| {
@@ -161,4 +167,103 @@ async fn the_outbox_takes_no_id_that_is_no_uuid() {
             "INSERT INTO greenwave_event_outbox (id, event, version, payload) VALUES (?1, 'e', 1, '{}')";
         assert!(database.connection().execute(insert, [bad]).is_err(), "{bad}");
     }
+}
+
+/// SQLite does not wait for this lock by itself: of two processes that opened a new file, one failed.
+#[test]
+fn a_file_that_is_locked_while_it_is_opened_is_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("events.db");
+    let mut other = Connection::open(&path).unwrap();
+    let lock = other.transaction_with_behavior(Immediate).unwrap();
+    thread::scope(|scope| {
+        let opened = scope.spawn(|| Bus::sqlite(&path).map(drop));
+        thread::sleep(Duration::from_millis(200));
+        lock.rollback().unwrap();
+        opened.join().unwrap().unwrap();
+    });
+}
+
+#[tokio::test]
+async fn a_run_waits_for_a_file_that_is_locked_when_it_starts() {
+    let database = OnSqlite::new().await;
+    let config = BusConfig { statement_timeout: Duration::from_millis(20), ..quick() };
+    let bus = database.bus().with_config(config);
+    let mut mail = Heard::new();
+    mail.subscribe(&bus, "mail");
+    let mut connection = database.connection();
+    let lock = connection.transaction_with_behavior(Immediate).unwrap();
+    let running = Running::start(&bus);
+    // Long enough for the first statement to fail.
+    sleep(Duration::from_millis(300)).await;
+    assert!(!running.task.is_finished());
+    lock.rollback().unwrap();
+
+    let registered = "SELECT count(*) FROM greenwave_event_subscription";
+    until("it is registered", || async { database.count(registered).await == 1 }).await;
+    database.publish_orders(7..8).await;
+    assert_eq!(mail.next().await, 7);
+    running.stop().await;
+}
+
+/// With its only attempt, one handler is so slow that the others' time is over before they could begin. They once became
+/// dead letters without having run.
+#[tokio::test]
+async fn a_handler_that_could_not_begin_has_made_no_attempt() {
+    let database = OnSqlite::new().await;
+    let bus = database.bus();
+    let once = SubscriptionConfig { max_attempts: 1, timeout: Duration::from_millis(50), ..impatient() };
+    let mut begun = Heard::new();
+    let (calls, sender, (open, gate)) = (Calls::default(), begun.sender(), mpsc::channel::<()>());
+    let gate = std::sync::Mutex::new(gate);
+    bus.subscribe_in_tx_with(
+        "stock",
+        once,
+        move |tx: &Transaction<'_>, order: OrderCreated, context: EventContext| {
+            assert_eq!(context.attempt, 1);
+            tx.execute("INSERT INTO effect VALUES ('stock', ?1)", [order.order_id])?;
+            if calls.add() == 0 {
+                sender.send(order.order_id)?;
+                gate.lock().unwrap().recv()?;
+            }
+            Ok(())
+        },
+    );
+    let running = Running::start(&bus);
+    bus.register().await.unwrap();
+    database.publish_orders(0..4).await;
+    begun.next().await;
+    // Ten times their time.
+    sleep(Duration::from_millis(500)).await;
+    open.send(()).unwrap();
+    until_done(&bus).await;
+    running.stop().await;
+    assert_eq!((database.effects().await, bus.backlog().await.unwrap().dead), (4, 0));
+}
+
+/// SQLite's own waiting gets the lock once in seconds, if at all.
+#[tokio::test]
+async fn a_writer_that_commits_without_pause_does_not_starve_the_bus() {
+    let database = OnSqlite::new().await;
+    let bus = database.bus();
+    database.subscribe_effect(&bus, "stock");
+    bus.register().await.unwrap();
+    database.publish_orders(0..100).await;
+    let (mut connection, stop) = (database.connection(), Arc::new(AtomicBool::new(false)));
+    let stopped = stop.clone();
+    let writer = thread::spawn(move || {
+        connection.busy_timeout(Duration::from_secs(60)).unwrap();
+        while !stopped.load(Ordering::Relaxed) {
+            let tx = connection.transaction_with_behavior(Immediate).unwrap();
+            tx.execute("INSERT INTO effect VALUES ('other', 1)", []).unwrap();
+            thread::sleep(Duration::from_millis(2));
+            tx.commit().unwrap();
+        }
+    });
+    let running = Running::start(&bus);
+    until_done(&bus).await;
+    stop.store(true, Ordering::Relaxed);
+    writer.join().unwrap();
+    running.stop().await;
+    assert_eq!(database.count("SELECT count(*) FROM effect WHERE subscription = 'stock'").await, 100);
 }

@@ -9,6 +9,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::backoff::Backoff;
 use crate::dead::{DeadJob, DeadReason};
 use crate::job::NewJob;
 use crate::queue::QueueStats;
@@ -61,10 +62,12 @@ pub trait Store: Clone + Send + Sync + 'static {
     /// Stores all or none, and answers with their ids in order.
     fn push(&self, jobs: Vec<NewJob>) -> impl Future<Output = Result<Vec<JobId>, Error>> + Send;
 
-    /// Makes scheduled jobs ready whose time has come.
-    fn promote(&self) -> impl Future<Output = Result<(), Error>> + Send;
-    /// Makes jobs ready whose lease has ended; those that crashed too often are buried.
-    fn rescue(&self, max_crashes: u32) -> impl Future<Output = Result<(), Error>> + Send;
+    /// Makes scheduled jobs ready whose time has come, but buries those among them that have crashed too often.
+    /// Answers how many it buried.
+    fn promote(&self, max_crashes: u32) -> impl Future<Output = Result<usize, Error>> + Send;
+    /// Schedules jobs whose lease has ended, and counts it as a crash: after a backoff, which parts them from those
+    /// they ran beside. Until another worker takes such a job, the old one may still settle it. Answers how many.
+    fn rescue(&self, backoff: Backoff) -> impl Future<Output = Result<usize, Error>> + Send;
     /// Leases up to `limit` ready jobs of a queue, the most urgent first, all under one fresh lease id.
     fn fetch(
         &self,
@@ -80,8 +83,9 @@ pub trait Store: Clone + Send + Sync + 'static {
         lease: Duration,
     ) -> impl Future<Output = Result<Vec<Lease>, Error>> + Send;
     fn complete(&self, leases: Vec<Lease>) -> impl Future<Output = Result<usize, Error>> + Send;
-    /// Returns jobs to their queue as if they had not been fetched.
+    /// Returns jobs to their queue as if they had not been fetched: a crash counted meanwhile was none.
     fn release(&self, leases: Vec<Lease>) -> impl Future<Output = Result<usize, Error>> + Send;
+    /// Schedules the next attempts. The worker lived to tell, so earlier crashes are forgiven.
     fn retry(&self, retries: Vec<Retry>) -> impl Future<Output = Result<usize, Error>> + Send;
     fn bury(&self, burials: Vec<Burial>) -> impl Future<Output = Result<usize, Error>> + Send;
 

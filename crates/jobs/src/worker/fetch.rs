@@ -8,10 +8,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::attempt::{Shared, attempt};
 use super::handlers::Handlers;
-use super::leases::Leases;
+use super::leases::{self, Leases};
 use super::settle::{Outcome, Settlement};
 use crate::backends::{Backend, LeasedJob};
-use crate::backoff::{SHORTEST, Weather, around};
+use crate::backoff::{Backoff, SHORTEST, Weather, around};
+use crate::dead::DeadReason;
 use crate::deadline::in_time;
 use crate::error::chain;
 use crate::wakeups::Sleeper;
@@ -170,6 +171,13 @@ impl<B: Backend> Fetcher<B> {
             let until = Instant::now() + lease;
             let jobs = in_time(self.store.fetch(queue, wanted, lease)).await?;
             full |= jobs.len() == wanted;
+            if !jobs.is_empty() && self.is_late(until) {
+                let lease = self.shared.config.lease;
+                tracing::warn!(
+                    ?lease,
+                    "the answer to a fetch took most of the lease; its jobs are given back"
+                );
+            }
             for job in jobs {
                 if let Some(place) = places.split(1) {
                     self.start(queue, job, until, place).await;
@@ -177,6 +185,11 @@ impl<B: Backend> Fetcher<B> {
             }
         }
         Ok(full)
+    }
+
+    /// True if a lease may end before it is first extended.
+    fn is_late(&self, until: Instant) -> bool {
+        until <= Instant::now() + leases::interval(self.shared.config.lease)
     }
 
     async fn start(
@@ -187,8 +200,8 @@ impl<B: Backend> Fetcher<B> {
         place: OwnedSemaphorePermit,
     ) {
         let guard = self.leases.hold(job.lease, until);
-        // An answer that took longer than the lease, or came after the call to stop: the job is for somebody else.
-        if until <= Instant::now() || self.shared.stopping.is_cancelled() {
+        // After the call to stop, the job is for somebody else too.
+        if self.is_late(until) || self.shared.stopping.is_cancelled() {
             self.shared.settle.send(Settlement { guard, outcome: Outcome::Released }).await.ok();
             return;
         }
@@ -201,10 +214,22 @@ impl<B: Backend> Fetcher<B> {
         if Instant::now() < self.next_maintenance {
             return Ok(());
         }
-        in_time(self.store.promote()).await?;
-        in_time(self.store.rescue(self.shared.config.max_crashes)).await?;
+        let config = &self.shared.config;
+        let jobs = in_time(self.store.promote(config.max_crashes)).await?;
+        if jobs > 0 {
+            let reason = DeadReason::Crashed.code();
+            tracing::error!(jobs, reason, "jobs are dead: their workers vanished too often");
+        }
+        let backoff = Backoff { base: config.retry_base, max: config.retry_max };
+        let jobs = in_time(self.store.rescue(backoff)).await?;
+        if jobs > 0 {
+            tracing::warn!(
+                jobs,
+                "leases have ended: the workers of these jobs vanished, or lost the database"
+            );
+        }
         // The shortest sleep of an idle worker, so that each poll looks.
-        self.next_maintenance = Instant::now() + self.shared.config.poll_interval.mul_f64(SHORTEST);
+        self.next_maintenance = Instant::now() + config.poll_interval.mul_f64(SHORTEST);
         Ok(())
     }
 }

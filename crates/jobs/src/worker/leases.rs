@@ -77,13 +77,19 @@ impl Leases {
     }
 }
 
+/// How often leases are extended: every third of their length.
+pub(super) fn interval(length: Duration) -> Duration {
+    length / 3
+}
+
 /// Extends all leases every third of their length, for as long as it is polled, and tells the attempts whose lease
 /// is gone.
 pub(super) async fn keep<S: Store>(store: S, leases: Arc<Leases>, length: Duration) {
-    let interval = length / 3;
+    let interval = interval(length);
     let mut next = Instant::now() + interval;
     loop {
-        // A lease taken during this sleep ends after `next`: nothing can end unseen.
+        // A lease taken during this sleep ends after `next`, for one with less than an interval left is given back at
+        // once: nothing can end unseen.
         sleep_until(leases.first_end().map_or(next, |end| end.min(next))).await;
         let now = Instant::now();
         leases.drop_ended(now);

@@ -1,10 +1,12 @@
 //! What only PostgreSQL does: it wakes workers of other processes, and it can be killed.
 
 use std::collections::HashSet;
+use std::future::{Future, poll_fn};
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::Duration;
 
-use greenwave_jobs::{BoxError, JobContext, Queue, Worker, WorkerConfig};
+use greenwave_jobs::{BoxError, Error, JobContext, Queue, Worker, WorkerConfig};
 use greenwave_test_servers::Server;
 use sqlx::postgres::PgPoolOptions;
 use tokio::task::spawn_blocking;
@@ -129,16 +131,21 @@ async fn a_worker_cut_off_from_its_database_drops_its_jobs_when_their_leases_end
     let queue = Queue::postgres(PgPoolOptions::new().connect_lazy(&server.url()).unwrap());
     queue.migrate().await.unwrap();
     queue.push(&note("held")).await.unwrap();
-    let config = WorkerConfig { lease: Duration::from_secs(1), ..quick() };
+    // The first crash would be the last: the worker lives, so an outage is none.
+    let hour = Duration::from_secs(3600);
+    let lease = Duration::from_secs(1);
+    let config = WorkerConfig { lease, max_crashes: 1, retry_base: hour, retry_max: hour, ..quick() };
     let (worker, mut runs) = sticker(queue.clone(), config);
     let worker = start(worker);
-    let (_, context) = within(runs.recv()).await.unwrap();
-
-    server.pause();
-    within(context.cancellation.cancelled()).await;
-    assert!(runs.try_recv().is_err(), "the job started again while its database was away");
-    server.resume();
-    assert_eq!(within(runs.recv()).await.unwrap().1.attempt, 1);
+    let (_, mut context) = within(runs.recv()).await.unwrap();
+    for _ in 0..3 {
+        server.pause();
+        within(context.cancellation.cancelled()).await;
+        assert!(runs.try_recv().is_err(), "the job started again while its database was away");
+        server.resume();
+        context = within(runs.recv()).await.unwrap().1;
+        assert_eq!(context.attempt, 1);
+    }
     worker.kill().await;
 }
 
@@ -154,4 +161,90 @@ async fn a_worker_whose_database_hangs_stops_all_the_same() {
     server.pause();
     worker.stop().await;
     server.resume();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_whose_fetch_took_most_of_its_lease_is_given_back() {
+    let (fixture, queue) = PostgresFixture::ready().await;
+    queue.push(&note("late")).await.unwrap();
+    // Only the first fetch is slow: four fifths of a lease.
+    let slow = "
+        CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN PERFORM pg_sleep(1.6); RETURN NEW; END';
+        CREATE TRIGGER slow BEFORE UPDATE ON greenwave_jobs
+            FOR EACH ROW WHEN (OLD.state = 0 AND NEW.lease_id = 1) EXECUTE FUNCTION slow()";
+    sqlx::raw_sql(slow).execute(&fixture.pool).await.unwrap();
+    let (worker, mut runs) = sticker(queue, WorkerConfig { lease: Duration::from_secs(2), ..quick() });
+    let worker = start(worker);
+    within(runs.recv()).await.unwrap();
+    let lease: i64 =
+        sqlx::query_scalar("SELECT lease_id FROM greenwave_jobs").fetch_one(&fixture.pool).await.unwrap();
+    assert!(lease > 1, "it runs under a lease that ends before it is first extended");
+    worker.kill().await;
+}
+
+/// Polls a future so often, and answers with its output if that was enough.
+async fn polled<F: Future>(future: F, mut times: u32) -> Option<F::Output> {
+    let mut future = Box::pin(future);
+    poll_fn(|context| {
+        if times == 0 {
+            return Poll::Ready(None);
+        }
+        times -= 1;
+        match future.as_mut().poll(context) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            // What is ready only when the caller is gone is the point: nobody waits for it.
+            Poll::Pending if times == 0 => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// sqlx gives back a connection with an open transaction if BEGIN is dropped before its answer.
+#[tokio::test]
+async fn a_migration_dropped_anywhere_leaves_no_open_transaction() {
+    const OPEN: &str = "SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND state LIKE 'idle in transaction%'";
+    let fixture = PostgresFixture::empty().await;
+    // With one connection, what is acquired after the drop is what the migration had.
+    let options = fixture.pool.connect_options().as_ref().clone();
+    let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options);
+    let queue = Queue::postgres(pool.clone());
+    for times in 1.. {
+        if let Some(done) = within(polled(queue.migrate(), times)).await {
+            done.unwrap();
+            break;
+        }
+        let _back = within(pool.acquire()).await.unwrap();
+        let open: i64 = sqlx::query_scalar(OPEN).fetch_one(&fixture.pool).await.unwrap();
+        assert_eq!(open, 0, "dropped after {times} polls, it left a transaction open");
+    }
+    assert!(queue.push(&note("works")).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_migration_that_waits_for_ever_is_given_up() {
+    const WAITING: &str = "SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let fixture = PostgresFixture::empty().await;
+    // Another process migrates and hangs; it holds the advisory lock of migrations.
+    let mut hanging = fixture.pool.begin().await.unwrap();
+    sqlx::query("SELECT pg_advisory_xact_lock(x'677265656e776176'::bigint)")
+        .execute(&mut *hanging)
+        .await
+        .unwrap();
+    let queue = fixture.connect();
+    let migration = tokio::spawn(async move { queue.migrate().await });
+    let waits = async {
+        while sqlx::query_scalar::<_, i64>(WAITING).fetch_one(&fixture.pool).await.unwrap() == 0 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    within(waits).await;
+    tokio::time::pause();
+    let given_up = timeout(Duration::from_secs(3600), migration).await.expect("it has a deadline").unwrap();
+    let error = given_up.unwrap_err();
+    assert!(matches!(error, Error::Timeout(_)), "{error:?}");
+    assert_eq!(error.to_string(), "the queue's database did not answer within 300s");
 }

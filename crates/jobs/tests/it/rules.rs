@@ -37,7 +37,7 @@ mod refusals {
     use greenwave_jobs::{BoxError, Error, Queue, Sqlite, Worker, WorkerConfig};
     use tokio_util::sync::CancellationToken;
 
-    use crate::support::{Note, note, quick};
+    use crate::support::{Note, note, quick, recorder, start, within};
 
     async fn check(worker: impl FnOnce(Queue<Sqlite>) -> Worker<Sqlite>, expected: Expect) {
         let queue = Queue::sqlite(":memory:").unwrap();
@@ -66,12 +66,42 @@ mod refusals {
             expect!["the worker cannot run: `concurrency` must be at most 100000"],
         )
         .await;
+        check(
+            with(WorkerConfig { max_batch: usize::MAX, ..quick() }),
+            expect!["the worker cannot run: `max_batch` must be at most 100000"],
+        )
+        .await;
         check(|queue| Worker::new(queue, quick()), expect!["the worker cannot run: it has no handler"]).await;
         check(
             |queue| with(quick())(queue).handle(|_: Note, _| async { Ok::<(), BoxError>(()) }),
             expect!["the worker cannot run: job `note` has two handlers"],
         )
         .await;
+    }
+
+    /// Durations that humantime reads, but that clocks cannot add to the present, once were panics.
+    #[tokio::test]
+    async fn durations_of_more_than_a_year_are_refused_and_a_year_is_not() {
+        let names = ["lease", "poll_interval", "attempt_timeout", "retry_base", "retry_max", "grace"];
+        let folder = tempfile::tempdir().unwrap();
+        let queue = Queue::sqlite(folder.path().join("jobs.db")).unwrap();
+        queue.migrate().await.unwrap();
+        for name in names {
+            let config = |duration: &str| {
+                let mut json = serde_json::to_value(quick()).unwrap();
+                json[name] = duration.into();
+                serde_json::from_value::<WorkerConfig>(json).unwrap()
+            };
+            let refused = with(config("18446744073709551615s"))(queue.clone()).run(CancellationToken::new());
+            let error = refused.await.unwrap_err().to_string();
+            assert_eq!(error, format!("the worker cannot run: `{name}` must be at most a year"));
+
+            let (worker, mut runs) = recorder(queue.clone(), config("1y"));
+            let worker = start(worker);
+            queue.push(&note("runs")).await.unwrap();
+            within(runs.recv()).await.unwrap();
+            worker.stop().await;
+        }
     }
 
     #[test]

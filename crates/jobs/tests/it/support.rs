@@ -68,6 +68,13 @@ pub(crate) struct SqliteFixture {
 }
 
 #[cfg(feature = "sqlite")]
+impl SqliteFixture {
+    pub(crate) fn path(&self) -> std::path::PathBuf {
+        self.folder.path().join("jobs.db")
+    }
+}
+
+#[cfg(feature = "sqlite")]
 impl Fixture for SqliteFixture {
     type Backend = greenwave_jobs::Sqlite;
 
@@ -76,11 +83,11 @@ impl Fixture for SqliteFixture {
     }
 
     fn connect(&self) -> Queue<Self::Backend> {
-        Queue::sqlite(self.folder.path().join("jobs.db")).unwrap()
+        Queue::sqlite(self.path()).unwrap()
     }
 
     async fn push_in_transaction(&self, queue: &Queue<Self::Backend>, notes: &[Note], commit: bool) {
-        let mut conn = rusqlite::Connection::open(self.folder.path().join("jobs.db")).unwrap();
+        let mut conn = rusqlite::Connection::open(self.path()).unwrap();
         conn.busy_timeout(PATIENCE).unwrap();
         let tx = conn.transaction().unwrap();
         queue.push_in(&tx, &notes[0]).unwrap();

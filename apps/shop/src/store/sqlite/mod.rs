@@ -88,7 +88,7 @@ impl SqliteStore {
         let (naive, queue) = (*naive, jobs.clone());
         let user = pool
             .write(move |tx| -> Result<User, Error> {
-                let user = writes::user(tx, new)?;
+                let user = writes::user(tx, new.clone())?;
                 let email = SendWelcomeEmail::from(&user);
                 if naive {
                     effects::send_welcome_email(tx, &email)?;
@@ -109,7 +109,7 @@ impl SqliteStore {
         let (naive, bus) = (*naive, events.clone());
         let order = pool
             .write(move |tx| -> Result<Order, Error> {
-                let order = writes::order(tx, new)?;
+                let order = writes::order(tx, new.clone())?;
                 let event = OrderCreated::from(&order);
                 if naive {
                     effects::lower_stock(tx, &event)?;

@@ -4,12 +4,13 @@ use sqlx::{PgPool, Row, postgres::PgRow};
 use uuid::Uuid;
 
 use super::{
-    super::{Backlog, DeadLetter, Relayed, Retry, Store, Want, millis, unsigned},
+    super::{Backlog, Counted, DeadLetter, Relayed, Retry, Store, Want, millis, unsigned},
     InTx, Postgres,
+    borrowed::Borrowed,
 };
 use crate::{
     Error,
-    subscription::{Delivery, Failure, from_millis},
+    subscription::{Begun, Delivery, Failure, from_millis},
 };
 
 const MIGRATIONS: [(i64, &str); 1] =
@@ -20,6 +21,13 @@ impl Store for Postgres {
 
     async fn migrate(&self) -> Result<(), Error> {
         migrate(&self.pool).await.map_err(Error::store("migrate the tables of events"))
+    }
+
+    async fn is_migrated(&self) -> Result<bool, Error> {
+        sqlx::query_scalar("SELECT to_regclass('greenwave_event_subscription') IS NOT NULL")
+            .fetch_one(&self.pool)
+            .await
+            .map_err(Error::store("look for the tables of events"))
     }
 
     async fn register(&self, pairs: &[(String, String)]) -> Result<(), Error> {
@@ -91,7 +99,7 @@ impl Store for Postgres {
         let rows = sqlx::query(
             "UPDATE greenwave_event_delivery
              SET due_at = now() + $4 * interval '1 millisecond',
-                 lease_id = nextval('greenwave_event_lease'), attempt = attempt + 1
+                 lease_id = nextval('greenwave_event_lease')
              WHERE id = ANY (ARRAY (
                  SELECT ready.id
                  FROM unnest($1::text[], $2::text[], $3::bigint[]) AS want (subscription, event, count),
@@ -101,7 +109,7 @@ impl Store for Postgres {
                      ORDER BY d.published_at, d.id LIMIT want.count FOR UPDATE SKIP LOCKED
                  ) ready))
              RETURNING id, lease_id, subscription, event, event_id, version, payload::text,
-                 (extract(epoch FROM published_at) * 1000)::bigint AS published, attempt",
+                 (extract(epoch FROM published_at) * 1000)::bigint AS published, attempt + 1 AS attempt",
         )
         .bind(wants.iter().map(|want| want.subscription.as_str()).collect::<Vec<_>>())
         .bind(wants.iter().map(|want| want.event.as_str()).collect::<Vec<_>>())
@@ -145,16 +153,33 @@ impl Store for Postgres {
         .map_err(Error::store("complete deliveries"))
     }
 
-    async fn release(&self, keys: &[(i64, i64)]) -> Result<Vec<i64>, Error> {
-        let (ids, leases): (Vec<i64>, Vec<i64>) = keys.iter().copied().unzip();
+    async fn begin(&self, deliveries: &[Counted]) -> Result<Vec<i64>, Error> {
+        let (ids, leases): (Vec<i64>, Vec<i64>) = deliveries.iter().map(|(key, _)| *key).unzip();
         sqlx::query_scalar(
-            "UPDATE greenwave_event_delivery
-             SET due_at = NULL, lease_id = NULL, attempt = greatest(attempt - 1, 0)
-             WHERE id = ANY ($1) AND (id, lease_id) IN (SELECT * FROM unnest($1::bigint[], $2::bigint[]))
-             RETURNING id",
+            "UPDATE greenwave_event_delivery d SET attempt = r.attempt
+             FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS r (id, lease, attempt)
+             WHERE d.id = ANY ($1) AND d.id = r.id AND d.lease_id = r.lease
+             RETURNING d.id",
         )
         .bind(ids)
         .bind(leases)
+        .bind(deliveries.iter().map(|(_, attempt)| i64::from(*attempt)).collect::<Vec<_>>())
+        .fetch_all(&self.pool)
+        .await
+        .map_err(Error::store("begin attempts"))
+    }
+
+    async fn release(&self, deliveries: &[Counted]) -> Result<Vec<i64>, Error> {
+        let (ids, leases): (Vec<i64>, Vec<i64>) = deliveries.iter().map(|(key, _)| *key).unzip();
+        sqlx::query_scalar(
+            "UPDATE greenwave_event_delivery d SET due_at = NULL, lease_id = NULL, attempt = r.attempts
+             FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS r (id, lease, attempts)
+             WHERE d.id = ANY ($1) AND d.id = r.id AND d.lease_id = r.lease
+             RETURNING d.id",
+        )
+        .bind(ids)
+        .bind(leases)
+        .bind(deliveries.iter().map(|(_, attempts)| i64::from(*attempts)).collect::<Vec<_>>())
         .fetch_all(&self.pool)
         .await
         .map_err(Error::store("give back deliveries"))
@@ -164,8 +189,10 @@ impl Store for Postgres {
         let (ids, leases): (Vec<i64>, Vec<i64>) = retries.iter().map(|retry| retry.key).unzip();
         sqlx::query_scalar(
             "UPDATE greenwave_event_delivery d
-             SET due_at = now() + r.delay * interval '1 millisecond', lease_id = NULL, error = r.error
-             FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[]) AS r (id, lease, delay, error)
+             SET due_at = now() + r.delay * interval '1 millisecond', lease_id = NULL, error = r.error,
+                 attempt = r.attempts
+             FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::bigint[])
+                 AS r (id, lease, delay, error, attempts)
              WHERE d.id = ANY ($1) AND d.id = r.id AND d.lease_id = r.lease
              RETURNING d.id",
         )
@@ -173,6 +200,7 @@ impl Store for Postgres {
         .bind(leases)
         .bind(retries.iter().map(|retry| millis(retry.delay)).collect::<Vec<_>>())
         .bind(retries.iter().map(|retry| retry.error.as_str()).collect::<Vec<_>>())
+        .bind(retries.iter().map(|retry| i64::from(retry.attempts)).collect::<Vec<_>>())
         .fetch_all(&self.pool)
         .await
         .map_err(Error::store("postpone deliveries"))
@@ -200,10 +228,27 @@ impl Store for Postgres {
         .map_err(Error::store("store dead letters"))
     }
 
-    async fn in_tx(&self, handler: &Arc<InTx>, delivery: Delivery) -> Result<bool, Failure> {
+    async fn in_tx(&self, handler: &Arc<InTx>, delivery: Delivery, begun: Begun) -> Result<bool, Failure> {
         let failed = |doing| move |error: sqlx::Error| Failure::Temporary(Error::store(doing)(error).into());
         let (id, lease) = delivery.key();
-        let mut tx = self.pool.begin().await.map_err(failed("begin a handler's transaction"))?;
+        let mut borrowed =
+            Borrowed::acquire(&self.pool).await.map_err(failed("get a connection for a handler"))?;
+        // By itself, so that it counts even when the handler takes the process down.
+        let counted =
+            sqlx::query("UPDATE greenwave_event_delivery SET attempt = $3 WHERE id = $1 AND lease_id = $2")
+                .bind(id)
+                .bind(lease)
+                .bind(i64::from(delivery.attempt))
+                .execute(borrowed.connection())
+                .await
+                .map_err(failed("count an attempt"))?
+                .rows_affected()
+                > 0;
+        if !counted {
+            return Ok(false);
+        }
+        let mut tx = borrowed.begin().await.map_err(failed("begin a handler's transaction"))?;
+        begun.set();
         handler(&mut tx, delivery).await?;
         // Last, and fenced: whoever took the delivery over meanwhile holds it under another lease.
         let held = sqlx::query("DELETE FROM greenwave_event_delivery WHERE id = $1 AND lease_id = $2")
@@ -301,7 +346,8 @@ fn dead_letter(row: &PgRow) -> Result<DeadLetter, sqlx::Error> {
 async fn migrate(pool: &PgPool) -> Result<(), sqlx::Error> {
     // `CREATE … IF NOT EXISTS` races with itself, so the lock comes first; the transaction's end frees it.
     const LOCK: i64 = 0x6772_6e77_6576_656e;
-    let mut tx = pool.begin().await?;
+    let mut borrowed = Borrowed::acquire(pool).await?;
+    let mut tx = borrowed.begin().await?;
     sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(LOCK).execute(&mut *tx).await?;
     sqlx::raw_sql(
         "SET LOCAL client_min_messages = warning;

@@ -5,12 +5,12 @@ use tokio::task::spawn_blocking;
 use uuid::Uuid;
 
 use super::{
-    super::{Backlog, DeadLetter, Relayed, Retry, Store, Want, millis, unsigned},
+    super::{Backlog, Counted, DeadLetter, Relayed, Retry, Store, Want, millis, unsigned},
     InTx, Sqlite,
 };
 use crate::{
     Error, EventId,
-    subscription::{Delivery, Failure, from_millis},
+    subscription::{Begun, Delivery, Failure, from_millis},
 };
 
 const MIGRATIONS: [(i64, &str); 1] =
@@ -23,11 +23,23 @@ macro_rules! now {
     };
 }
 
+const BEGIN: &str = "UPDATE greenwave_event_delivery SET attempt = ?3 WHERE id = ?1 AND lease_id = ?2";
+const COMPLETE: &str = "DELETE FROM greenwave_event_delivery WHERE id = ?1 AND lease_id = ?2";
+
 impl Store for Sqlite {
     type InTx = Arc<InTx>;
 
     async fn migrate(&self) -> Result<(), Error> {
         self.write("migrate the tables of events", migrate).await
+    }
+
+    async fn is_migrated(&self) -> Result<bool, Error> {
+        self.with("look for the tables of events", |connection| {
+            const LOOK: &str = "SELECT EXISTS (SELECT 1 FROM sqlite_master
+                 WHERE type = 'table' AND name = 'greenwave_event_subscription')";
+            exists(connection, LOOK)
+        })
+        .await
     }
 
     async fn register(&self, pairs: &[(String, String)]) -> Result<(), Error> {
@@ -135,31 +147,46 @@ impl Store for Sqlite {
     }
 
     async fn complete(&self, keys: &[(i64, i64)]) -> Result<Vec<i64>, Error> {
-        const COMPLETE: &str = "DELETE FROM greenwave_event_delivery WHERE id = ?1 AND lease_id = ?2";
-        self.each_key("complete deliveries", COMPLETE, keys).await
+        let keys = keys.to_vec();
+        self.write("complete deliveries", move |tx| {
+            let mut complete = tx.prepare_cached(COMPLETE)?;
+            let mut held = Vec::new();
+            for (id, lease) in keys {
+                if complete.execute([id, lease])? > 0 {
+                    held.push(id);
+                }
+            }
+            Ok(held)
+        })
+        .await
     }
 
-    async fn release(&self, keys: &[(i64, i64)]) -> Result<Vec<i64>, Error> {
+    async fn begin(&self, deliveries: &[Counted]) -> Result<Vec<i64>, Error> {
+        self.each("begin attempts", BEGIN, deliveries).await
+    }
+
+    async fn release(&self, deliveries: &[Counted]) -> Result<Vec<i64>, Error> {
         const RELEASE: &str = "UPDATE greenwave_event_delivery
-             SET due_at = NULL, lease_id = NULL, attempt = max(attempt - 1, 0)
-             WHERE id = ?1 AND lease_id = ?2";
-        self.each_key("give back deliveries", RELEASE, keys).await
+             SET due_at = NULL, lease_id = NULL, attempt = ?3 WHERE id = ?1 AND lease_id = ?2";
+        self.each("give back deliveries", RELEASE, deliveries).await
     }
 
     async fn postpone(&self, retries: &[Retry]) -> Result<Vec<i64>, Error> {
         let retries: Vec<_> = retries
             .iter()
-            .map(|Retry { key, delay, error }| (key.0, key.1, millis(*delay), error.clone()))
+            .map(|Retry { key, attempts, delay, error }| {
+                (key.0, key.1, millis(*delay), error.clone(), *attempts)
+            })
             .collect();
         self.write("postpone deliveries", move |tx| {
             let mut postpone = tx.prepare_cached(concat!(
-                "UPDATE greenwave_event_delivery SET lease_id = NULL, error = ?4, due_at = ?3 + ",
+                "UPDATE greenwave_event_delivery SET lease_id = NULL, error = ?4, attempt = ?5, due_at = ?3 + ",
                 now!(),
                 " WHERE id = ?1 AND lease_id = ?2"
             ))?;
             let mut held = Vec::new();
-            for (id, lease, delay, error) in retries {
-                if postpone.execute(params![id, lease, delay, error])? > 0 {
+            for (id, lease, delay, error, attempts) in retries {
+                if postpone.execute(params![id, lease, delay, error, attempts])? > 0 {
                     held.push(id);
                 }
             }
@@ -190,21 +217,31 @@ impl Store for Sqlite {
         .await
     }
 
-    async fn in_tx(&self, handler: &Arc<InTx>, delivery: Delivery) -> Result<bool, Failure> {
+    async fn in_tx(&self, handler: &Arc<InTx>, delivery: Delivery, begun: Begun) -> Result<bool, Failure> {
         let handler = handler.clone();
         let mut connection = self.connection.clone().lock_owned().await;
         let handled = spawn_blocking(move || {
             let failed = |error: rusqlite::Error| {
                 Failure::Temporary(Error::store("handle in a transaction")(error).into())
             };
+            // By itself, so that it counts even when the handler takes the process down.
+            let counted = connection
+                .prepare_cached(BEGIN)
+                .and_then(|mut begin| begin.execute(params![delivery.id, delivery.lease, delivery.attempt]))
+                .map_err(failed)?
+                > 0;
+            if !counted {
+                return Ok(false);
+            }
             let tx = connection.transaction_with_behavior(Immediate).map_err(failed)?;
             // First, since nobody can take a delivery over while this transaction has the write lock.
             let held = tx
-                .prepare_cached("DELETE FROM greenwave_event_delivery WHERE id = ?1 AND lease_id = ?2")
+                .prepare_cached(COMPLETE)
                 .and_then(|mut complete| complete.execute([delivery.id, delivery.lease]))
                 .map_err(failed)?
                 > 0;
             if held {
+                begun.set();
                 handler(&tx, delivery)?;
                 tx.commit().map_err(failed)?;
             }
@@ -303,12 +340,12 @@ fn claim(
         .prepare_cached("UPDATE greenwave_event_lease SET last = last + 1 RETURNING last")?
         .query_row([], |row| row.get(0))?;
     let mut claim = tx.prepare_cached(concat!(
-        "UPDATE greenwave_event_delivery SET lease_id = ?4, attempt = attempt + 1, due_at = ?5 + ",
+        "UPDATE greenwave_event_delivery SET lease_id = ?4, due_at = ?5 + ",
         now!(),
         " WHERE id IN (
              SELECT id FROM greenwave_event_delivery
              WHERE subscription = ?1 AND event = ?2 AND due_at IS NULL ORDER BY published_at, id LIMIT ?3)
-         RETURNING id, lease_id, subscription, event, event_id, version, payload, published_at, attempt"
+         RETURNING id, lease_id, subscription, event, event_id, version, payload, published_at, attempt + 1"
     ))?;
     let mut deliveries = Vec::new();
     for (subscription, event, count) in wants {

@@ -75,6 +75,42 @@ pub(crate) async fn a_crash_in_every_attempt_ends_in_a_dead_letter<H: Harness>()
     assert!(dead[0].error.contains("the process died or lost its lease"), "{}", dead[0].error);
 }
 
+/// Three processes die of one event. Others that they had leased beside it never began, and once were buried with it.
+pub(crate) async fn a_delivery_that_never_began_has_had_no_attempt<H: Harness>() {
+    let database = H::new().await;
+    let one_by_one = SubscriptionConfig { concurrency: 1, ..impatient() };
+    let mut attempts = Heard::new();
+    for process in 1..=4 {
+        let bus = database.bus();
+        let sender = attempts.sender();
+        bus.subscribe_with(
+            "mail",
+            one_by_one.clone(),
+            move |order: OrderCreated, context: EventContext| {
+                sender.send(context.attempt.into()).unwrap();
+                async move { if order.order_id == 0 { std::future::pending().await } else { Ok::<(), Error>(()) } }
+            },
+        );
+        let running = Running::start(&bus);
+        if process == 1 {
+            bus.register().await.unwrap();
+            database.publish_orders(0..3).await;
+        }
+        if process == 4 {
+            until_done(&bus).await;
+            running.stop().await;
+            break;
+        }
+        assert_eq!(attempts.next().await, process);
+        running.task.abort();
+        assert!(running.task.await.unwrap_err().is_cancelled());
+        database.expire_leases().await;
+    }
+    assert_eq!(attempts.next_sorted(2).await, [1, 1]);
+    let dead = database.bus().dead_letters(None, 10).await.unwrap();
+    assert_eq!((dead.len(), dead[0].payload.as_str(), dead[0].attempts), (1, r#"{"order_id":0}"#, 3));
+}
+
 pub(crate) async fn a_lease_is_renewed_while_its_handler_runs<H: Harness>() {
     let database = H::new().await;
     let bus = database.bus().with_config(BusConfig { lease: Duration::from_secs(3), ..quick() });
@@ -214,6 +250,39 @@ pub(crate) async fn a_second_handler_for_the_same_is_refused<H: Harness>() {
     Heard::new().subscribe(&bus, "mail");
     let refused = bus.run(Default::default()).await.unwrap_err();
     assert_eq!(refused.to_string(), "the subscription `mail` has two handlers for `order-created`");
+}
+
+pub(crate) async fn settings_that_cannot_work_are_refused<H: Harness>() {
+    let database = H::new().await;
+    let bus = database.bus().with_config(BusConfig { grace: Duration::MAX, ..quick() });
+    let refused = bus.run(Default::default()).await.unwrap_err();
+    assert_eq!(refused.to_string(), "`grace` must be at most a year");
+
+    let bus = database.bus();
+    let never = SubscriptionConfig { timeout: Duration::ZERO, ..impatient() };
+    bus.subscribe_with("mail", never, |_: OrderCreated, _| async { Ok::<(), BoxError>(()) });
+    let refused = [bus.register().await.unwrap_err(), bus.run(Default::default()).await.unwrap_err()];
+    for refused in refused {
+        assert_eq!(refused.to_string(), "`timeout` of the subscription `mail` must be more than zero");
+    }
+}
+
+pub(crate) async fn a_handler_with_bad_settings_does_not_disturb_a_bus_that_runs<H: Harness>() {
+    let database = H::new().await;
+    let bus = database.bus();
+    let mut mail = Heard::new();
+    mail.subscribe(&bus, "mail");
+    bus.register().await.unwrap();
+    let running = Running::start(&bus);
+    database.publish_orders(0..1).await;
+    assert_eq!(mail.next().await, 0);
+
+    let endless = SubscriptionConfig { max_claimed: u32::MAX, ..impatient() };
+    bus.subscribe_with("search", endless, |_: OrderCreated, _| async { Ok::<(), BoxError>(()) });
+    database.publish_orders(1..2).await;
+    assert_eq!(mail.next().await, 1);
+    until_done(&bus).await;
+    running.stop().await;
 }
 
 pub(crate) async fn several_processes_may_migrate_at_once<H: Harness>() {

@@ -8,9 +8,10 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::{Connection, PgConnection, PgPool};
+use sqlx::{PgConnection, PgPool, Transaction};
 
 use super::{Backend, Burial, LEASE_ENDED, Lease, LeasedJob, MAINTENANCE_BATCH, Retry, Store};
+use crate::backoff::Backoff;
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
 use crate::error::postgres;
 use crate::job::{NewJob, millis};
@@ -87,8 +88,7 @@ impl Backend for Postgres {}
 
 impl Store for Postgres {
     async fn migrate(&self) -> Result<(), Error> {
-        let mut conn = self.pool.acquire().await.map_err(postgres)?;
-        migrate(&mut conn).await.map_err(postgres)
+        migrate(&self.pool).await.map_err(postgres)
     }
 
     async fn is_migrated(&self) -> Result<bool, Error> {
@@ -108,18 +108,12 @@ impl Store for Postgres {
         }
     }
 
-    async fn promote(&self) -> Result<(), Error> {
-        const PROMOTE: &str = "
-            UPDATE greenwave_jobs SET state = 0
-            WHERE id = ANY(ARRAY(
-                SELECT id FROM greenwave_jobs WHERE state = 1 AND run_at <= now()
-                ORDER BY run_at LIMIT $1 FOR UPDATE SKIP LOCKED))";
-        let done = sqlx::query(PROMOTE).bind(MAINTENANCE_BATCH).execute(&self.pool).await;
-        done.map(drop).map_err(postgres)
+    async fn promote(&self, max_crashes: u32) -> Result<usize, Error> {
+        settle::promote(&self.pool, i32::try_from(max_crashes).unwrap_or(i32::MAX)).await.map_err(postgres)
     }
 
-    async fn rescue(&self, max_crashes: u32) -> Result<(), Error> {
-        settle::rescue(&self.pool, i32::try_from(max_crashes).unwrap_or(i32::MAX)).await.map_err(postgres)
+    async fn rescue(&self, backoff: Backoff) -> Result<usize, Error> {
+        settle::rescue(&self.pool, backoff).await.map_err(postgres)
     }
 
     async fn fetch(&self, queue: &str, limit: usize, lease: Duration) -> Result<Vec<LeasedJob>, Error> {
@@ -180,15 +174,15 @@ impl Store for Postgres {
     }
 }
 
-async fn migrate(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+async fn migrate(pool: &PgPool) -> Result<(), sqlx::Error> {
     const CREATE: &str = "
         CREATE TABLE IF NOT EXISTS greenwave_jobs_migrations (
             version integer PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())";
     // The quick way out takes no lock: the usual start finds all in place.
-    if is_migrated(conn).await? {
+    if is_migrated(&mut *pool.acquire().await?).await? {
         return Ok(());
     }
-    let mut tx = conn.begin().await?;
+    let mut tx = begin(pool).await?;
     sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(MIGRATION_LOCK).execute(&mut *tx).await?;
     sqlx::query(CREATE).execute(&mut *tx).await?;
     let applied: i32 = sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM greenwave_jobs_migrations")
@@ -202,6 +196,21 @@ async fn migrate(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
             .await?;
     }
     tx.commit().await
+}
+
+/// Opens a transaction in a task of its own, which nobody drops half way.
+///
+/// Dropped between BEGIN and its answer, sqlx gives the connection back to the pool with the transaction open, and
+/// whoever takes it next works in it without knowing. The task ends when BEGIN is answered; if the caller is gone by
+/// then, it drops a transaction that sqlx knows of and rolls back.
+async fn begin(pool: &PgPool) -> Result<Transaction<'static, sqlx::Postgres>, sqlx::Error> {
+    let pool = pool.clone();
+    match tokio::spawn(async move { pool.begin().await }).await {
+        Ok(begun) => begun,
+        Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
+        // Only the end of the runtime cancels it.
+        Err(_) => Err(sqlx::Error::WorkerCrashed),
+    }
 }
 
 async fn is_migrated(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {

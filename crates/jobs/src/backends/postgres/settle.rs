@@ -7,6 +7,7 @@ use std::time::Duration;
 use sqlx::PgPool;
 
 use super::{Burial, LEASE_ENDED, Lease, MAINTENANCE_BATCH, Retry};
+use crate::backoff::Backoff;
 use crate::dead::DeadReason;
 use crate::job::millis;
 
@@ -51,8 +52,11 @@ pub(super) async fn complete(pool: &PgPool, leases: Vec<Lease>) -> Result<usize,
 }
 
 pub(super) async fn release(pool: &PgPool, leases: Vec<Lease>) -> Result<usize, sqlx::Error> {
+    // A job that is no longer leased, but not yet leased anew, was rescued: that is undone.
     const RELEASE: &str = "
-        UPDATE greenwave_jobs j SET state = 0, lease_id = NULL, lease_until = NULL
+        UPDATE greenwave_jobs j SET state = 0, lease_id = NULL, lease_until = NULL,
+            crashes = CASE WHEN j.state = 2 THEN j.crashes ELSE j.crashes - 1 END,
+            run_at = least(j.run_at, now())
         FROM unnest($1::bigint[], $2::bigint[]) AS done (id, lease_id)
         WHERE j.id = ANY($1) AND j.id = done.id AND j.lease_id = done.lease_id";
     let (jobs, leases) = columns(leases);
@@ -78,7 +82,7 @@ pub(super) async fn extend(
 pub(super) async fn retry(pool: &PgPool, mut retries: Vec<Retry>) -> Result<usize, sqlx::Error> {
     const RETRY: &str = concat!(
         "UPDATE greenwave_jobs j SET state = 1, run_at = now() + failed.delay * interval '1 millisecond',
-            lease_id = NULL, lease_until = NULL, failures = j.failures + 1, errors = ",
+            lease_id = NULL, lease_until = NULL, failures = j.failures + 1, crashes = 0, errors = ",
         appended!("j", "failed.error"),
         " FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[])
             AS failed (id, lease_id, delay, error)
@@ -122,35 +126,48 @@ pub(super) async fn bury(pool: &PgPool, mut burials: Vec<Burial>) -> Result<usiz
         .map(count)
 }
 
-pub(super) async fn rescue(pool: &PgPool, max_crashes: i32) -> Result<(), sqlx::Error> {
-    const BURY: &str = concat!(
-        "WITH buried AS (
+pub(super) async fn promote(pool: &PgPool, max_crashes: i32) -> Result<usize, sqlx::Error> {
+    const BURY: &str = "
+        WITH buried AS (
             DELETE FROM greenwave_jobs
             WHERE id = ANY(ARRAY(
-                SELECT id FROM greenwave_jobs WHERE state = 2 AND lease_until < now() AND crashes + 1 >= $1
-                ORDER BY lease_until LIMIT $2 FOR UPDATE SKIP LOCKED))
+                SELECT id FROM greenwave_jobs WHERE state = 1 AND run_at <= now() AND crashes >= $1
+                ORDER BY run_at LIMIT $2 FOR UPDATE SKIP LOCKED))
             RETURNING *)
         INSERT INTO greenwave_jobs_dead
             (id, queue, name, payload, priority, attempts, max_attempts, reason, created_at, errors)
-        SELECT id, queue, name, payload, priority, failures, max_attempts, $3, created_at, ",
-        appended!("buried", "$4::text"),
-        " FROM buried"
-    );
-    // The lease id stays: if the old worker lives and completes the job before another takes it, it is done.
+        SELECT id, queue, name, payload, priority, failures, max_attempts, $3, created_at, errors FROM buried";
+    const PROMOTE: &str = "
+        UPDATE greenwave_jobs SET state = 0
+        WHERE id = ANY(ARRAY(
+            SELECT id FROM greenwave_jobs WHERE state = 1 AND run_at <= now() AND crashes < $1
+            ORDER BY run_at LIMIT $2 FOR UPDATE SKIP LOCKED))";
+    let reason = DeadReason::Crashed.code();
+    let buried =
+        sqlx::query(BURY).bind(max_crashes).bind(MAINTENANCE_BATCH).bind(reason).execute(pool).await?;
+    sqlx::query(PROMOTE).bind(max_crashes).bind(MAINTENANCE_BATCH).execute(pool).await?;
+    Ok(count(buried))
+}
+
+pub(super) async fn rescue(pool: &PgPool, backoff: Backoff) -> Result<usize, sqlx::Error> {
+    // The lease id stays: if the old worker lives and settles the job before another takes it, that counts.
     const RESCUE: &str = concat!(
-        "UPDATE greenwave_jobs j SET state = 0, lease_until = NULL, crashes = j.crashes + 1, errors = ",
-        appended!("j", "$3::text"),
+        "UPDATE greenwave_jobs j SET state = 1, lease_until = NULL, crashes = j.crashes + 1,
+            run_at = now() + least($3::float8 * power(2, least(j.crashes, 30)), $4::float8)
+                * (0.5 + random() / 2) * interval '1 millisecond',
+            errors = ",
+        appended!("j", "$2::text"),
         " WHERE id = ANY(ARRAY(
-            SELECT id FROM greenwave_jobs WHERE state = 2 AND lease_until < now() AND crashes + 1 < $1
-            ORDER BY lease_until LIMIT $2 FOR UPDATE SKIP LOCKED))"
+            SELECT id FROM greenwave_jobs WHERE state = 2 AND lease_until < now()
+            ORDER BY lease_until LIMIT $1 FOR UPDATE SKIP LOCKED))"
     );
-    sqlx::query(BURY)
-        .bind(max_crashes)
+    let Backoff { base, max } = backoff;
+    sqlx::query(RESCUE)
         .bind(MAINTENANCE_BATCH)
-        .bind(DeadReason::Crashed.code())
         .bind(LEASE_ENDED)
+        .bind(base.as_secs_f64() * 1000.0)
+        .bind(max.as_secs_f64() * 1000.0)
         .execute(pool)
-        .await?;
-    sqlx::query(RESCUE).bind(max_crashes).bind(MAINTENANCE_BATCH).bind(LEASE_ENDED).execute(pool).await?;
-    Ok(())
+        .await
+        .map(count)
 }

@@ -3,6 +3,7 @@
 mod owner;
 mod settle;
 
+use std::cell::Cell;
 use std::future::{self, Future};
 use std::path::Path;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
 use super::{Backend, Burial, LEASE_ENDED, Lease, LeasedJob, MAINTENANCE_BATCH, Retry, Store};
+use crate::backoff::Backoff;
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
 use crate::job::{NewJob, millis};
 use crate::queue::{QueueStats, encode_all};
@@ -38,7 +40,8 @@ impl Queue<Sqlite> {
     /// A queue in this file, which is created if it is missing.
     ///
     /// The queue has a connection of its own, in WAL mode with `synchronous = FULL`: a pushed job survives a power
-    /// cut. The file may be your application's; its own connections should set a busy timeout, as this one does.
+    /// cut. The file may be your application's; its own connections should wait for its lock, as this one does
+    /// for up to 5 s.
     pub fn sqlite(path: impl AsRef<Path>) -> Result<Self, Error> {
         let conn = open(path.as_ref()).map_err(Error::Sqlite)?;
         Ok(Queue::over(Sqlite { owner: owner::Handle::spawn(conn)? }))
@@ -102,13 +105,14 @@ impl Store for Sqlite {
         self.owner.write(move |conn| jobs.iter().map(|job| insert(conn, job)).collect()).await
     }
 
-    async fn promote(&self) -> Result<(), Error> {
-        self.owner.write_if(settle::is_any_due, settle::promote).await.map(drop)
+    async fn promote(&self, max_crashes: u32) -> Result<usize, Error> {
+        let promote = move |conn: &Connection| settle::promote(conn, max_crashes);
+        Ok(self.owner.write_if(settle::is_any_due, promote).await?.unwrap_or_default())
     }
 
-    async fn rescue(&self, max_crashes: u32) -> Result<(), Error> {
-        let rescue = move |conn: &Connection| settle::rescue(conn, max_crashes);
-        self.owner.write_if(settle::is_any_expired, rescue).await.map(drop)
+    async fn rescue(&self, backoff: Backoff) -> Result<usize, Error> {
+        let rescue = move |conn: &Connection| settle::rescue(conn, backoff);
+        Ok(self.owner.write_if(settle::is_any_expired, rescue).await?.unwrap_or_default())
     }
 
     async fn fetch(&self, queue: &str, limit: usize, lease: Duration) -> Result<Vec<LeasedJob>, Error> {
@@ -161,9 +165,12 @@ impl Store for Sqlite {
 /// How long a call waits for the writer lock of others.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The longest sleep between two tries for it.
+const MAX_PAUSE: Duration = Duration::from_micros(500);
+
 fn open(path: &Path) -> rusqlite::Result<Connection> {
     let conn = Connection::open(path)?;
-    conn.busy_timeout(BUSY_TIMEOUT)?;
+    conn.busy_handler(Some(wait_for_lock))?;
     conn.pragma_update(None, "synchronous", "FULL")?;
     // Of several that turn WAL on at once SQLite refuses all but one, and does not wait as it does elsewhere.
     let began = Instant::now();
@@ -171,10 +178,30 @@ fn open(path: &Path) -> rusqlite::Result<Connection> {
         if error.sqlite_error_code() != Some(ErrorCode::DatabaseBusy) || began.elapsed() > BUSY_TIMEOUT {
             return Err(error);
         }
-        thread::sleep(Duration::from_millis(5));
+        thread::sleep(MAX_PAUSE);
     }
     conn.set_prepared_statement_cache_capacity(64);
     Ok(conn)
+}
+
+/// Called by SQLite each time it finds the file's lock taken; `tries` is how often it was before, for this lock.
+///
+/// SQLite's own busy timeout sleeps for up to 100 ms between tries. Against a writer that commits without pause some
+/// calls then never meet the moment between two commits, and even with 5 ms a few do not; half a millisecond does.
+fn wait_for_lock(tries: i32) -> bool {
+    thread_local! {
+        static BEGAN: Cell<Option<Instant>> = const { Cell::new(None) };
+    }
+    let now = Instant::now();
+    let began = BEGAN.get().filter(|_| tries > 0).unwrap_or(now);
+    BEGAN.set(Some(began));
+    if now.duration_since(began) >= BUSY_TIMEOUT {
+        return false;
+    }
+    // 0.1, 0.2, 0.4 … ms.
+    let pause = Duration::from_micros(100).saturating_mul(1 << tries.clamp(0, 16));
+    thread::sleep(pause.min(MAX_PAUSE));
+    true
 }
 
 fn migrate(conn: &Connection) -> rusqlite::Result<()> {

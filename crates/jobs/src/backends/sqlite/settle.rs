@@ -5,6 +5,7 @@ use std::time::Duration;
 use rusqlite::{Connection, params};
 
 use super::{Burial, LEASE_ENDED, Lease, MAINTENANCE_BATCH, Retry, now};
+use crate::backoff::Backoff;
 use crate::dead::DeadReason;
 use crate::job::millis;
 
@@ -24,12 +25,12 @@ macro_rules! appended {
 
 /// Copies a job to the dead; the caller adds which, and deletes it afterwards.
 macro_rules! bury {
-    ($attempts:literal, $reason:literal, $error:literal) => {
+    ($attempts:literal, $reason:literal, $errors:expr) => {
         concat!(
             "INSERT INTO greenwave_jobs_dead
                 (id, queue, name, payload, priority, max_attempts, created_at, died_at, attempts, reason, errors)
             SELECT id, queue, name, payload, priority, max_attempts, created_at, ",
-            now!(), ", ", $attempts, ", ", $reason, ", ", appended!($error),
+            now!(), ", ", $attempts, ", ", $reason, ", ", $errors,
             " FROM greenwave_jobs WHERE "
         )
     };
@@ -41,9 +42,14 @@ pub(super) fn complete(conn: &Connection, leases: &[Lease]) -> rusqlite::Result<
 }
 
 pub(super) fn release(conn: &Connection, leases: &[Lease]) -> rusqlite::Result<usize> {
-    const RELEASE: &str = "
-        UPDATE greenwave_jobs SET state = 0, lease_id = NULL, lease_until = NULL
-        WHERE id = ?1 AND lease_id = ?2";
+    // A job that is no longer leased, but not yet leased anew, was rescued: that is undone.
+    const RELEASE: &str = concat!(
+        "
+        UPDATE greenwave_jobs SET state = 0, lease_id = NULL, lease_until = NULL,
+            crashes = iif(state = 2, crashes, crashes - 1), run_at = min(run_at, ",
+        now!(),
+        ") WHERE id = ?1 AND lease_id = ?2"
+    );
     let mut update = conn.prepare_cached(RELEASE)?;
     leases.iter().map(|lease| update.execute([lease.job.get(), lease.id])).sum()
 }
@@ -75,7 +81,7 @@ pub(super) fn retry(conn: &Connection, retries: &[Retry]) -> rusqlite::Result<us
     const RETRY: &str = concat!(
         "UPDATE greenwave_jobs SET state = 1, run_at = ",
         now!(),
-        " + ?3, lease_id = NULL, lease_until = NULL, failures = failures + 1, errors = ",
+        " + ?3, lease_id = NULL, lease_until = NULL, failures = failures + 1, crashes = 0, errors = ",
         appended!("?4"),
         " WHERE id = ?1 AND lease_id = ?2"
     );
@@ -87,7 +93,7 @@ pub(super) fn retry(conn: &Connection, retries: &[Retry]) -> rusqlite::Result<us
 }
 
 pub(super) fn bury(conn: &Connection, burials: &[Burial]) -> rusqlite::Result<usize> {
-    const BURY: &str = concat!(bury!("failures + 1", "?3", "?4"), "id = ?1 AND lease_id = ?2");
+    const BURY: &str = concat!(bury!("failures + 1", "?3", appended!("?4")), "id = ?1 AND lease_id = ?2");
     let mut insert = conn.prepare_cached(BURY)?;
     let mut buried = 0;
     for Burial { lease, reason, error } in burials {
@@ -103,14 +109,30 @@ pub(super) fn is_any_due(conn: &Connection) -> rusqlite::Result<bool> {
     conn.prepare_cached(DUE)?.query_row([], |row| row.get(0))
 }
 
-pub(super) fn promote(conn: &Connection) -> rusqlite::Result<usize> {
-    const PROMOTE: &str = concat!(
-        "UPDATE greenwave_jobs SET state = 0 WHERE id IN (
-            SELECT id FROM greenwave_jobs WHERE state = 1 AND run_at <= ",
-        now!(),
-        " ORDER BY run_at LIMIT ?1)"
+/// Answers how many it buried.
+pub(super) fn promote(conn: &Connection, max_crashes: u32) -> rusqlite::Result<usize> {
+    macro_rules! due {
+        ($crashes:literal) => {
+            concat!("state = 1 AND run_at <= ", now!(), " AND crashes ", $crashes)
+        };
+    }
+    const BURY: &str = concat!(bury!("failures", "?2", "errors"), due!(">= ?1"));
+    const DELETE: &str = concat!(
+        "DELETE FROM greenwave_jobs WHERE ",
+        due!(">= ?1"),
+        " AND EXISTS (SELECT 1 FROM greenwave_jobs_dead d WHERE d.id = greenwave_jobs.id)"
     );
-    conn.prepare_cached(PROMOTE)?.execute([MAINTENANCE_BATCH])
+    const PROMOTE: &str = concat!(
+        "UPDATE greenwave_jobs SET state = 0 WHERE id IN (SELECT id FROM greenwave_jobs WHERE ",
+        due!("< ?1"),
+        " ORDER BY run_at LIMIT ?2)"
+    );
+    let buried = conn.prepare_cached(BURY)?.execute(params![max_crashes, DeadReason::Crashed.code()])?;
+    if buried > 0 {
+        conn.execute(DELETE, [max_crashes])?;
+    }
+    conn.prepare_cached(PROMOTE)?.execute(params![max_crashes, MAINTENANCE_BATCH])?;
+    Ok(buried)
 }
 
 pub(super) fn is_any_expired(conn: &Connection) -> rusqlite::Result<bool> {
@@ -122,28 +144,18 @@ pub(super) fn is_any_expired(conn: &Connection) -> rusqlite::Result<bool> {
     conn.prepare_cached(EXPIRED)?.query_row([], |row| row.get(0))
 }
 
-pub(super) fn rescue(conn: &Connection, max_crashes: u32) -> rusqlite::Result<()> {
-    macro_rules! too_often {
-        () => {
-            concat!("state = 2 AND lease_until < ", now!(), " AND crashes + 1 >= ?1")
-        };
-    }
-    const BURY: &str = concat!(bury!("failures", "?2", "?3"), too_often!());
-    const DELETE: &str = "
-        DELETE FROM greenwave_jobs
-        WHERE state = 2 AND EXISTS (SELECT 1 FROM greenwave_jobs_dead d WHERE d.id = greenwave_jobs.id)";
-    // The lease id stays: if the old worker lives and completes the job before another takes it, it is done.
+pub(super) fn rescue(conn: &Connection, backoff: Backoff) -> rusqlite::Result<usize> {
+    // The lease id stays: if the old worker lives and settles the job before another takes it, that counts.
     const RESCUE: &str = concat!(
-        "UPDATE greenwave_jobs SET state = 0, lease_until = NULL, crashes = crashes + 1, errors = ",
+        "UPDATE greenwave_jobs SET state = 1, lease_until = NULL, crashes = crashes + 1, run_at = ",
+        now!(),
+        " + min(?3 << min(crashes, 24), ?4) * (1000 + abs(random() % 1001)) / 2000, errors = ",
         appended!("?2"),
         " WHERE id IN (
             SELECT id FROM greenwave_jobs WHERE state = 2 AND lease_until < ",
         now!(),
-        " AND crashes + 1 < ?3 ORDER BY lease_until LIMIT ?1)"
+        " ORDER BY lease_until LIMIT ?1)"
     );
-    if conn.execute(BURY, params![max_crashes, DeadReason::Crashed.code(), LEASE_ENDED])? > 0 {
-        conn.execute(DELETE, [])?;
-    }
-    conn.prepare_cached(RESCUE)?.execute(params![MAINTENANCE_BATCH, LEASE_ENDED, max_crashes])?;
-    Ok(())
+    let Backoff { base, max } = backoff;
+    conn.prepare_cached(RESCUE)?.execute(params![MAINTENANCE_BATCH, LEASE_ENDED, millis(base), millis(max)])
 }

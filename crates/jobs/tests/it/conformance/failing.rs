@@ -227,3 +227,41 @@ pub(crate) async fn a_job_that_kills_its_workers_is_parked<F: Fixture>() {
     let dead = &queue.dead_jobs(1).await.unwrap()[0];
     assert_eq!((dead.id, dead.reason, dead.attempts, dead.errors.len()), (id, DeadReason::Crashed, 0, 3));
 }
+
+/// Once, kills of all workers added up over a job's life, until a healthy job was dead.
+pub(crate) async fn an_attempt_that_ends_forgives_crashes<F: Fixture>() {
+    let (fixture, queue) = F::ready().await;
+    queue.push(&note("unlucky")).await.unwrap();
+    let config = WorkerConfig { lease: Duration::from_millis(200), max_crashes: 3, ..quick() };
+    for attempt in 1..=2 {
+        for _ in 0..2 {
+            let (worker, mut runs) = sticker(fixture.connect(), config.clone());
+            let worker = start(worker);
+            assert_eq!(within(runs.recv()).await.unwrap().1.attempt, attempt);
+            worker.kill().await;
+        }
+        if attempt == 2 {
+            break;
+        }
+        // It fails once; then its worker is stopped, in whatever comes next.
+        let (report, mut runs) = mpsc::unbounded_channel();
+        let worker =
+            Worker::new(queue.clone(), config.clone()).handle(move |_: Note, context: JobContext| {
+                report.send(context.attempt).unwrap();
+                async move {
+                    if context.attempt > 1 {
+                        context.cancellation.cancelled().await;
+                    }
+                    Err::<(), _>("no luck")
+                }
+            });
+        let worker = start(worker);
+        while within(runs.recv()).await.unwrap() == 1 {}
+        worker.stop().await;
+    }
+    let (worker, mut runs) = recorder(queue.clone(), config);
+    let worker = start(worker);
+    assert_eq!(within(runs.recv()).await.unwrap().1.attempt, 2);
+    worker.stop().await;
+    assert_eq!(queue.stats().await.unwrap(), Default::default());
+}

@@ -108,6 +108,54 @@ pub(crate) async fn a_worker_that_lost_its_lease_cannot_complete<F: Fixture>() {
     second.stop().await;
 }
 
+/// Once, each outage longer than a lease counted as a crash, and few of them buried whatever ran.
+pub(crate) async fn a_lease_that_a_living_worker_gives_back_late_is_no_crash<F: Fixture>() {
+    let (fixture, queue) = F::ready().await;
+    queue.push(&note("healthy")).await.unwrap();
+    // The first crash would be the last, and what is taken for one waits for an hour.
+    let hour = Duration::from_secs(3600);
+    let config = WorkerConfig {
+        lease: Duration::from_millis(500),
+        max_crashes: 1,
+        retry_base: hour,
+        retry_max: hour,
+        ..quick()
+    };
+
+    // The first worker shows no sign of life for a while, and then goes on.
+    let (report, mut started) = mpsc::unbounded_channel();
+    let (go_on, blocked) = std_mpsc::channel::<()>();
+    let blocked = Arc::new(Mutex::new(blocked));
+    let blocking = Worker::new(fixture.connect(), config.clone()).handle(move |_: Note, _| {
+        report.send(()).unwrap();
+        let blocked = Arc::clone(&blocked);
+        async move {
+            blocked.lock().unwrap().recv().unwrap();
+            std::future::pending::<Result<(), BoxError>>().await
+        }
+    });
+    let cancel = CancellationToken::new();
+    let stop = cancel.clone();
+    let first = thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(blocking.run(stop))
+    });
+    within(started.recv()).await.unwrap();
+
+    // The second finds that the lease has ended, but does not start the job at once.
+    let (second, mut runs) = recorder(queue.clone(), config);
+    let second = start(second);
+    settled(&queue, |stats| stats.scheduled == 1).await;
+
+    // The first drops its attempt and says so: now the job is free, and has not crashed.
+    cancel.cancel();
+    go_on.send(()).unwrap();
+    assert_eq!(within(runs.recv()).await.unwrap().1.attempt, 1);
+    within(tokio::task::spawn_blocking(move || first.join().unwrap())).await.unwrap().unwrap();
+    second.stop().await;
+    assert_eq!(queue.stats().await.unwrap(), Default::default());
+}
+
 /// The jobs that run right now, in any worker.
 #[derive(Default)]
 struct Arena {

@@ -53,11 +53,13 @@ conformance! {
         an_undecodable_job_is_parked
         a_dead_job_comes_back_with_all_its_attempts
         only_the_last_ten_errors_are_kept
-        a_job_that_kills_its_workers_is_parked;
+        a_job_that_kills_its_workers_is_parked
+        an_attempt_that_ends_forgives_crashes;
     leasing:
         the_jobs_of_a_killed_worker_start_again
         a_long_job_keeps_its_lease
         a_worker_that_lost_its_lease_cannot_complete
+        a_lease_that_a_living_worker_gives_back_late_is_no_crash
         two_workers_never_run_one_job_at_once;
     stopping:
         a_stopping_worker_lets_its_jobs_end
