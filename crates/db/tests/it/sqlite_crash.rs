@@ -20,7 +20,6 @@ const ACKNOWLEDGED: &str = "acknowledged ";
 
 /// Not a test by itself: what the next one kills.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "the child process of every_acknowledged_write_survives_a_kill"]
 async fn writes_until_killed() {
     let Ok(file) = std::env::var(FILE) else { return };
     let (path, mode) = file.split_once('|').unwrap();
@@ -47,7 +46,7 @@ async fn every_acknowledged_write_survives_a_kill() {
         let path = db.directory.path().join("test.db");
         let file = format!("{}|{}", path.display(), serde_json::to_string(&mode).unwrap());
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "sqlite_crash::writes_until_killed", "--ignored", "--nocapture"])
+            .args(["--exact", "sqlite_crash::writes_until_killed", "--nocapture"])
             .env(FILE, file)
             .stdout(Stdio::piped())
             .spawn()
