@@ -1,5 +1,5 @@
-use greenwave_db::postgres::Pool;
-use sqlx::{PgConnection, Postgres, Transaction};
+use greenwave_db::postgres::{Pool, Transaction};
+use sqlx::PgConnection;
 
 use super::{NO_ORDER_INDEX, ORDER_INDEX};
 use crate::{Error, store::WAITING};
@@ -28,7 +28,7 @@ pub(super) async fn run(pool: &Pool, naive: bool) -> Result<(), Error> {
 
 /// Begins a transaction for what takes its time: it may run as long as it must, but waits no longer than a minute for
 /// others.
-pub(super) async fn begin(pool: &Pool) -> sqlx::Result<Transaction<'static, Postgres>> {
+pub(super) async fn begin(pool: &Pool) -> sqlx::Result<Transaction> {
     let mut tx = pool.begin().await?;
     // "Already exists, skipping" is what is hoped for.
     sqlx::raw_sql(
