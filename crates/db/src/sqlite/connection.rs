@@ -17,7 +17,7 @@ const STATEMENT_CACHE: usize = 512;
 /// a file of 10 MB copy a page from the system nearly every time.
 const PAGE_CACHE_KIB: i64 = 16 * 1024;
 /// The longest pause between two tries for the lock.
-const MAX_PAUSE: Duration = Duration::from_millis(5);
+const MAX_PAUSE: Duration = Duration::from_micros(500);
 
 /// The database file and what its connections have in common.
 pub(super) struct File {
