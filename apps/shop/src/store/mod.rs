@@ -1,5 +1,21 @@
 //! Rows, in PostgreSQL or SQLite, behind one set of functions.
 
+/// The statement of a list from the orders `$newest`.
+macro_rules! list {
+    ($newest:expr) => {
+        concat!(
+            "SELECT o.id, o.status, o.total_cents, o.created_at, u.id, u.name, u.email, \
+                    i.product_id, i.quantity, i.price_cents \
+             FROM (",
+            $newest,
+            " ORDER BY created_at DESC, id DESC LIMIT 20) o \
+             JOIN users u ON u.id = o.customer_id \
+             LEFT JOIN order_items i ON i.order_id = o.id \
+             ORDER BY o.created_at DESC, o.id DESC, i.product_id"
+        )
+    };
+}
+
 mod postgres;
 mod rows;
 mod sqlite;

@@ -51,22 +51,6 @@ pub(super) async fn orders(pool: &Pool, ids: Vec<i64>) -> sqlx::Result<HashMap<i
     Ok(assemble(rows)?.into_iter().map(|order| (order.id, order)).collect())
 }
 
-/// The list from the orders `$newest`.
-macro_rules! list {
-    ($newest:expr) => {
-        concat!(
-            "SELECT o.id, o.status, o.total_cents, o.created_at, u.id, u.name, u.email, \
-                    i.product_id, i.quantity, i.price_cents \
-             FROM (",
-            $newest,
-            " ORDER BY created_at DESC, id DESC LIMIT 20) o \
-             JOIN users u ON u.id = o.customer_id \
-             LEFT JOIN order_items i ON i.order_id = o.id \
-             ORDER BY o.created_at DESC, o.id DESC, i.product_id"
-        )
-    };
-}
-
 /// A customer's newest orders of one status: the index has them in order.
 macro_rules! of_status {
     ($status:literal) => {
