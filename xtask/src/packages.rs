@@ -7,9 +7,15 @@ use greenwave_test_servers::Program;
 
 /// Installs what is missing with apt, where that needs no password; else says the line to run.
 pub(crate) fn install() -> Result<()> {
+    // An extension's package is named after the PostgreSQL that is installed, so it comes second.
+    install_missing(&[Program::Hypopg])?;
+    install_missing(&[])
+}
+
+fn install_missing(but: &[Program]) -> Result<()> {
     let missing: BTreeSet<_> = Program::ALL
         .iter()
-        .filter(|program| program.find().is_none())
+        .filter(|program| !but.contains(program) && program.find().is_none())
         .map(|program| program.package())
         .collect();
     if missing.is_empty() {
@@ -24,7 +30,7 @@ pub(crate) fn install() -> Result<()> {
     }
     apt(sudo, &["update", "-q"])?;
     let mut install = vec!["install", "-y", "-q", "--no-install-recommends"];
-    install.extend(packages);
+    install.extend(packages.iter().map(String::as_str));
     apt(sudo, &install)
 }
 

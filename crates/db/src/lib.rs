@@ -3,6 +3,8 @@
 mod batch;
 mod config;
 mod error;
+#[cfg(feature = "index-advisor")]
+pub mod index_advisor;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(feature = "sqlite")]

@@ -27,11 +27,15 @@ pub enum Program {
     Chromedriver,
     /// What the printed examples are tried with.
     Curl,
+    /// The pooling proxy of PostgreSQL.
+    Pgbouncer,
+    /// The extension by which PostgreSQL plans with indexes that do not exist.
+    Hypopg,
 }
 
 impl Program {
     /// All of them.
-    pub const ALL: [Program; 9] = [
+    pub const ALL: [Program; 11] = [
         Program::Initdb,
         Program::Postgres,
         Program::Psql,
@@ -41,6 +45,8 @@ impl Program {
         Program::Chromium,
         Program::Chromedriver,
         Program::Curl,
+        Program::Pgbouncer,
+        Program::Hypopg,
     ];
 
     fn name(self) -> &'static str {
@@ -54,12 +60,14 @@ impl Program {
             Program::Chromium => "chromium",
             Program::Chromedriver => "chromedriver",
             Program::Curl => "curl",
+            Program::Pgbouncer => "pgbouncer",
+            Program::Hypopg => "hypopg.control",
         }
     }
 
-    /// The package that has it, on Debian or Ubuntu.
-    pub fn package(self) -> &'static str {
-        match self {
+    /// The package that has it, on Debian or Ubuntu; hypopg's depends on the PostgreSQL that is installed.
+    pub fn package(self) -> String {
+        let package = match self {
             Program::Initdb | Program::Postgres => "postgresql",
             Program::Psql => "postgresql-client",
             Program::RedisServer => "redis-server",
@@ -70,19 +78,23 @@ impl Program {
             Program::Chromedriver if is_ubuntu() => "chromium-chromedriver",
             Program::Chromedriver => "chromium-driver",
             Program::Curl => "curl",
-        }
+            Program::Pgbouncer => "pgbouncer",
+            Program::Hypopg => return format!("postgresql-{}-hypopg", postgres_version()),
+        };
+        package.to_owned()
     }
 
     /// Where it is installed, if it is.
     pub fn find(self) -> Option<PathBuf> {
+        if self == Program::Hypopg {
+            let folder = Path::new("/usr/share/postgresql").join(postgres_version()).join("extension");
+            return Some(folder.join(self.name())).filter(|file| file.is_file());
+        }
         let path = std::env::var_os("PATH").unwrap_or_default();
         // Debian keeps PostgreSQL's server programs out of the PATH, in a folder a version.
-        let mut versions: Vec<_> = fs::read_dir("/usr/lib/postgresql")
-            .map(|entries| entries.flatten().map(|entry| entry.path().join("bin")).collect())
-            .unwrap_or_default();
-        versions.sort();
+        let postgres = Path::new(POSTGRES).join(postgres_version()).join("bin");
         std::env::split_paths(&path)
-            .chain(versions.into_iter().rev())
+            .chain([postgres])
             .chain([Path::new("/usr/sbin").to_path_buf()])
             .map(|folder| folder.join(self.name()))
             .find(|file| file.is_file())
@@ -101,6 +113,15 @@ impl Program {
             )
         })
     }
+}
+
+const POSTGRES: &str = "/usr/lib/postgresql";
+
+/// The newest that is installed; empty if none is.
+fn postgres_version() -> String {
+    let versions = fs::read_dir(POSTGRES).into_iter().flatten().flatten();
+    let versions = versions.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    versions.max().map(|version| version.to_string()).unwrap_or_default()
 }
 
 fn is_ubuntu() -> bool {

@@ -17,6 +17,8 @@ use tempfile::TempDir;
 
 use crate::{Program, REDIS_DATABASES};
 
+/// Counts statements, for databases that create the extension.
+const STATISTICS: &str = "shared_preload_libraries=pg_stat_statements";
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy)]
@@ -158,7 +160,7 @@ impl Server {
             Kind::Postgres => {
                 command = self.command(Program::Postgres);
                 command.arg("-D").arg(folder.join("data")).args(["-p", &port, "-h", "127.0.0.1"]);
-                for setting in ["unix_socket_directories=", "fsync=off", "max_connections=300"] {
+                for setting in ["unix_socket_directories=", "fsync=off", "max_connections=300", STATISTICS] {
                     command.args(["-c", setting]);
                 }
             }
