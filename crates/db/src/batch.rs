@@ -1,14 +1,16 @@
 //! Loads by key, many callers' in one call: the cure for N+1.
 
+mod lists;
 mod queue;
 mod run;
 
-use std::{collections::HashMap, fmt, future::Future, hash::Hash, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt, future::Future, hash::Hash, iter, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, future::BoxFuture};
 use tokio::sync::oneshot;
 
 use crate::BatchConfig;
+pub use lists::ListLoader;
 use queue::Queue;
 use run::Slot;
 
@@ -38,6 +40,8 @@ type LoadFn<K, V, E> = dyn Fn(Vec<K>) -> BoxFuture<'static, Result<HashMap<K, V>
 /// The load function runs in a task of its own, in the tracing span of the first caller of its batch. It must not
 /// use a caller's transaction, and everything that decides the answer (a tenant, a role) belongs in the key.
 ///
+/// For many rows a key, as a customer's newest orders, there is [`ListLoader`].
+///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
 /// use greenwave_db::{BatchConfig, BatchLoader};
@@ -53,6 +57,38 @@ type LoadFn<K, V, E> = dyn Fn(Vec<K>) -> BoxFuture<'static, Result<HashMap<K, V>
 /// assert_eq!(names.load(0).await.unwrap(), None);
 /// # }
 /// ```
+///
+/// # Keys of several columns
+///
+/// A key may be any tuple or struct that is `Hash + Eq + Clone`. On PostgreSQL each column is an array of its own,
+/// and `unnest` makes rows of them again, each of which the primary key's index answers:
+///
+#[cfg_attr(feature = "postgres", doc = "```no_run")]
+#[cfg_attr(not(feature = "postgres"), doc = "```ignore")]
+/// # async fn example(pool: greenwave_db::postgres::Pool) -> Result<(), Box<dyn std::error::Error>> {
+/// use greenwave_db::{BatchConfig, BatchLoader};
+///
+/// let prices = BatchLoader::new("prices", BatchConfig::default(), move |keys: Vec<(i64, String)>| {
+///     let pool = pool.clone();
+///     async move {
+///         let (products, currencies): (Vec<i64>, Vec<String>) = keys.into_iter().unzip();
+///         let statement = "SELECT product_id, currency, cents FROM prices
+///                          JOIN unnest($1::bigint[], $2::text[]) AS asked (product_id, currency)
+///                          USING (product_id, currency)";
+///         let rows: Vec<(i64, String, i64)> =
+///             sqlx::query_as(statement).bind(products).bind(currencies).fetch_all(&pool).await?;
+///         let prices = rows.into_iter().map(|(product, currency, cents)| ((product, currency), cents));
+///         Ok::<_, sqlx::Error>(prices.collect())
+///     }
+/// });
+/// let cents: Option<i64> = prices.load((7, "EUR".into())).await?;
+/// # Ok(()) }
+/// ```
+///
+/// # Other sources
+///
+/// The loader knows nothing of databases. Whatever answers for many keys in one call will do, as a service over HTTP
+/// whose `GET /customers?ids=1,2,3` does.
 pub struct BatchLoader<K, V, E> {
     shared: Arc<Shared<K, V, E>>,
 }
@@ -95,21 +131,57 @@ where
     /// # Panics
     /// Outside a Tokio runtime.
     pub async fn load(&self, key: K) -> Answer<V, E> {
-        let answer = self.ask(key)?;
-        answer.await.unwrap_or(Err(BatchError::Cancelled { loader: self.shared.name }))
+        let (sender, answer) = oneshot::channel();
+        self.ask(iter::once((key, sender)))?;
+        self.answer(answer).await
     }
 
-    fn ask(&self, key: K) -> Result<oneshot::Receiver<Answer<V, E>>, BatchError<E>> {
-        let (sender, answer) = oneshot::channel();
-        let shared = &self.shared;
-        match shared.queue.push(key, sender) {
-            Ok(None) => {}
-            Ok(Some(batch)) => drop(tokio::spawn(Slot::new(Arc::clone(shared)).run(batch))),
-            Err(queue::Full) => {
-                return Err(BatchError::QueueFull { loader: shared.name, limit: shared.config.max_queued });
-            }
+    /// Loads the values of all these keys, in their order; on an idle loader, in one call.
+    ///
+    /// [`load`](Self::load) is for code that knows one key, however many run beside it. Where one caller has the keys
+    /// at hand, this saves the calls that its first keys would make alone. A key may stand there twice, and each counts
+    /// as a caller.
+    ///
+    /// # Errors
+    /// That of the first key that has one: see [`BatchError`].
+    ///
+    /// # Cancel safety
+    /// Safe, as [`load`](Self::load) is.
+    ///
+    /// # Panics
+    /// Outside a Tokio runtime.
+    pub async fn load_many(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+    ) -> Result<Vec<Option<V>>, BatchError<E>> {
+        let callers = keys.into_iter().map(|key| {
+            let (sender, answer) = oneshot::channel();
+            ((key, sender), answer)
+        });
+        let (callers, answers): (Vec<_>, Vec<_>) = callers.unzip();
+        self.ask(callers.into_iter())?;
+        let mut values = Vec::with_capacity(answers.len());
+        for answer in answers {
+            values.push(self.answer(answer).await?);
         }
-        Ok(answer)
+        Ok(values)
+    }
+
+    fn ask(
+        &self,
+        callers: impl ExactSizeIterator<Item = (K, oneshot::Sender<Answer<V, E>>)>,
+    ) -> Result<(), BatchError<E>> {
+        let shared = &self.shared;
+        let full =
+            |queue::Full| BatchError::QueueFull { loader: shared.name, limit: shared.config.max_queued };
+        for batch in shared.queue.push(callers).map_err(full)? {
+            tokio::spawn(Slot::new(Arc::clone(shared)).run(batch));
+        }
+        Ok(())
+    }
+
+    async fn answer(&self, answer: oneshot::Receiver<Answer<V, E>>) -> Answer<V, E> {
+        answer.await.unwrap_or(Err(BatchError::Cancelled { loader: self.shared.name }))
     }
 }
 
@@ -161,8 +233,8 @@ pub enum BatchError<E> {
 
     /// Too many callers wait already.
     #[error(
-        "batch loader `{loader}` has {limit} callers waiting: its load function is too slow for this load, \
-         make it faster or raise `max_batch` or `max_queued`"
+        "batch loader `{loader}` lets {limit} callers wait and has no room for more: its load function is too slow for \
+         this load, make it faster or raise `max_batch` or `max_queued`"
     )]
     QueueFull {
         /// The loader's name.

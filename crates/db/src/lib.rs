@@ -11,6 +11,6 @@ pub mod postgres;
 pub mod sqlite;
 pub mod telemetry;
 
-pub use batch::{BatchError, BatchLoader};
+pub use batch::{BatchError, BatchLoader, ListLoader};
 pub use config::{BatchConfig, PoolConfig};
 pub use error::{Error, Holder};

@@ -61,30 +61,28 @@ impl<K: Hash + Eq + Clone, V, E> Queue<K, V, E> {
         }
     }
 
-    /// Queues a caller. If a slot is free, takes it and returns the batch to run in it.
+    /// Queues callers, all or none, and takes free slots for them: returns the batches to run there.
     pub(super) fn push(
         &self,
-        key: K,
-        waiter: oneshot::Sender<Answer<V, E>>,
-    ) -> Result<Option<Batch<K, V, E>>, Full> {
+        callers: impl ExactSizeIterator<Item = (K, oneshot::Sender<Answer<V, E>>)>,
+    ) -> Result<Vec<Batch<K, V, E>>, Full> {
         let mut state = self.lock();
-        let free = state.running < self.max_in_flight;
-        if !free && state.callers >= self.max_queued {
+        let at_once = (self.max_in_flight - state.running).saturating_mul(self.max_batch);
+        let waiting = state.callers.saturating_add(callers.len()).saturating_sub(at_once);
+        if waiting > self.max_queued {
             return Err(Full);
         }
-        state.callers += 1;
-        match state.entries.get_mut(&key) {
-            Some(entry) => entry.waiters.push(waiter),
-            None => {
-                state.order.push_back(key.clone());
-                state.entries.insert(key, Entry { waiters: vec![waiter], span: Span::current() });
-            }
+        for (key, waiter) in callers {
+            state.enter(key, waiter);
         }
-        if !free {
-            return Ok(None);
+        let mut begun = Vec::new();
+        while state.running < self.max_in_flight
+            && let Some(batch) = state.take(self.max_batch)
+        {
+            state.running += 1;
+            begun.push(batch);
         }
-        state.running += 1;
-        Ok(state.take(self.max_batch))
+        Ok(begun)
     }
 
     /// The next batch for a slot that has ended one; `None` gives the slot back.
@@ -121,6 +119,17 @@ impl<K, V, E> Queue<K, V, E> {
 }
 
 impl<K: Hash + Eq + Clone, V, E> State<K, V, E> {
+    fn enter(&mut self, key: K, waiter: oneshot::Sender<Answer<V, E>>) {
+        self.callers += 1;
+        match self.entries.get_mut(&key) {
+            Some(entry) => entry.waiters.push(waiter),
+            None => {
+                self.order.push_back(key.clone());
+                self.entries.insert(key, Entry { waiters: vec![waiter], span: Span::current() });
+            }
+        }
+    }
+
     /// The oldest keys that somebody still waits for.
     fn take(&mut self, max: usize) -> Option<Batch<K, V, E>> {
         let mut batch: Option<Batch<K, V, E>> = None;

@@ -150,6 +150,53 @@ async fn an_absent_key_is_none() {
     assert_eq!(rig.loader.load(1).await.unwrap(), None);
 }
 
+#[tokio::test]
+async fn many_keys_of_one_caller_go_in_one_call_and_come_back_in_order() {
+    let rig = Rig::loading(BatchConfig::default(), |keys| {
+        Ok(keys.into_iter().filter(|key| *key != 5).map(|key| (key, format!("v{key}"))).collect())
+    })
+    .open();
+    let values = rig.loader.load_many([3, 1, 5, 3, 2]).await.unwrap();
+    assert_eq!(values, [Some("v3"), Some("v1"), None, Some("v3"), Some("v2")].map(|v| v.map(str::to_owned)));
+    assert_eq!(rig.calls(), [[3, 1, 5, 2]]);
+    assert_eq!(rig.loader.load_many([]).await.unwrap(), [] as [Option<String>; 0]);
+    assert_eq!(rig.calls().len(), 1, "no keys, no call");
+}
+
+#[tokio::test]
+async fn more_keys_than_a_batch_holds_take_every_free_slot_and_the_rest_waits() {
+    let rig = Rig::new(BatchConfig { max_batch: 3, ..Default::default() });
+    let loader = rig.loader.clone();
+    let load = tokio::spawn(async move { loader.load_many(0..8).await });
+    rig.settle().await;
+    assert_eq!(rig.calls(), [[0, 1, 2], [3, 4, 5]]);
+    rig.permits.add_permits(3);
+    assert_eq!(load.await.unwrap().unwrap().len(), 8);
+    assert_eq!(rig.calls()[2], [6, 7]);
+}
+
+#[tokio::test]
+async fn many_keys_find_room_together_or_not_at_all() {
+    let rig = Rig::new(BatchConfig { max_batch: 2, max_in_flight: 2, max_queued: 3, ..Default::default() });
+    let refused = rig.loader.load_many(0..8).await.unwrap_err();
+    assert!(matches!(refused, BatchError::QueueFull { limit: 3, .. }), "{refused}");
+    assert!(rig.calls().is_empty(), "none of the eight began");
+    let rig = rig.open();
+    assert_eq!(rig.loader.load_many(0..7).await.unwrap().len(), 7, "four at once, three wait");
+}
+
+#[tokio::test]
+async fn many_keys_fail_with_the_error_of_the_first_bad_one() {
+    let rig =
+        Rig::loading(BatchConfig::default(), |keys| match keys.iter().find(|key| [4, 6].contains(*key)) {
+            Some(bad) => Err(io::Error::other(format!("key {bad}"))),
+            None => Ok(HashMap::new()),
+        })
+        .open();
+    let error = rig.loader.load_many([1, 6, 2, 4]).await.unwrap_err();
+    assert!(matches!(&error, BatchError::Load { source, .. } if source.to_string() == "key 6"), "{error:?}");
+}
+
 /// Runs keys 1 to 64 in one batch, after key 0 has occupied the only slot.
 async fn one_batch(rig: &Rig) -> Vec<Result<Option<String>, BatchError<io::Error>>> {
     let first = rig.spawn(0);
@@ -298,7 +345,7 @@ async fn a_full_queue_refuses_and_says_what_to_do() {
     let loads: Vec<_> = (0..3).map(|key| rig.spawn(key)).collect();
     rig.settle().await;
     let refused = rig.loader.load(9).await.unwrap_err();
-    expect!["batch loader `test` has 2 callers waiting: its load function is too slow for this load, make it faster or raise `max_batch` or `max_queued`"]
+    expect!["batch loader `test` lets 2 callers wait and has no room for more: its load function is too slow for this load, make it faster or raise `max_batch` or `max_queued`"]
         .assert_eq(&refused.to_string());
     rig.permits.add_permits(2);
     for load in loads {

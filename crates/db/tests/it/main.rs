@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod batch;
+mod batch_lists;
+mod batch_sources;
 mod config;
 #[cfg(feature = "postgres")]
 mod postgres;
