@@ -13,7 +13,7 @@ use greenwave_shop::model::Status;
 use greenwave_shop::store::Store;
 
 use super::Source;
-use super::copies::{self, Copies};
+use super::shops::{self, Copies};
 use crate::{Arm, Arms, BoxError, Call, Experiment, Setup, Workload};
 
 /// How many lists are compared before the rounds.
@@ -29,7 +29,7 @@ pub fn experiment(source: Source) -> Experiment {
 }
 
 async fn set_up(setup: Setup, source: Source) -> Result<Arms, BoxError> {
-    let Copies { before, after, size } = copies::make(&setup, &source).await?;
+    let Copies { before, after, size } = shops::copies(&setup, &source).await?;
     before.drop_order_index().await?;
     after.create_order_index().await?;
     for number in 0..COMPARED {

@@ -44,7 +44,7 @@ pub struct LabArgs {
     pub run: RunArgs,
 
     /// A PostgreSQL server to experiment on: databases of the lab's own are made there and dropped again.
-    /// Without it: SQLite, in a temporary folder
+    /// Without it: SQLite, in a temporary folder. `pool` needs one; `group-commit` is about SQLite alone
     #[arg(long, value_name = "URL")]
     pub database: Option<String>,
 

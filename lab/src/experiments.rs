@@ -1,16 +1,23 @@
 //! The experiments that come with this crate: a technique each.
 
-mod copies;
+mod shops;
 
 use crate::Lab;
 
+#[path = "../experiments/batch.rs"]
+pub mod batch;
+#[path = "../experiments/group_commit.rs"]
+pub mod group_commit;
 #[path = "../experiments/index.rs"]
 pub mod index;
+#[path = "../experiments/pool.rs"]
+pub mod pool;
 
 /// What the experiments are done on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
-    /// The URL of a PostgreSQL server; `None` is SQLite in a temporary folder. Default `None`.
+    /// The URL of a PostgreSQL server; `None` is SQLite in a temporary folder. Default `None`. The experiment `pool`
+    /// needs one, `group-commit` refuses it.
     ///
     /// The lab makes databases of its own on that server and drops them again; it touches no other.
     pub database: Option<String>,
@@ -27,5 +34,9 @@ impl Default for Source {
 /// All experiments.
 #[must_use]
 pub fn all(source: &Source) -> Lab {
-    Lab::new().with(index::experiment(source.clone()))
+    Lab::new()
+        .with(index::experiment(source.clone()))
+        .with(pool::experiment(source.clone()))
+        .with(batch::experiment(source.clone()))
+        .with(group_commit::experiment(source.clone()))
 }

@@ -30,7 +30,8 @@ const EXAMPLES: &str = "\
 Examples:
   greenwave                                       the shop, with its dashboard
   greenwave up --instances max -- node server.js  your own service, an instance a core
-  greenwave lab index                             what an index is worth on this machine
+  greenwave lab                                   techniques to measure on this machine
+  greenwave lab index                             what an index is worth on it
   greenwave shop seed --help                      fill a database for the shop
   greenwave config --reference > greenwave.toml   every setting, with its default";
 

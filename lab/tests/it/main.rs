@@ -1,10 +1,14 @@
 //! Tests of the lab, from outside.
 #![allow(clippy::unwrap_used)]
 
+mod batch;
 mod errors;
+mod group_commit;
 mod index;
 mod order;
+mod pool;
 mod promises;
+mod quick;
 mod report;
 mod shelf;
 mod signals;

@@ -149,8 +149,9 @@ async fn operations_that_never_wait_do_not_hold_up_the_end() {
         });
         Ok(Arms { before: Arm::new("busy", busy.clone()), after: Arm::new("busy", busy) })
     });
-    let short = Duration::from_millis(100);
-    let settings = Settings { rounds: 1, warm_up: short, duration: short, concurrency: 50, ..settings() };
+    // Long enough that the clock of the CPU time may come late on a busy machine.
+    let duration = Duration::from_millis(600);
+    let settings = Settings { rounds: 1, warm_up: duration / 6, duration, concurrency: 50, ..settings() };
     let report =
         tokio::time::timeout(Duration::from_secs(20), experiment.run(settings)).await.unwrap().unwrap();
     assert!(report.before.operations > 0 && report.after.operations > 0, "{report:?}");

@@ -1,4 +1,4 @@
-//! Two copies of one seeded shop, for experiments that change one of them.
+//! Seeded shops: one for experiments that read it in two ways, two copies for those that change one of them.
 
 mod postgres;
 mod sqlite;
@@ -6,6 +6,7 @@ mod sqlite;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use greenwave_db::PoolConfig;
 use greenwave_shop::seed::SeedSize;
 use greenwave_shop::store::{Store, StoreConfig};
 
@@ -21,21 +22,43 @@ pub(super) struct Copies {
 }
 
 /// Makes the copies, and promises their removal.
-pub(super) async fn make(setup: &Setup, source: &Source) -> Result<Copies, BoxError> {
-    let size = size(source.orders);
-    for (name, rows) in [("customers", size.users), ("orders", size.orders)] {
-        setup.fact(name, figures::count(rows.unsigned_abs()));
-    }
+pub(super) async fn copies(setup: &Setup, source: &Source) -> Result<Copies, BoxError> {
+    let size = size(setup, source);
     setup.fact("connections", format!("{} to each copy", connections(setup.concurrency())));
     let (before, after) = match &source.database {
-        None => sqlite::make(setup, size).await?,
-        Some(url) => postgres::make(setup, size, url).await?,
+        None => sqlite::copies(setup, size).await?,
+        Some(url) => postgres::copies(setup, size, url).await?,
     };
     Ok(Copies { before, after, size })
 }
 
+/// Makes one shop in a SQLite file, and promises its removal.
+pub(super) async fn on_sqlite(setup: &Setup, source: &Source) -> Result<(String, SeedSize), BoxError> {
+    let size = size(setup, source);
+    Ok((sqlite::one(setup, size).await?, size))
+}
+
+/// Makes one shop in a database of its own on this PostgreSQL server, and promises its removal; returns its URL.
+pub(super) async fn on_postgres(
+    setup: &Setup,
+    source: &Source,
+    server: &str,
+) -> Result<(String, SeedSize), BoxError> {
+    let size = size(setup, source);
+    Ok((postgres::one(setup, size, server).await?, size))
+}
+
+/// The size of the data set, which the report is told.
+fn size(setup: &Setup, source: &Source) -> SeedSize {
+    let size = size_of(source.orders);
+    for (name, rows) in [("customers", size.users), ("orders", size.orders)] {
+        setup.fact(name, figures::count(rows.unsigned_abs()));
+    }
+    size
+}
+
 /// A data set of so many orders, with the proportions of the full one.
-fn size(orders: u64) -> SeedSize {
+fn size_of(orders: u64) -> SeedSize {
     let orders = i64::try_from(orders).unwrap_or(i64::MAX);
     let SeedSize { users, products, orders: full } = SeedSize::FULL;
     SeedSize {
@@ -45,11 +68,11 @@ fn size(orders: u64) -> SeedSize {
     }
 }
 
-/// The most connections of one copy: two copies leave room on a PostgreSQL server that allows its default of 100.
+/// The most connections of one pool: two pools leave room on a PostgreSQL server that allows its default of 100.
 const MAX_CONNECTIONS: usize = 30;
 
 /// Longer than any operation should wait for a connection: the wait is latency, and not an error.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Opens a copy with a connection for each task.
 async fn open(setup: &Setup, url: &str) -> Result<Store, BoxError> {
@@ -57,13 +80,20 @@ async fn open(setup: &Setup, url: &str) -> Result<Store, BoxError> {
 }
 
 fn store_config(concurrency: usize) -> StoreConfig {
-    let mut config = StoreConfig::default();
-    config.pool.max_connections = connections(concurrency);
-    config.pool.connection_timeout = CONNECTION_TIMEOUT;
-    config
+    StoreConfig { pool: pool_config(concurrency), ..StoreConfig::default() }
 }
 
-fn connections(concurrency: usize) -> u32 {
+/// A pool with a connection for each task.
+pub(super) fn pool_config(concurrency: usize) -> PoolConfig {
+    PoolConfig {
+        max_connections: connections(concurrency),
+        connection_timeout: CONNECTION_TIMEOUT,
+        ..PoolConfig::default()
+    }
+}
+
+/// How many connections that is.
+pub(super) fn connections(concurrency: usize) -> u32 {
     u32::try_from(concurrency.clamp(1, MAX_CONNECTIONS)).unwrap_or(1)
 }
 
@@ -94,8 +124,8 @@ mod tests {
 
     #[test]
     fn a_smaller_data_set_keeps_the_proportions() {
-        assert_eq!(size(500_000), SeedSize::FULL);
-        assert_eq!(size(20_000), SeedSize { users: 4_000, products: 400, orders: 20_000 });
-        assert_eq!(size(1), SeedSize { users: 1, products: 100, orders: 1 });
+        assert_eq!(size_of(500_000), SeedSize::FULL);
+        assert_eq!(size_of(20_000), SeedSize { users: 4_000, products: 400, orders: 20_000 });
+        assert_eq!(size_of(1), SeedSize { users: 1, products: 100, orders: 1 });
     }
 }

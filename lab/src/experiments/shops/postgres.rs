@@ -17,53 +17,79 @@ const CONNECTING: Duration = Duration::from_secs(10);
 /// How long the copy of a database, or its vacuum, may take.
 const COPYING: Duration = Duration::from_secs(600);
 
-/// Two databases of the lab's own on a PostgreSQL server.
-pub(super) async fn make(setup: &Setup, size: SeedSize, url: &str) -> Result<(Store, Store), BoxError> {
-    let run = rand::random::<u32>();
-    let [before, after] = ["before", "after"].map(|arm| format!("greenwave_lab_{run:08x}_{arm}"));
+/// The URL of a database of the lab's own on a PostgreSQL server.
+pub(super) async fn one(setup: &Setup, size: SeedSize, url: &str) -> Result<String, BoxError> {
     let server = Server::new(url)?;
+    let [shop] = announce(setup, &server, size, ["shop"]).await?;
+    create(setup, &server, &shop, size).await?;
+    Ok(server.database(&shop)?)
+}
+
+/// Two databases of the lab's own on a PostgreSQL server.
+pub(super) async fn copies(setup: &Setup, size: SeedSize, url: &str) -> Result<(Store, Store), BoxError> {
+    let server = Server::new(url)?;
+    let [before, after] = announce(setup, &server, size, ["before", "after"]).await?;
+    create(setup, &server, &before, size).await?;
+    copy(setup, &server, &before, &after).await?;
+    let open = async |name| super::open(setup, &server.database(name)?).await;
+    Ok((open(&before).await?, open(&after).await?))
+}
+
+/// The names of the databases to be, whose removal it promises.
+async fn announce<const N: usize>(
+    setup: &Setup,
+    server: &Server,
+    size: SeedSize,
+    names: [&str; N],
+) -> Result<[String; N], BoxError> {
+    let run = rand::random::<u32>();
+    let names = names.map(|name| format!("greenwave_lab_{run:08x}_{name}"));
     let version: String = {
         let mut db = server.connect(None).await?;
         within(CONNECTING, sqlx::query_scalar("SHOW server_version").fetch_one(&mut db)).await?
     };
     setup.fact("database", format!("PostgreSQL {version}, in processes of its own"));
-    for name in [&before, &after] {
+    for name in &names {
         let (server, name) = (server.clone(), name.clone());
         let drop = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)");
         setup.on_end(format!("drop the database {name}"), async move { server.run(None, drop).await });
     }
+    let (what, are) = if N == 1 { ("database", "is") } else { ("databases", "are") };
     setup.note(&format!(
-        "creating the databases {before} and {after}, which are dropped at the end, and seeding {} orders",
+        "creating the {what} {}, which {are} dropped at the end, and seeding {} orders",
+        names.join(" and "),
         figures::count(size.orders.unsigned_abs())
     ));
-    create(setup, &server, &before, &after, size).await?;
-    let open = async |name| super::open(setup, &server.database(name)?).await;
-    Ok((open(&before).await?, open(&after).await?))
+    Ok(names)
 }
 
-/// Creates and fills `before`, and `after` as its copy: the same pages, the same statistics.
-async fn create(
-    setup: &Setup,
-    server: &Server,
-    before: &str,
-    after: &str,
-    size: SeedSize,
-) -> Result<(), BoxError> {
-    // Shielded: a server that nobody waits for goes on creating, past the clean-up.
-    let shielded = |database: Option<&str>, statement: String| {
-        let (server, database) = (server.clone(), database.map(str::to_owned));
-        setup.shield(async move { server.run(database, statement).await })
-    };
-    shielded(None, format!("CREATE DATABASE {before}")).await.map_err(|error| {
+/// Creates and fills a database.
+async fn create(setup: &Setup, server: &Server, name: &str, size: SeedSize) -> Result<(), BoxError> {
+    shielded(setup, server, None, format!("CREATE DATABASE {name}")).await.map_err(|error| {
         anyhow::anyhow!(error).context("could not create a database: may this role? (ALTER ROLE … CREATEDB)")
     })?;
-    super::seed(setup.clone(), server.database(before)?, size).await?;
+    super::seed(setup.clone(), server.database(name)?, size).await?;
     // Now rather than by autovacuum in the middle of a round.
-    shielded(Some(before), "VACUUM (ANALYZE)".to_owned()).await?;
+    shielded(setup, server, Some(name), "VACUUM (ANALYZE)".to_owned()).await
+}
+
+/// Creates `after` as a copy of `before`: the same pages, the same statistics.
+async fn copy(setup: &Setup, server: &Server, before: &str, after: &str) -> Result<(), BoxError> {
     // A template must have no visitors, and the pools that seeded it close their connections when they like.
     let leave = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{before}'");
-    shielded(None, leave).await?;
-    shielded(None, format!("CREATE DATABASE {after} TEMPLATE {before}")).await
+    shielded(setup, server, None, leave).await?;
+    shielded(setup, server, None, format!("CREATE DATABASE {after} TEMPLATE {before}")).await
+}
+
+/// Shielded: a server that nobody waits for goes on creating, past the clean-up.
+async fn shielded(
+    setup: &Setup,
+    server: &Server,
+    database: Option<&str>,
+    statement: String,
+) -> Result<(), BoxError> {
+    let (server, database) = (server.clone(), database.map(str::to_owned));
+    setup.shield(async move { server.run(database, statement).await }).await
 }
 
 /// A PostgreSQL server, by the URL of any of its databases.

@@ -1,0 +1,29 @@
+//! The experiment on the pool, on a small data set.
+
+use greenwave_lab::experiments::{Source, pool};
+
+use crate::quick::{fact, run};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn our_pool_brings_more_queries_and_leaves_nothing_behind() {
+    let url = greenwave_test_servers::postgres_database();
+    let run = run(&pool::experiment(Source { database: Some(url.clone()), orders: 5_000 })).await;
+    // Two round trips of three are saved.
+    let report = run.good(1.2);
+    assert_eq!(
+        (fact(report, "customers"), fact(report, "connections")),
+        (Some("1,000"), Some("4 of each pool"))
+    );
+    run.left_nothing_on(&url, 1).await;
+}
+
+#[tokio::test]
+async fn without_a_server_it_says_what_to_give() {
+    let run = run(&pool::experiment(Source::default())).await;
+    assert_eq!(
+        run.refusal(),
+        "this pool saves round trips to a PostgreSQL server: \
+         give one as --database postgres://USER:PASSWORD@HOST:PORT/DATABASE"
+    );
+    assert!(run.notes.is_empty(), "it began: {:?}", run.notes);
+}
