@@ -77,8 +77,7 @@ impl Scope {
     /// A scope whose statements are counted under `route`: a pattern such as `/users/{id}`, for each route counts for
     /// itself.
     pub fn new(route: impl Into<Arc<str>>) -> Self {
-        let watcher = CURRENT.try_with(|scope| scope.watcher.clone()).ok().flatten();
-        Self { inner: Inner::new(Some(route.into()), None), watcher }
+        Self { inner: Inner::new(Some(route.into()), None), watcher: None }
     }
 
     /// That of a loader's batch, whose statements nobody repeats.
@@ -101,7 +100,10 @@ impl Scope {
     ///
     /// # Cancel safety
     /// That of `future`.
-    pub async fn run<F: Future>(self, future: F) -> F::Output {
+    pub async fn run<F: Future>(mut self, future: F) -> F::Output {
+        if self.watcher.is_none() {
+            self.watcher = CURRENT.try_with(|scope| scope.watcher.clone()).ok().flatten();
+        }
         CURRENT.scope(self, future).await
     }
 

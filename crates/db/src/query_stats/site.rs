@@ -86,29 +86,44 @@ impl Trace {
     }
 }
 
-/// Reads a printed backtrace, since std shows no frames: `12: name`, and on the next line `at file:line:column`, where
-/// debug information has that.
+/// Finds the caller in a printed backtrace, since std shows no frames: `12: name`, and on the next line
+/// `at file:line:column` where debug information has that.
+///
+/// Files tell most: what is a dependency lies under cargo's home, and this file lies where this crate does. With line
+/// tables alone, the name of a function that was inlined lacks its path.
 fn caller(backtrace: &str) -> Option<String> {
     let mut lines = backtrace.lines().peekable();
+    let mut own = None;
     while let Some(line) = lines.next() {
         let Some((number, name)) = line.trim_start().split_once(": ") else { continue };
-        if !number.bytes().all(|byte| byte.is_ascii_digit()) || !is_caller(name) {
+        if !number.bytes().all(|byte| byte.is_ascii_digit()) {
             continue;
         }
         let place = lines.peek().and_then(|next| next.trim_start().strip_prefix("at "));
-        let place = place.map(|place| place.strip_prefix("./").unwrap_or(place));
-        return Some(place.unwrap_or(name.trim_end_matches("::{{closure}}")).to_owned());
+        let Some(place) = place else {
+            if is_caller(name) && name.contains("::") {
+                return Some(name.trim_end_matches("::{{closure}}").to_owned());
+            }
+            continue;
+        };
+        // The first frames are this file's.
+        own = own.or_else(|| Some(place.split_once("query_stats/site.rs:")?.0));
+        let foreign =
+            ["/rustc/", "/registry/src/", "/git/checkouts/"].iter().any(|path| place.contains(path));
+        if !foreign && own.is_none_or(|own| !place.starts_with(own)) && is_caller(name) {
+            return Some(place.strip_prefix("./").unwrap_or(place).to_owned());
+        }
     }
     None
 }
 
+/// Whether the function is of none of the crates that are never the caller.
 fn is_caller(function: &str) -> bool {
     let path = function.trim_start_matches(['<', '&', '*', '(']);
     let path = path.trim_start_matches("mut ").trim_start_matches("dyn ");
-    let Some((first, _)) = path.split_once("::") else { return false };
     // `crate[hash]` in the newer mangling.
-    let krate = first.split('[').next().unwrap_or(first);
-    !krate.is_empty() && !NOT_A_CALLER.contains(&krate)
+    let krate = path.split([':', '[']).next().unwrap_or(path);
+    !NOT_A_CALLER.contains(&krate)
 }
 
 #[cfg(test)]
@@ -121,16 +136,22 @@ mod tests {
    1: greenwave_db::query_stats::site::Trace::capture
              at ./crates/db/src/query_stats/site.rs:60:48
    2: <core::pin::Pin<P> as core::future::future::Future>::poll
+   2: {async_fn#0}
+             at ./crates/db/src/postgres/executor.rs:7:7
    3: <sqlx_core::query::Query<DB,A>>::fetch_one::{{closure}}
    4: shop::users::load::{{closure}}
              at ./apps/shop/src/users.rs:12:9
-   5: tokio::runtime::task::raw::poll
+   5: poll<tokio::task>
+             at /root/.cargo/registry/src/index/tokio/src/task.rs:1:1
    6: main
 ";
 
     #[test]
     fn the_caller_is_the_first_frame_that_is_nobody_elses() {
         assert_eq!(caller(STACK).as_deref(), Some("apps/shop/src/users.rs:12:9"));
+        let inlined =
+            STACK.replace("shop::users::load::{{closure}}", "{async_fn#0}<&greenwave_db::postgres::Pool>");
+        assert_eq!(caller(&inlined).as_deref(), Some("apps/shop/src/users.rs:12:9"));
     }
 
     #[test]
@@ -141,6 +162,13 @@ mod tests {
             .flat_map(|line| [line, "\n"])
             .collect();
         assert_eq!(caller(&stripped).as_deref(), Some("shop::users::load"));
+    }
+
+    #[test]
+    fn this_crate_may_lack_what_the_caller_has() {
+        let own = |line: &&str| !line.contains("crates/db") && !line.contains("{async_fn#0}");
+        let stack: String = STACK.lines().filter(own).flat_map(|line| [line, "\n"]).collect();
+        assert_eq!(caller(&stack).as_deref(), Some("apps/shop/src/users.rs:12:9"));
     }
 
     #[test]
