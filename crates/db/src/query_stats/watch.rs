@@ -38,7 +38,7 @@ use super::{
 /// That of `future`.
 pub async fn watch<F: Future>(future: F) -> (F::Output, Seen) {
     let watcher = Arc::new(Watcher::default());
-    let output = Scope::watched(Arc::clone(&watcher)).run(future).await;
+    let output = Scope::watched(Arc::clone(&watcher), future).await;
     (output, watcher.seen())
 }
 
