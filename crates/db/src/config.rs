@@ -35,6 +35,10 @@ pub struct PoolConfig {
     /// A caller that holds a connection for this long is named in a warning. PostgreSQL only. Default: 10 s.
     #[serde(with = "humantime_serde")]
     pub max_hold: Duration,
+    /// A statement that runs for longer is ended: on PostgreSQL one that is run on the pool or through its `timed`,
+    /// without the time that its caller takes between rows. Zero is no limit. Default: 30 s.
+    #[serde(with = "humantime_serde")]
+    pub max_statement: Duration,
     /// A statement that runs for this long or longer goes to the slow-query log. Default: 100 ms.
     #[serde(with = "humantime_serde")]
     pub slow_query: Duration,
@@ -50,6 +54,7 @@ impl Default for PoolConfig {
             max_lifetime: Duration::from_secs(30 * 60),
             ping_after: Duration::from_secs(1),
             max_hold: Duration::from_secs(10),
+            max_statement: Duration::from_secs(30),
             slow_query: Duration::from_millis(100),
         }
     }

@@ -28,9 +28,25 @@ pub(crate) use statements::*;
 mod statements {
     use std::time::Duration;
 
+    use metrics::{Key, Label, Metadata};
     use tracing::Level;
 
     use super::*;
+
+    // Every statement needs these: made, and hashed, when the program is compiled.
+    static METADATA: Metadata<'static> =
+        Metadata::new(module_path!(), metrics::Level::INFO, Some(module_path!()));
+    static POSTGRESQL: [Label; 1] = [Label::from_static_parts("db.system.name", "postgresql")];
+    static SQLITE: [Label; 1] = [Label::from_static_parts("db.system.name", "sqlite")];
+    static ON_POSTGRESQL: Key = Key::from_static_parts(OPERATION_DURATION, &POSTGRESQL);
+    static ON_SQLITE: Key = Key::from_static_parts(OPERATION_DURATION, &SQLITE);
+    static WAIT: Key = Key::from_static_name(CONNECTION_WAIT);
+    #[cfg(feature = "postgres")]
+    static USE: Key = Key::from_static_name(CONNECTION_USE);
+
+    fn record(key: &'static Key, duration: Duration) {
+        metrics::with_recorder(|recorder| recorder.register_histogram(key, &METADATA)).record(duration);
+    }
 
     /// Longer statements are cut in logs: a bulk insert may be megabytes of text.
     const MAX_TEXT: usize = 4096;
@@ -48,7 +64,8 @@ mod statements {
 
     impl Finished<'_> {
         pub(crate) fn report(&self, slow: Duration) {
-            metrics::histogram!(OPERATION_DURATION, "db.system.name" => self.system).record(self.elapsed);
+            let key = if self.system == "sqlite" { &ON_SQLITE } else { &ON_POSTGRESQL };
+            record(key, self.elapsed);
             tracing::event!(
                 target: QUERY_EVENT,
                 Level::DEBUG,
@@ -81,7 +98,7 @@ mod statements {
 
     /// A caller got a connection.
     pub(crate) fn waited(wait: Duration) {
-        metrics::histogram!(CONNECTION_WAIT).record(wait);
+        record(&WAIT, wait);
     }
 
     /// A caller got none.
@@ -92,7 +109,7 @@ mod statements {
     /// A caller gave its connection back.
     #[cfg(feature = "postgres")]
     pub(crate) fn held(held: Duration) {
-        metrics::histogram!(CONNECTION_USE).record(held);
+        record(&USE, held);
     }
 
     #[cfg(feature = "postgres")]

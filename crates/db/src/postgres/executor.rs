@@ -1,6 +1,7 @@
 //! Statements, timed.
 
 use std::{
+    borrow::BorrowMut,
     fmt,
     time::{Duration, Instant},
 };
@@ -21,10 +22,13 @@ use super::{
     Pool,
     holds::Site,
     lease::{Condition, Lease},
+    limit::{Alarm, alarm, within},
 };
 use crate::telemetry::Finished;
 
 type Item = Either<PgQueryResult, PgRow>;
+/// A connection, and what ends its statement in time.
+type Line<'c> = (&'c mut PgConnection, &'c mut Alarm);
 
 /// A connection whose statements are timed: see [`Pool::timed`].
 pub struct Timed<'c> {
@@ -63,7 +67,7 @@ impl Statement {
     /// Whether it might begin a transaction of its own. Without arguments, it may be several statements.
     fn may_begin(&self) -> bool {
         let starts_with = |word: &str| {
-            let text = self.sql.as_str().trim_start().as_bytes();
+            let text = self.sql.as_str().as_bytes().trim_ascii_start();
             text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word.as_bytes()))
         };
         self.arguments.is_none() || starts_with("BEGIN") || starts_with("START")
@@ -130,34 +134,34 @@ impl Drop for Watch {
 
 async fn execute(
     pool: &Pool,
-    connection: &mut PgConnection,
+    (connection, alarm): Line<'_>,
     statement: Statement,
     wait: Duration,
 ) -> Result<PgQueryResult, sqlx::Error> {
     let _watch = Watch::start(pool, &statement, wait);
-    pool.noting_breakage(connection.execute(statement).await)
+    pool.noting_breakage(pool.within(alarm, connection.execute(statement)).await)
 }
 
 async fn fetch_all(
     pool: &Pool,
-    connection: &mut PgConnection,
+    (connection, alarm): Line<'_>,
     statement: Statement,
     wait: Duration,
 ) -> Result<Vec<PgRow>, sqlx::Error> {
     let mut watch = Watch::start(pool, &statement, wait);
-    let rows = pool.noting_breakage(connection.fetch_all(statement).await)?;
+    let rows = pool.noting_breakage(pool.within(alarm, connection.fetch_all(statement)).await)?;
     watch.rows = rows.len() as u64;
     Ok(rows)
 }
 
 async fn fetch_optional(
     pool: &Pool,
-    connection: &mut PgConnection,
+    (connection, alarm): Line<'_>,
     statement: Statement,
     wait: Duration,
 ) -> Result<Option<PgRow>, sqlx::Error> {
     let mut watch = Watch::start(pool, &statement, wait);
-    let row = pool.noting_breakage(connection.fetch_optional(statement).await)?;
+    let row = pool.noting_breakage(pool.within(alarm, connection.fetch_optional(statement)).await)?;
     watch.rows = u64::from(row.is_some());
     Ok(row)
 }
@@ -165,13 +169,18 @@ async fn fetch_optional(
 fn fetch_many<'c>(
     pool: Pool,
     connection: &'c mut PgConnection,
+    mut alarm: impl BorrowMut<Alarm> + Send + 'c,
     statement: Statement,
     wait: Duration,
 ) -> impl Stream<Item = Result<Item, sqlx::Error>> + Send + 'c {
     try_stream! {
         let mut watch = Watch::start(&pool, &statement, wait);
+        let limit = pool.inner.config.max_statement;
         let mut items = connection.fetch_many(statement);
-        while let Some(item) = pool.noting_breakage(items.try_next().await)? {
+        loop {
+            let left = limit.saturating_sub(watch.spent);
+            let item = within(alarm.borrow_mut(), limit, left, items.try_next()).await;
+            let Some(item) = pool.noting_breakage(item)? else { break };
             watch.rows += u64::from(item.is_right());
             watch.pause();
             yield item;
@@ -181,6 +190,15 @@ fn fetch_many<'c>(
 }
 
 impl Pool {
+    async fn within<T>(
+        &self,
+        alarm: &mut Alarm,
+        answer: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, sqlx::Error> {
+        let limit = self.inner.config.max_statement;
+        within(alarm, limit, limit, answer).await
+    }
+
     async fn checkout_for(&self, statement: &Statement) -> Result<Lease, sqlx::Error> {
         let mut lease = self.checkout(Site::Statement(statement.sql.clone())).await?;
         // Until it has ended.
@@ -203,7 +221,7 @@ impl<'p> Executor<'p> for &Pool {
             let statement = statement.map_err(sqlx::Error::Encode)?;
             let mut lease = pool.checkout_for(&statement).await?;
             let wait = lease.wait;
-            let result = execute(&pool, lease.connection_mut(), statement, wait).await;
+            let result = execute(&pool, lease.line(), statement, wait).await;
             lease.ended(result)
         })
     }
@@ -220,7 +238,8 @@ impl<'p> Executor<'p> for &Pool {
             let mut result = Ok(());
             {
                 let wait = lease.wait;
-                let items = fetch_many(pool, lease.connection_mut(), statement, wait);
+                let (connection, alarm) = lease.line();
+                let items = fetch_many(pool, connection, alarm, statement, wait);
                 for await item in items {
                     match item {
                         Ok(item) => yield item,
@@ -242,7 +261,7 @@ impl<'p> Executor<'p> for &Pool {
             let statement = statement.map_err(sqlx::Error::Encode)?;
             let mut lease = pool.checkout_for(&statement).await?;
             let wait = lease.wait;
-            let result = fetch_all(&pool, lease.connection_mut(), statement, wait).await;
+            let result = fetch_all(&pool, lease.line(), statement, wait).await;
             lease.ended(result)
         })
     }
@@ -257,7 +276,7 @@ impl<'p> Executor<'p> for &Pool {
             let statement = statement.map_err(sqlx::Error::Encode)?;
             let mut lease = pool.checkout_for(&statement).await?;
             let wait = lease.wait;
-            let result = fetch_optional(&pool, lease.connection_mut(), statement, wait).await;
+            let result = fetch_optional(&pool, lease.line(), statement, wait).await;
             lease.ended(result)
         })
     }
@@ -274,7 +293,7 @@ impl<'p> Executor<'p> for &Pool {
         Box::pin(async move {
             let mut lease = pool.checkout(Site::Statement(sql.clone())).await?;
             lease.condition = Condition::Unsure;
-            let result = lease.connection_mut().prepare_with(sql, parameters).await;
+            let result = lease.within(|connection| connection.prepare_with(sql, parameters)).await;
             lease.ended(result)
         })
     }
@@ -287,7 +306,7 @@ impl<'p> Executor<'p> for &Pool {
         Box::pin(async move {
             let mut lease = pool.checkout(Site::Statement(sql.clone())).await?;
             lease.condition = Condition::Unsure;
-            let result = lease.connection_mut().describe(sql).await;
+            let result = lease.within(|connection| connection.describe(sql)).await;
             lease.ended(result)
         })
     }
@@ -304,7 +323,7 @@ impl<'c> Executor<'c> for Timed<'c> {
         let statement = Statement::of(query);
         Box::pin(async move {
             let statement = statement.map_err(sqlx::Error::Encode)?;
-            execute(&self.pool, self.connection, statement, Duration::ZERO).await
+            execute(&self.pool, (self.connection, &mut alarm()), statement, Duration::ZERO).await
         })
     }
 
@@ -314,7 +333,9 @@ impl<'c> Executor<'c> for Timed<'c> {
         E: 'q + Execute<'q, Postgres>,
     {
         match Statement::of(query) {
-            Ok(statement) => Box::pin(fetch_many(self.pool, self.connection, statement, Duration::ZERO)),
+            Ok(statement) => {
+                Box::pin(fetch_many(self.pool, self.connection, alarm(), statement, Duration::ZERO))
+            }
             Err(error) => Box::pin(futures_util::stream::iter([Err(sqlx::Error::Encode(error))])),
         }
     }
@@ -327,7 +348,7 @@ impl<'c> Executor<'c> for Timed<'c> {
         let statement = Statement::of(query);
         Box::pin(async move {
             let statement = statement.map_err(sqlx::Error::Encode)?;
-            fetch_all(&self.pool, self.connection, statement, Duration::ZERO).await
+            fetch_all(&self.pool, (self.connection, &mut alarm()), statement, Duration::ZERO).await
         })
     }
 
@@ -339,7 +360,7 @@ impl<'c> Executor<'c> for Timed<'c> {
         let statement = Statement::of(query);
         Box::pin(async move {
             let statement = statement.map_err(sqlx::Error::Encode)?;
-            fetch_optional(&self.pool, self.connection, statement, Duration::ZERO).await
+            fetch_optional(&self.pool, (self.connection, &mut alarm()), statement, Duration::ZERO).await
         })
     }
 

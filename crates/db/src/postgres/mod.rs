@@ -8,7 +8,9 @@ mod health;
 mod holds;
 mod inner;
 mod lease;
+mod limit;
 mod native;
+mod queue;
 mod reaper;
 mod recover;
 mod transaction;
@@ -94,8 +96,9 @@ impl Pool {
         let server = connect::server_name(&options);
         let inner = Arc::new(Inner::new(config, options, server, runtime.clone()));
         let reaper = runtime.spawn(reaper::run(Arc::downgrade(&inner), reaper::tick(&inner)));
+        let time = runtime.spawn(queue::keep_time(Arc::downgrade(&inner), Arc::clone(&inner.clock)));
         // A new cell, so it takes the value.
-        let _ = inner.reaper.set(AbortOnDropHandle::new(reaper));
+        let _ = inner.keepers.set([reaper, time].map(AbortOnDropHandle::new));
         Ok(Self { inner })
     }
 
@@ -171,12 +174,13 @@ impl<'c> sqlx::Acquire<'c> for &Pool {
     fn begin(self) -> BoxFuture<'c, Result<sqlx::Transaction<'c, Postgres>, sqlx::Error>> {
         let (pool, site) = (self.clone(), Site::Code(Location::caller()));
         Box::pin(async move {
-            let deadline = after(Instant::now(), pool.inner.config.connection_timeout);
-            let lease = pool.claim(site, deadline, false).await.map_err(Error::into_sqlx)?;
+            let asked = Instant::now();
+            let deadline = after(asked, pool.inner.config.connection_timeout);
+            let lease = pool.claim(site, asked, false).await.map_err(Error::into_sqlx)?;
             match native::begin(&pool.inner, lease, deadline).await {
                 Ok(transaction) => Ok(transaction),
                 Err(Some(error)) => pool.noting_breakage(Err(error)),
-                Err(None) => Err(pool.no_connection(None).await.into_sqlx()),
+                Err(None) => Err(pool.no_connection(None, pool.inner.waiting()).await.into_sqlx()),
             }
         })
     }

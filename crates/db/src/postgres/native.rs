@@ -16,6 +16,7 @@ use super::{
     health::Ping,
     inner::Inner,
     lease::{Condition, Lease},
+    limit::{alarm, within},
     recover::settle_in_time,
 };
 
@@ -89,5 +90,6 @@ pub(super) async fn begin(
         };
     let loan = Arc::clone(&native.loan);
     *loan.lock().unwrap_or_else(PoisonError::into_inner) = Some((lease, native));
-    sqlx::Transaction::begin(connection, None).await.map_err(Some)
+    let limit = inner.config.max_statement;
+    within(&mut alarm(), limit, limit, sqlx::Transaction::begin(connection, None)).await.map_err(Some)
 }

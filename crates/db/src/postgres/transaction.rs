@@ -24,7 +24,7 @@ impl Transaction {
     pub(super) async fn begin(mut lease: Lease) -> Result<Self, sqlx::Error> {
         // Dropped between `BEGIN` and its answer, this leaves a transaction that sqlx does not count.
         lease.condition = Condition::Unsure;
-        match PgTransactionManager::begin(lease.connection_mut(), None).await {
+        match lease.within(|connection| PgTransactionManager::begin(connection, None)).await {
             Ok(()) => Ok(Self { lease, open: true }),
             error => {
                 error.or_else(|error| lease.ended(Err(error)))?;
@@ -38,7 +38,7 @@ impl Transaction {
     /// # Errors
     /// sqlx's own. After one that does not come from the server, whether it was committed is unknown.
     pub async fn commit(mut self) -> Result<(), sqlx::Error> {
-        let ended = PgTransactionManager::commit(self.lease.connection_mut()).await;
+        let ended = self.lease.within(PgTransactionManager::commit).await;
         self.ended(ended)
     }
 
@@ -47,7 +47,7 @@ impl Transaction {
     /// # Errors
     /// sqlx's own; it is rolled back in any case.
     pub async fn rollback(mut self) -> Result<(), sqlx::Error> {
-        let ended = PgTransactionManager::rollback(self.lease.connection_mut()).await;
+        let ended = self.lease.within(PgTransactionManager::rollback).await;
         self.ended(ended)
     }
 

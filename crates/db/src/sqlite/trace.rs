@@ -61,7 +61,7 @@ pub(super) fn scope<T>(file: &File, wait: Duration, f: impl FnOnce() -> T) -> T 
             SCOPE.set(self.0.take());
         }
     }
-    let limit = (!file.max_statement.is_zero()).then_some(file.max_statement);
+    let limit = (!file.config.max_statement.is_zero()).then_some(file.config.max_statement);
     let scope = Scope { slow: file.config.slow_query, wait, limit, running: Vec::new() };
     let _leave = Leave(SCOPE.replace(Some(scope)));
     f()
