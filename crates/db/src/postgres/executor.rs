@@ -27,8 +27,6 @@ use super::{
 use crate::telemetry::Finished;
 
 type Item = Either<PgQueryResult, PgRow>;
-/// A connection, and what ends its statement in time.
-type Line<'c> = (&'c mut PgConnection, &'c mut Alarm);
 
 /// A connection whose statements are timed: see [`Pool::timed`].
 pub struct Timed<'c> {
@@ -132,38 +130,18 @@ impl Drop for Watch {
     }
 }
 
-async fn execute(
+/// Waits for the answer to the statement that `watch` times.
+async fn answer<T>(
     pool: &Pool,
-    (connection, alarm): Line<'_>,
-    statement: Statement,
-    wait: Duration,
-) -> Result<PgQueryResult, sqlx::Error> {
-    let _watch = Watch::start(pool, &statement, wait);
-    pool.noting_breakage(pool.within(alarm, connection.execute(statement)).await)
-}
-
-async fn fetch_all(
-    pool: &Pool,
-    (connection, alarm): Line<'_>,
-    statement: Statement,
-    wait: Duration,
-) -> Result<Vec<PgRow>, sqlx::Error> {
-    let mut watch = Watch::start(pool, &statement, wait);
-    let rows = pool.noting_breakage(pool.within(alarm, connection.fetch_all(statement)).await)?;
-    watch.rows = rows.len() as u64;
-    Ok(rows)
-}
-
-async fn fetch_optional(
-    pool: &Pool,
-    (connection, alarm): Line<'_>,
-    statement: Statement,
-    wait: Duration,
-) -> Result<Option<PgRow>, sqlx::Error> {
-    let mut watch = Watch::start(pool, &statement, wait);
-    let row = pool.noting_breakage(pool.within(alarm, connection.fetch_optional(statement)).await)?;
-    watch.rows = u64::from(row.is_some());
-    Ok(row)
+    mut watch: Watch,
+    alarm: &mut Alarm,
+    answer: BoxFuture<'_, Result<T, sqlx::Error>>,
+    rows: fn(&T) -> usize,
+) -> Result<T, sqlx::Error> {
+    let limit = pool.inner.config.max_statement;
+    let answer = pool.noting_breakage(within(alarm, limit, limit, answer).await)?;
+    watch.rows = rows(&answer) as u64;
+    Ok(answer)
 }
 
 fn fetch_many<'c>(
@@ -190,15 +168,6 @@ fn fetch_many<'c>(
 }
 
 impl Pool {
-    async fn within<T>(
-        &self,
-        alarm: &mut Alarm,
-        answer: impl Future<Output = Result<T, sqlx::Error>>,
-    ) -> Result<T, sqlx::Error> {
-        let limit = self.inner.config.max_statement;
-        within(alarm, limit, limit, answer).await
-    }
-
     async fn checkout_for(&self, statement: &Statement) -> Result<Lease, sqlx::Error> {
         let mut lease = self.checkout(Site::Statement(statement.sql.clone())).await?;
         // Until it has ended.
@@ -220,8 +189,9 @@ impl<'p> Executor<'p> for &Pool {
         Box::pin(async move {
             let statement = statement.map_err(sqlx::Error::Encode)?;
             let mut lease = pool.checkout_for(&statement).await?;
-            let wait = lease.wait;
-            let result = execute(&pool, lease.line(), statement, wait).await;
+            let watch = Watch::start(&pool, &statement, lease.wait);
+            let (connection, alarm) = lease.line();
+            let result = answer(&pool, watch, alarm, connection.execute(statement), |_| 0).await;
             lease.ended(result)
         })
     }
@@ -260,8 +230,9 @@ impl<'p> Executor<'p> for &Pool {
         Box::pin(async move {
             let statement = statement.map_err(sqlx::Error::Encode)?;
             let mut lease = pool.checkout_for(&statement).await?;
-            let wait = lease.wait;
-            let result = fetch_all(&pool, lease.line(), statement, wait).await;
+            let watch = Watch::start(&pool, &statement, lease.wait);
+            let (connection, alarm) = lease.line();
+            let result = answer(&pool, watch, alarm, connection.fetch_all(statement), Vec::len).await;
             lease.ended(result)
         })
     }
@@ -275,8 +246,9 @@ impl<'p> Executor<'p> for &Pool {
         Box::pin(async move {
             let statement = statement.map_err(sqlx::Error::Encode)?;
             let mut lease = pool.checkout_for(&statement).await?;
-            let wait = lease.wait;
-            let result = fetch_optional(&pool, lease.line(), statement, wait).await;
+            let watch = Watch::start(&pool, &statement, lease.wait);
+            let (connection, alarm) = lease.line();
+            let result = answer(&pool, watch, alarm, connection.fetch_optional(statement), |row| usize::from(row.is_some())).await;
             lease.ended(result)
         })
     }
@@ -323,7 +295,8 @@ impl<'c> Executor<'c> for Timed<'c> {
         let statement = Statement::of(query);
         Box::pin(async move {
             let statement = statement.map_err(sqlx::Error::Encode)?;
-            execute(&self.pool, (self.connection, &mut alarm()), statement, Duration::ZERO).await
+            let watch = Watch::start(&self.pool, &statement, Duration::ZERO);
+            answer(&self.pool, watch, &mut alarm(), self.connection.execute(statement), |_| 0).await
         })
     }
 
@@ -348,7 +321,8 @@ impl<'c> Executor<'c> for Timed<'c> {
         let statement = Statement::of(query);
         Box::pin(async move {
             let statement = statement.map_err(sqlx::Error::Encode)?;
-            fetch_all(&self.pool, (self.connection, &mut alarm()), statement, Duration::ZERO).await
+            let watch = Watch::start(&self.pool, &statement, Duration::ZERO);
+            answer(&self.pool, watch, &mut alarm(), self.connection.fetch_all(statement), Vec::len).await
         })
     }
 
@@ -360,7 +334,8 @@ impl<'c> Executor<'c> for Timed<'c> {
         let statement = Statement::of(query);
         Box::pin(async move {
             let statement = statement.map_err(sqlx::Error::Encode)?;
-            fetch_optional(&self.pool, (self.connection, &mut alarm()), statement, Duration::ZERO).await
+            let watch = Watch::start(&self.pool, &statement, Duration::ZERO);
+            answer(&self.pool, watch, &mut alarm(), self.connection.fetch_optional(statement), |row| usize::from(row.is_some())).await
         })
     }
 
