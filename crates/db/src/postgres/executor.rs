@@ -13,7 +13,7 @@ use futures_util::{
     stream::{BoxStream, Stream},
 };
 use sqlx::{
-    Describe, Either, Execute, Executor, PgConnection, Postgres, SqlStr,
+    Arguments, Describe, Either, Execute, Executor, PgConnection, Postgres, SqlStr,
     error::BoxDynError,
     postgres::{PgArguments, PgQueryResult, PgRow, PgStatement, PgTypeInfo},
 };
@@ -21,8 +21,9 @@ use sqlx::{
 use super::{
     Pool,
     holds::Site,
-    lease::{Condition, Lease},
+    lease::Condition,
     limit::{Alarm, alarm, within},
+    transaction::Transaction,
 };
 use crate::telemetry::Finished;
 
@@ -69,6 +70,13 @@ impl Statement {
             text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word.as_bytes()))
         };
         self.arguments.is_none() || starts_with("BEGIN") || starts_with("START")
+    }
+}
+
+impl Statement {
+    /// Without arguments, and without rows whose values come in another format, it needs no preparation.
+    fn simplify(&mut self) {
+        self.arguments.take_if(|arguments| arguments.len() == 0);
     }
 }
 
@@ -168,12 +176,26 @@ fn fetch_many<'c>(
 }
 
 impl Pool {
-    async fn checkout_for(&self, statement: &Statement) -> Result<Lease, sqlx::Error> {
+    async fn checkout_for(&self, statement: &mut Statement) -> Result<Transaction, sqlx::Error> {
         let mut lease = self.checkout(Site::Statement(statement.sql.clone())).await?;
         // Until it has ended.
         lease.condition = Condition::Unsure;
         lease.careful = statement.may_begin();
-        Ok(lease)
+        if self.inner.config.transaction_pooling && statement.arguments.is_some() {
+            statement.persistent = false;
+            return Box::pin(Transaction::begin(lease)).await;
+        }
+        Ok(Transaction::none(lease))
+    }
+
+    /// A connection on which to prepare.
+    async fn checkout_to_prepare(&self, sql: &SqlStr) -> Result<Transaction, sqlx::Error> {
+        let mut lease = self.checkout(Site::Statement(sql.clone())).await?;
+        lease.condition = Condition::Unsure;
+        match self.inner.config.transaction_pooling {
+            true => Transaction::begin(lease).await,
+            false => Ok(Transaction::none(lease)),
+        }
     }
 }
 
@@ -187,12 +209,15 @@ impl<'p> Executor<'p> for &Pool {
     {
         let (pool, statement) = (self.clone(), Statement::of(query));
         Box::pin(async move {
-            let statement = statement.map_err(sqlx::Error::Encode)?;
-            let mut lease = pool.checkout_for(&statement).await?;
-            let watch = Watch::start(&pool, &statement, lease.wait);
-            let (connection, alarm) = lease.line();
+            let mut statement = statement.map_err(sqlx::Error::Encode)?;
+            if pool.inner.config.transaction_pooling {
+                statement.simplify();
+            }
+            let mut using = pool.checkout_for(&mut statement).await?;
+            let watch = Watch::start(&pool, &statement, using.lease.wait);
+            let (connection, alarm) = using.lease.line();
             let result = answer(&pool, watch, alarm, connection.execute(statement), |_| 0).await;
-            lease.ended(result)
+            using.end_with(result).await
         })
     }
 
@@ -203,12 +228,12 @@ impl<'p> Executor<'p> for &Pool {
     {
         let (pool, statement) = (self.clone(), Statement::of(query));
         Box::pin(try_stream! {
-            let statement = statement.map_err(sqlx::Error::Encode)?;
-            let mut lease = pool.checkout_for(&statement).await?;
+            let mut statement = statement.map_err(sqlx::Error::Encode)?;
+            let mut using = pool.checkout_for(&mut statement).await?;
             let mut result = Ok(());
             {
-                let wait = lease.wait;
-                let (connection, alarm) = lease.line();
+                let wait = using.lease.wait;
+                let (connection, alarm) = using.lease.line();
                 let items = fetch_many(pool, connection, alarm, statement, wait);
                 for await item in items {
                     match item {
@@ -217,7 +242,7 @@ impl<'p> Executor<'p> for &Pool {
                     }
                 }
             }
-            lease.ended(result)?;
+            using.end_with(result).await?;
         })
     }
 
@@ -228,12 +253,12 @@ impl<'p> Executor<'p> for &Pool {
     {
         let (pool, statement) = (self.clone(), Statement::of(query));
         Box::pin(async move {
-            let statement = statement.map_err(sqlx::Error::Encode)?;
-            let mut lease = pool.checkout_for(&statement).await?;
-            let watch = Watch::start(&pool, &statement, lease.wait);
-            let (connection, alarm) = lease.line();
+            let mut statement = statement.map_err(sqlx::Error::Encode)?;
+            let mut using = pool.checkout_for(&mut statement).await?;
+            let watch = Watch::start(&pool, &statement, using.lease.wait);
+            let (connection, alarm) = using.lease.line();
             let result = answer(&pool, watch, alarm, connection.fetch_all(statement), Vec::len).await;
-            lease.ended(result)
+            using.end_with(result).await
         })
     }
 
@@ -244,12 +269,15 @@ impl<'p> Executor<'p> for &Pool {
     {
         let (pool, statement) = (self.clone(), Statement::of(query));
         Box::pin(async move {
-            let statement = statement.map_err(sqlx::Error::Encode)?;
-            let mut lease = pool.checkout_for(&statement).await?;
-            let watch = Watch::start(&pool, &statement, lease.wait);
-            let (connection, alarm) = lease.line();
-            let result = answer(&pool, watch, alarm, connection.fetch_optional(statement), |row| usize::from(row.is_some())).await;
-            lease.ended(result)
+            let mut statement = statement.map_err(sqlx::Error::Encode)?;
+            let mut using = pool.checkout_for(&mut statement).await?;
+            let watch = Watch::start(&pool, &statement, using.lease.wait);
+            let (connection, alarm) = using.lease.line();
+            let result = answer(&pool, watch, alarm, connection.fetch_optional(statement), |row| {
+                usize::from(row.is_some())
+            })
+            .await;
+            using.end_with(result).await
         })
     }
 
@@ -263,10 +291,9 @@ impl<'p> Executor<'p> for &Pool {
     {
         let pool = self.clone();
         Box::pin(async move {
-            let mut lease = pool.checkout(Site::Statement(sql.clone())).await?;
-            lease.condition = Condition::Unsure;
-            let result = lease.within(|connection| connection.prepare_with(sql, parameters)).await;
-            lease.ended(result)
+            let mut using = pool.checkout_to_prepare(&sql).await?;
+            let result = using.lease.within(|connection| connection.prepare_with(sql, parameters)).await;
+            using.end_with(result).await
         })
     }
 
@@ -276,10 +303,9 @@ impl<'p> Executor<'p> for &Pool {
     {
         let pool = self.clone();
         Box::pin(async move {
-            let mut lease = pool.checkout(Site::Statement(sql.clone())).await?;
-            lease.condition = Condition::Unsure;
-            let result = lease.within(|connection| connection.describe(sql)).await;
-            lease.ended(result)
+            let mut using = pool.checkout_to_prepare(&sql).await?;
+            let result = using.lease.within(|connection| connection.describe(sql)).await;
+            using.end_with(result).await
         })
     }
 }
@@ -335,7 +361,10 @@ impl<'c> Executor<'c> for Timed<'c> {
         Box::pin(async move {
             let statement = statement.map_err(sqlx::Error::Encode)?;
             let watch = Watch::start(&self.pool, &statement, Duration::ZERO);
-            answer(&self.pool, watch, &mut alarm(), self.connection.fetch_optional(statement), |row| usize::from(row.is_some())).await
+            answer(&self.pool, watch, &mut alarm(), self.connection.fetch_optional(statement), |row| {
+                usize::from(row.is_some())
+            })
+            .await
         })
     }
 

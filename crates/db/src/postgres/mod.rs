@@ -91,7 +91,7 @@ impl Pool {
     /// [`Error::Url`], [`Error::UrlParameter`], [`Error::Config`] or, outside Tokio, [`Error::NoRuntime`].
     pub fn connect_lazy(url: &str, config: PoolConfig) -> Result<Self, Error> {
         config.check()?;
-        let options = connect::parse(url)?;
+        let options = connect::parse(url, config.transaction_pooling)?;
         let runtime = Handle::try_current().map_err(|_| Error::NoRuntime)?;
         let server = connect::server_name(&options);
         let inner = Arc::new(Inner::new(config, options, server, runtime.clone()));

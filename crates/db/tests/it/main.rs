@@ -12,6 +12,8 @@ mod postgres_drops;
 mod postgres_faults;
 #[cfg(feature = "postgres")]
 mod postgres_holds;
+#[cfg(feature = "postgres")]
+mod postgres_pgbouncer;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod signals;
 #[cfg(feature = "sqlite")]
