@@ -14,6 +14,8 @@ mod postgres_faults;
 mod postgres_holds;
 #[cfg(feature = "postgres")]
 mod postgres_pgbouncer;
+#[cfg(feature = "postgres")]
+mod postgres_silence;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod signals;
 #[cfg(feature = "sqlite")]
