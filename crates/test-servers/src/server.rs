@@ -71,7 +71,7 @@ impl Server {
         Server::create(Kind::Nats).started()
     }
 
-    /// A PgBouncer before the database at `url`, in transaction mode: its clients share two connections.
+    /// A PgBouncer before the database at `url`, in transaction mode: its clients share three connections.
     pub fn pgbouncer(url: &str) -> Server {
         let mut server = Server::create(Kind::Pgbouncer);
         let (base, database) = url.rsplit_once('/').expect("the URL names a database");
@@ -84,7 +84,7 @@ impl Server {
         let config = format!(
             "[databases]\n* = host={host} port={port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
              listen_port = {own_port}\nunix_socket_dir =\nauth_type = trust\nauth_file = {}\n\
-             pool_mode = transaction\ndefault_pool_size = 2\nmax_client_conn = 1000\n",
+             pool_mode = transaction\ndefault_pool_size = 3\nmax_client_conn = 1000\n",
             users.display()
         );
         fs::write(folder.join("pgbouncer.ini"), config).expect("the directory may be written");
