@@ -34,9 +34,17 @@ pub struct PoolConfig {
     /// A connection unused for this long or longer is pinged before it is used. PostgreSQL only. Default: 1 s.
     #[serde(with = "humantime_serde")]
     pub ping_after: Duration,
+    /// PostgreSQL is reached through a proxy that gives a server's connection out for one transaction at a time, as
+    /// PgBouncer does with `pool_mode = transaction`. A statement on the pool then runs in a transaction of its own,
+    /// which costs three round trips more. PostgreSQL only. Default: false.
+    pub transaction_pooling: bool,
     /// A caller that holds a connection for this long is named in a warning. PostgreSQL only. Default: 10 s.
     #[serde(with = "humantime_serde")]
     pub max_hold: Duration,
+    /// A statement that runs for longer is ended: on PostgreSQL one that is run on the pool or through its `timed`,
+    /// without the time that its caller takes between rows. Zero is no limit. Default: 30 s.
+    #[serde(with = "humantime_serde")]
+    pub max_statement: Duration,
     /// A statement that runs for this long or longer goes to the slow-query log. Default: 100 ms.
     #[serde(with = "humantime_serde")]
     pub slow_query: Duration,
@@ -53,7 +61,9 @@ impl Default for PoolConfig {
             min_idle: 0,
             max_lifetime: Duration::from_secs(30 * 60),
             ping_after: Duration::from_secs(1),
+            transaction_pooling: false,
             max_hold: Duration::from_secs(10),
+            max_statement: Duration::from_secs(30),
             slow_query: Duration::from_millis(100),
             query_stats: QueryStatsConfig::default(),
         }

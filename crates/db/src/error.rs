@@ -76,6 +76,18 @@ pub enum Error {
         longest_held: Vec<Holder>,
     },
 
+    /// A PostgreSQL statement ran for longer than [`max_statement`](crate::PoolConfig::max_statement). The pool
+    /// cancels it on the server, or closes its connection if the server is silent.
+    #[cfg(feature = "postgres")]
+    #[error(
+        "the PostgreSQL statement was given up because it ran for longer than `max_statement` ({limit:?}): give it an \
+         index, let it touch fewer rows, or raise the limit; if all statements end so, check the network"
+    )]
+    TooLong {
+        /// The limit.
+        limit: Duration,
+    },
+
     /// There is no Tokio runtime here, and the pool needs one.
     #[error("a pool must be made inside a Tokio runtime")]
     NoRuntime,
@@ -141,7 +153,7 @@ pub enum Error {
     #[error("the SQLite statement failed")]
     Sqlite(#[source] rusqlite::Error),
 
-    /// A SQLite statement ran for longer than [`max_statement`](crate::sqlite::Config::max_statement).
+    /// A SQLite statement ran for longer than [`max_statement`](crate::PoolConfig::max_statement).
     #[cfg(feature = "sqlite")]
     #[error(
         "the SQLite statement was interrupted because it ran for longer than `max_statement`: \
@@ -213,7 +225,7 @@ impl Error {
     pub(crate) fn into_sqlx(self) -> sqlx::Error {
         let kind = match &self {
             Self::Closed => return sqlx::Error::PoolClosed,
-            Self::Exhausted { .. } => std::io::ErrorKind::TimedOut,
+            Self::Exhausted { .. } | Self::TooLong { .. } => std::io::ErrorKind::TimedOut,
             _ => std::io::ErrorKind::NotConnected,
         };
         sqlx::Error::Io(std::io::Error::new(kind, self))

@@ -34,11 +34,27 @@ pub(crate) use statements::*;
 mod statements {
     use std::{sync::Arc, time::Duration};
 
+    use metrics::{Key, Label, Metadata};
     use tokio::runtime::Handle;
     use tracing::{Level, Span};
 
     use super::*;
-    use crate::query_stats::{QueryStats, Series, Statement};
+    use crate::query_stats::{Dialect, QueryStats, Series, Statement};
+
+    // Every statement needs these: made, and hashed, when the program is compiled.
+    static METADATA: Metadata<'static> =
+        Metadata::new(module_path!(), metrics::Level::INFO, Some(module_path!()));
+    static POSTGRESQL: [Label; 1] = [Label::from_static_parts("db.system.name", "postgresql")];
+    static SQLITE: [Label; 1] = [Label::from_static_parts("db.system.name", "sqlite")];
+    static ON_POSTGRESQL: Key = Key::from_static_parts(OPERATION_DURATION, &POSTGRESQL);
+    static ON_SQLITE: Key = Key::from_static_parts(OPERATION_DURATION, &SQLITE);
+    static WAIT: Key = Key::from_static_name(CONNECTION_WAIT);
+    #[cfg(feature = "postgres")]
+    static USE: Key = Key::from_static_name(CONNECTION_USE);
+
+    fn record(key: &'static Key, duration: Duration) {
+        metrics::with_recorder(|recorder| recorder.register_histogram(key, &METADATA)).record(duration);
+    }
 
     /// Longer statements are cut in logs: a bulk insert may be megabytes of text.
     const MAX_TEXT: usize = 4096;
@@ -54,7 +70,11 @@ mod statements {
         /// Counts and logs it. Returns its series if it was slow, or if that is `wanted`.
         pub(crate) fn report(&self, slow: Duration, wanted: bool) -> Option<Arc<Series>> {
             let Statement { dialect, elapsed, .. } = self.statement;
-            metrics::histogram!(OPERATION_DURATION, "db.system.name" => dialect.system()).record(elapsed);
+            let key = match dialect {
+                Dialect::Postgres => &ON_POSTGRESQL,
+                Dialect::Sqlite => &ON_SQLITE,
+            };
+            record(key, elapsed);
             let (is_logged, is_slow) =
                 (tracing::enabled!(target: QUERY_EVENT, Level::DEBUG), elapsed >= slow);
             let series = self.stats.record(&self.statement, wanted || is_logged || is_slow)?;
@@ -146,7 +166,7 @@ mod statements {
 
     /// A caller got a connection.
     pub(crate) fn waited(wait: Duration) {
-        metrics::histogram!(CONNECTION_WAIT).record(wait);
+        record(&WAIT, wait);
     }
 
     /// A caller got none.
@@ -157,7 +177,7 @@ mod statements {
     /// A caller gave its connection back.
     #[cfg(feature = "postgres")]
     pub(crate) fn held(held: Duration) {
-        metrics::histogram!(CONNECTION_USE).record(held);
+        record(&USE, held);
     }
 
     #[cfg(feature = "postgres")]

@@ -1,4 +1,4 @@
-//! Private PostgreSQL, Redis and NATS servers for tests.
+//! Private PostgreSQL, PgBouncer, Redis and NATS servers for tests.
 //!
 //! Each server runs in a temporary directory on a free loopback port, and ends with the process that started it,
 //! however that ends. `cargo xtask test` starts one of each and hands their addresses down by environment; a plain

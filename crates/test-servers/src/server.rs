@@ -26,6 +26,14 @@ enum Kind {
     Postgres,
     Redis,
     Nats,
+    Pgbouncer,
+}
+
+impl Kind {
+    /// Of a program that refuses to be root.
+    fn is_unprivileged(self) -> bool {
+        matches!(self, Kind::Postgres | Kind::Pgbouncer)
+    }
 }
 
 /// A private server, which ends when this value is dropped or the process ends.
@@ -37,6 +45,8 @@ pub struct Server {
     port: u16,
     folder: TempDir,
     child: Option<Child>,
+    /// Of the address: the database's name, if it has one.
+    database: String,
 }
 
 impl Server {
@@ -61,14 +71,36 @@ impl Server {
         Server::create(Kind::Nats).started()
     }
 
+    /// A PgBouncer before the database at `url`, in transaction mode: its clients share three connections.
+    pub fn pgbouncer(url: &str) -> Server {
+        let mut server = Server::create(Kind::Pgbouncer);
+        let (base, database) = url.rsplit_once('/').expect("the URL names a database");
+        let (_, address) = base.rsplit_once('@').expect("the URL names a user");
+        let (host, port) = address.rsplit_once(':').expect("the URL names a port");
+        server.database = database.to_owned();
+        let folder = server.folder.path();
+        let (users, own_port) = (folder.join("users"), server.port);
+        fs::write(&users, "\"postgres\" \"\"\n").expect("the directory may be written");
+        let config = format!(
+            "[databases]\n* = host={host} port={port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
+             listen_port = {own_port}\nunix_socket_dir =\nauth_type = trust\nauth_file = {}\n\
+             pool_mode = transaction\ndefault_pool_size = 3\nmax_client_conn = 1000\n",
+            users.display()
+        );
+        fs::write(folder.join("pgbouncer.ini"), config).expect("the directory may be written");
+        server.started()
+    }
+
     fn create(kind: Kind) -> Server {
         remove_leftovers();
         let prefix = format!("greenwave-test-{}-", process::id());
         let folder = tempfile::Builder::new().prefix(&prefix).tempdir().expect("a temporary directory");
-        if let (Kind::Postgres, Some((uid, gid))) = (kind, unprivileged()) {
+        if kind.is_unprivileged()
+            && let Some((uid, gid)) = unprivileged()
+        {
             chown(folder.path(), Some(uid), Some(gid)).expect("root may give the directory away");
         }
-        Server { kind, port: free_port(), folder, child: None }
+        Server { kind, port: free_port(), folder, child: None, database: "postgres".to_owned() }
     }
 
     fn started(mut self) -> Server {
@@ -79,7 +111,9 @@ impl Server {
     /// Where clients connect.
     pub fn url(&self) -> String {
         match self.kind {
-            Kind::Postgres => format!("postgres://postgres@127.0.0.1:{}/postgres", self.port),
+            Kind::Postgres | Kind::Pgbouncer => {
+                format!("postgres://postgres@127.0.0.1:{}/{}", self.port, self.database)
+            }
             Kind::Redis => format!("redis://127.0.0.1:{}", self.port),
             Kind::Nats => format!("nats://127.0.0.1:{}", self.port),
         }
@@ -173,13 +207,17 @@ impl Server {
                 command = self.command(Program::NatsServer);
                 command.args(["-a", "127.0.0.1", "-p", &port, "-js", "-sd"]).arg(folder);
             }
+            Kind::Pgbouncer => {
+                command = self.command(Program::Pgbouncer);
+                command.arg(folder.join("pgbouncer.ini"));
+            }
         }
         let log = fs::File::options().create(true).append(true).open(self.log_file()).expect("a log file");
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
         command
     }
 
-    /// A command that ends with this process and, for PostgreSQL, which refuses to be root, runs as its own user.
+    /// A command that ends with this process and, where the program refuses to be root, runs as PostgreSQL's user.
     fn command(&self, program: Program) -> Command {
         let path = program.path();
         let mut command = if Path::new("/usr/bin/setpriv").exists() {
@@ -191,7 +229,9 @@ impl Server {
         };
         // Its own process group: Ctrl-C in the terminal is for the tests, which then end it.
         command.current_dir(self.folder.path()).process_group(0);
-        if let (Kind::Postgres, Some((uid, gid))) = (self.kind, unprivileged()) {
+        if self.kind.is_unprivileged()
+            && let Some((uid, gid)) = unprivileged()
+        {
             command.uid(uid).gid(gid);
         }
         command
@@ -199,7 +239,7 @@ impl Server {
 
     fn answers(&self) -> bool {
         match self.kind {
-            Kind::Postgres => quiet(Program::Psql, &[&self.url(), "-qXc", "SELECT 1"]),
+            Kind::Postgres | Kind::Pgbouncer => quiet(Program::Psql, &[&self.url(), "-qXc", "SELECT 1"]),
             Kind::Redis => quiet(Program::RedisCli, &["-u", &self.url(), "--raw", "PING"]),
             Kind::Nats => TcpStream::connect(("127.0.0.1", self.port)).is_ok(),
         }

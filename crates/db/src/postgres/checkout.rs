@@ -1,14 +1,8 @@
 //! The way to a connection, and what is said when there is none.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
-use tokio::{sync::TryAcquireError, time::timeout};
+use tokio::time::timeout;
 
 use super::{
     Pool,
@@ -19,22 +13,6 @@ use super::{
 };
 use crate::{Error, telemetry};
 
-/// One who waits, for as long as it does.
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    fn new(waiting: &'a AtomicUsize) -> Self {
-        waiting.fetch_add(1, Ordering::Relaxed);
-        Self(waiting)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl Pool {
     pub(super) async fn checkout(&self, site: Site) -> Result<Lease, sqlx::Error> {
         self.lease(site).await.map_err(Error::into_sqlx)
@@ -43,12 +21,13 @@ impl Pool {
     pub(super) async fn lease(&self, site: Site) -> Result<Lease, Error> {
         let asked = Instant::now();
         let deadline = after(asked, self.inner.config.connection_timeout);
-        let mut lease = self.claim(site, deadline, true).await?;
+        let mut lease = self.claim(site, asked, true).await?;
         if lease.live.is_none() {
             // Boxed, so that the common way stays small.
             lease.live = Some(Box::pin(self.find_connection(deadline)).await?);
+            lease.since = Instant::now();
         }
-        lease.wait = asked.elapsed();
+        lease.wait = lease.since.duration_since(asked);
         telemetry::waited(lease.wait);
         Ok(lease)
     }
@@ -57,26 +36,25 @@ impl Pool {
     pub(super) async fn claim(
         &self,
         site: Site,
-        deadline: Instant,
+        asked: Instant,
         with_connection: bool,
     ) -> Result<Lease, Error> {
-        let permits = &self.inner.permits;
-        match permits.try_acquire() {
-            Ok(permit) => permit.forget(),
-            Err(TryAcquireError::Closed) => return Err(Error::Closed),
-            Err(TryAcquireError::NoPermits) => {
-                let _waiting = Waiting::new(&self.inner.waiting);
-                match timeout(left(deadline), permits.acquire()).await {
-                    Ok(Ok(permit)) => permit.forget(),
-                    Ok(Err(_closed)) => return Err(Error::Closed),
-                    Err(_) => {
-                        telemetry::timed_out();
-                        return Err(Box::pin(self.no_connection(None)).await);
-                    }
-                }
+        let deadline = after(asked, self.inner.config.connection_timeout);
+        let turn = match Arc::clone(&self.inner).begin_hold(site, with_connection, asked, deadline)? {
+            Ok(lease) => return Ok(lease),
+            Err(turn) => turn,
+        };
+        match turn.await {
+            Ok(Ok(mut lease)) => {
+                lease.since = Instant::now();
+                Ok(lease)
             }
+            Ok(Err(waiting)) => {
+                telemetry::timed_out();
+                Err(Box::pin(self.no_connection(None, waiting)).await)
+            }
+            Err(_closed) => Err(Error::Closed),
         }
-        Ok(Lease::new(Arc::clone(&self.inner), site, with_connection))
     }
 
     /// An idle connection that was checked, or a new one.
@@ -92,18 +70,14 @@ impl Pool {
                 if left(deadline).is_zero() {
                     telemetry::timed_out();
                 }
-                Err(self.no_connection(why).await)
+                Err(self.no_connection(why, self.inner.waiting()).await)
             }
         }
     }
 
     /// Opens connections until `min_idle` are.
     pub(super) async fn fill(&self) {
-        while self.inner.wants_another()
-            && let Ok(permit) = self.inner.permits.try_acquire()
-        {
-            permit.forget();
-            let mut lease = Lease::new(Arc::clone(&self.inner), Site::Pool, false);
+        while let Some(mut lease) = self.inner.begin_another() {
             let deadline = after(Instant::now(), self.inner.config.connection_timeout);
             match self.inner.connector.connect(deadline, None).await {
                 Ok(live) => lease.live = Some(live),
@@ -114,14 +88,14 @@ impl Pool {
 
     /// What to say when no connection was had, for the reason `why` if one is known. A wait that timed out may mean
     /// that all connections are in use, or that they hang because the server is away: find out which.
-    pub(super) async fn no_connection(&self, why: Option<Arc<sqlx::Error>>) -> Error {
+    pub(super) async fn no_connection(&self, why: Option<Arc<sqlx::Error>>, waiting: usize) -> Error {
         let Inner { config, server, connector, diagnosis, .. } = &*self.inner;
         let in_use = u32::try_from(self.inner.in_use()).unwrap_or(u32::MAX);
         let exhausted = Error::Exhausted {
             waited: config.connection_timeout,
             in_use,
             max_connections: config.max_connections,
-            waiting: self.inner.waiting(),
+            waiting,
             longest_held: self.inner.longest_held(),
         };
         let source = match why.or_else(|| connector.last_error()) {

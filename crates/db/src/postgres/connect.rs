@@ -37,7 +37,7 @@ const PARAMETERS: [&str; 18] = [
     "user",
 ];
 
-pub(super) fn parse(url: &str) -> Result<PgConnectOptions, Error> {
+pub(super) fn parse(url: &str, transaction_pooling: bool) -> Result<PgConnectOptions, Error> {
     let rest = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"));
     let rest = rest.ok_or(Error::Url(None))?;
     // A password with a bare `/`, `?` or `#` ends the authority early, and its remainder would be taken, and
@@ -49,7 +49,17 @@ pub(super) fn parse(url: &str) -> Result<PgConnectOptions, Error> {
     check_parameters(rest)?;
     let options: PgConnectOptions = url.parse().map_err(|error| Error::Url(Some(error)))?;
     // Our executor reports statements; sqlx's own log would count them twice.
-    Ok(options.disable_statement_logging())
+    let options = options.disable_statement_logging();
+    if !transaction_pooling {
+        return Ok(options);
+    }
+    if options.get_options().is_some() {
+        let must = "false where the URL has `options`, which a pooling proxy refuses";
+        return Err(Error::Config { field: "transaction_pooling", must });
+    }
+    // Nor does PgBouncer take this one at the start; and what is prepared on one of the server's connections is not
+    // there on the next.
+    Ok(options.extra_float_digits(None).statement_cache_capacity(0))
 }
 
 /// Refuses parameters that sqlx does not know: it would ignore them, and log them with their values.

@@ -13,7 +13,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::inner::{Inner, Live};
+use super::{
+    inner::{Inner, Live},
+    limit::alarm,
+};
 
 /// How many connections may be under way at once. A server that has just restarted gets no more than this, however
 /// many callers wait.
@@ -108,7 +111,8 @@ impl Connector {
         let mut connection: PgConnection = self.options.connect().await?;
         let pid = connection.fetch_one("SELECT pg_backend_pid()").await?.try_get(0)?;
         let now = Instant::now();
-        Ok(Live { connection, pid, expires: after(now, jittered(self.max_lifetime)), idle_since: now })
+        let expires = after(now, jittered(self.max_lifetime));
+        Ok(Live { connection, pid, expires, idle_since: now, alarm: alarm() })
     }
 }
 

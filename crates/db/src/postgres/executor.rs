@@ -1,6 +1,7 @@
 //! Statements, timed.
 
 use std::{
+    borrow::BorrowMut,
     fmt,
     panic::Location,
     time::{Duration, Instant},
@@ -13,7 +14,7 @@ use futures_util::{
     stream::{BoxStream, Stream},
 };
 use sqlx::{
-    Describe, Either, Execute, Executor, PgConnection, Postgres, SqlStr,
+    Arguments, Describe, Either, Execute, Executor, PgConnection, Postgres, SqlStr,
     error::BoxDynError,
     postgres::{PgArguments, PgQueryResult, PgRow, PgStatement, PgTypeInfo},
 };
@@ -22,7 +23,9 @@ use super::{
     Pool,
     here::Here,
     holds::Site,
-    lease::{Condition, Lease},
+    lease::Condition,
+    limit::{Alarm, alarm, within},
+    transaction::Transaction,
 };
 use crate::{
     query_stats::{self, Dialect, Scope},
@@ -77,10 +80,17 @@ impl Statement {
     /// Whether it might begin a transaction of its own. Without arguments, it may be several statements.
     fn may_begin(&self) -> bool {
         let starts_with = |word: &str| {
-            let text = self.sql.as_str().trim_start().as_bytes();
+            let text = self.sql.as_str().as_bytes().trim_ascii_start();
             text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word.as_bytes()))
         };
         self.arguments.is_none() || starts_with("BEGIN") || starts_with("START")
+    }
+}
+
+impl Statement {
+    /// Without arguments, and without rows whose values come in another format, it needs no preparation.
+    fn simplify(&mut self) {
+        self.arguments.take_if(|arguments| arguments.len() == 0);
     }
 }
 
@@ -138,6 +148,18 @@ impl<'a> Watch<'a> {
         self.pool.noting_breakage(result)
     }
 
+    fn count_done(&mut self, done: &PgQueryResult) {
+        self.affected = done.rows_affected();
+    }
+
+    fn count_all(&mut self, rows: &Vec<PgRow>) {
+        self.returned = rows.len() as u64;
+    }
+
+    fn count_one(&mut self, row: &Option<PgRow>) {
+        self.returned = u64::from(row.is_some());
+    }
+
     /// The caller has the row now: what it does with it is not the database's time.
     fn pause(&mut self) {
         self.spent += self.since.take().map_or(Duration::ZERO, |since| since.elapsed());
@@ -173,52 +195,35 @@ impl Drop for Watch<'_> {
     }
 }
 
-async fn execute(
-    pool: &Pool,
-    connection: &mut PgConnection,
-    statement: Statement,
-    wait: Duration,
-) -> Result<PgQueryResult, sqlx::Error> {
-    let mut watch = Watch::start(pool, &statement, wait);
-    let done = watch.note(connection.execute(statement).await)?;
-    watch.affected = done.rows_affected();
-    Ok(done)
-}
-
-async fn fetch_all(
-    pool: &Pool,
-    connection: &mut PgConnection,
-    statement: Statement,
-    wait: Duration,
-) -> Result<Vec<PgRow>, sqlx::Error> {
-    let mut watch = Watch::start(pool, &statement, wait);
-    let rows = watch.note(connection.fetch_all(statement).await)?;
-    watch.returned = rows.len() as u64;
-    Ok(rows)
-}
-
-async fn fetch_optional(
-    pool: &Pool,
-    connection: &mut PgConnection,
-    statement: Statement,
-    wait: Duration,
-) -> Result<Option<PgRow>, sqlx::Error> {
-    let mut watch = Watch::start(pool, &statement, wait);
-    let row = watch.note(connection.fetch_optional(statement).await)?;
-    watch.returned = u64::from(row.is_some());
-    Ok(row)
+/// Waits for the answer to the statement that `watch` times.
+async fn answer<'w, T>(
+    mut watch: Watch<'w>,
+    alarm: &mut Alarm,
+    answer: BoxFuture<'_, Result<T, sqlx::Error>>,
+    count: fn(&mut Watch<'w>, &T),
+) -> Result<T, sqlx::Error> {
+    let limit = watch.pool.inner.config.max_statement;
+    let answer = within(alarm, limit, limit, answer).await;
+    let answer = watch.note(answer)?;
+    count(&mut watch, &answer);
+    Ok(answer)
 }
 
 fn fetch_many<'c>(
     pool: Pool,
     connection: &'c mut PgConnection,
+    mut alarm: impl BorrowMut<Alarm> + Send + 'c,
     statement: Statement,
     wait: Duration,
 ) -> impl Stream<Item = Result<Item, sqlx::Error>> + Send + 'c {
     try_stream! {
         let mut watch = Watch::start(&pool, &statement, wait);
+        let limit = pool.inner.config.max_statement;
         let mut items = connection.fetch_many(statement);
-        while let Some(item) = watch.note(items.try_next().await)? {
+        loop {
+            let left = limit.saturating_sub(watch.spent);
+            let item = within(alarm.borrow_mut(), limit, left, items.try_next()).await;
+            let Some(item) = watch.note(item)? else { break };
             match &item {
                 Either::Left(done) => watch.affected += done.rows_affected(),
                 Either::Right(_) => watch.returned += 1,
@@ -231,13 +236,27 @@ fn fetch_many<'c>(
 }
 
 impl Pool {
-    async fn checkout_for(&self, statement: &Statement) -> Result<Lease, sqlx::Error> {
+    async fn checkout_for(&self, statement: &mut Statement) -> Result<Transaction, sqlx::Error> {
         let site = statement.site.map_or_else(|| Site::Statement(statement.sql.clone()), Site::Code);
         let mut lease = self.checkout(site).await?;
         // Until it has ended.
         lease.condition = Condition::Unsure;
         lease.careful = statement.may_begin();
-        Ok(lease)
+        if self.inner.config.transaction_pooling && statement.arguments.is_some() {
+            statement.persistent = false;
+            return Box::pin(Transaction::begin(lease)).await;
+        }
+        Ok(Transaction::none(lease))
+    }
+
+    /// A connection on which to prepare.
+    async fn checkout_to_prepare(&self, sql: &SqlStr) -> Result<Transaction, sqlx::Error> {
+        let mut lease = self.checkout(Site::Statement(sql.clone())).await?;
+        lease.condition = Condition::Unsure;
+        match self.inner.config.transaction_pooling {
+            true => Transaction::begin(lease).await,
+            false => Ok(Transaction::none(lease)),
+        }
     }
 }
 
@@ -251,11 +270,15 @@ impl<'p> Executor<'p> for Here<'p> {
     {
         let (pool, statement) = (self.pool.clone(), Statement::of(query, self.site));
         Box::pin(async move {
-            let statement = statement.map_err(sqlx::Error::Encode)?;
-            let mut lease = pool.checkout_for(&statement).await?;
-            let wait = lease.wait;
-            let result = execute(&pool, lease.connection_mut(), statement, wait).await;
-            lease.ended(result)
+            let mut statement = statement.map_err(sqlx::Error::Encode)?;
+            if pool.inner.config.transaction_pooling {
+                statement.simplify();
+            }
+            let mut using = pool.checkout_for(&mut statement).await?;
+            let watch = Watch::start(&pool, &statement, using.lease.wait);
+            let (connection, alarm) = using.lease.line();
+            let result = answer(watch, alarm, connection.execute(statement), Watch::count_done).await;
+            using.end_with(result).await
         })
     }
 
@@ -266,12 +289,13 @@ impl<'p> Executor<'p> for Here<'p> {
     {
         let (pool, statement) = (self.pool.clone(), Statement::of(query, self.site));
         Box::pin(try_stream! {
-            let statement = statement.map_err(sqlx::Error::Encode)?;
-            let mut lease = pool.checkout_for(&statement).await?;
+            let mut statement = statement.map_err(sqlx::Error::Encode)?;
+            let mut using = pool.checkout_for(&mut statement).await?;
             let mut result = Ok(());
             {
-                let wait = lease.wait;
-                let items = fetch_many(pool, lease.connection_mut(), statement, wait);
+                let wait = using.lease.wait;
+                let (connection, alarm) = using.lease.line();
+                let items = fetch_many(pool, connection, alarm, statement, wait);
                 for await item in items {
                     match item {
                         Ok(item) => yield item,
@@ -279,7 +303,7 @@ impl<'p> Executor<'p> for Here<'p> {
                     }
                 }
             }
-            lease.ended(result)?;
+            using.end_with(result).await?;
         })
     }
 
@@ -290,11 +314,12 @@ impl<'p> Executor<'p> for Here<'p> {
     {
         let (pool, statement) = (self.pool.clone(), Statement::of(query, self.site));
         Box::pin(async move {
-            let statement = statement.map_err(sqlx::Error::Encode)?;
-            let mut lease = pool.checkout_for(&statement).await?;
-            let wait = lease.wait;
-            let result = fetch_all(&pool, lease.connection_mut(), statement, wait).await;
-            lease.ended(result)
+            let mut statement = statement.map_err(sqlx::Error::Encode)?;
+            let mut using = pool.checkout_for(&mut statement).await?;
+            let watch = Watch::start(&pool, &statement, using.lease.wait);
+            let (connection, alarm) = using.lease.line();
+            let result = answer(watch, alarm, connection.fetch_all(statement), Watch::count_all).await;
+            using.end_with(result).await
         })
     }
 
@@ -305,11 +330,12 @@ impl<'p> Executor<'p> for Here<'p> {
     {
         let (pool, statement) = (self.pool.clone(), Statement::of(query, self.site));
         Box::pin(async move {
-            let statement = statement.map_err(sqlx::Error::Encode)?;
-            let mut lease = pool.checkout_for(&statement).await?;
-            let wait = lease.wait;
-            let result = fetch_optional(&pool, lease.connection_mut(), statement, wait).await;
-            lease.ended(result)
+            let mut statement = statement.map_err(sqlx::Error::Encode)?;
+            let mut using = pool.checkout_for(&mut statement).await?;
+            let watch = Watch::start(&pool, &statement, using.lease.wait);
+            let (connection, alarm) = using.lease.line();
+            let result = answer(watch, alarm, connection.fetch_optional(statement), Watch::count_one).await;
+            using.end_with(result).await
         })
     }
 
@@ -323,10 +349,9 @@ impl<'p> Executor<'p> for Here<'p> {
     {
         let pool = self.pool.clone();
         Box::pin(async move {
-            let mut lease = pool.checkout(Site::Statement(sql.clone())).await?;
-            lease.condition = Condition::Unsure;
-            let result = lease.connection_mut().prepare_with(sql, parameters).await;
-            lease.ended(result)
+            let mut using = pool.checkout_to_prepare(&sql).await?;
+            let result = using.lease.within(|connection| connection.prepare_with(sql, parameters)).await;
+            using.end_with(result).await
         })
     }
 
@@ -336,10 +361,9 @@ impl<'p> Executor<'p> for Here<'p> {
     {
         let pool = self.pool.clone();
         Box::pin(async move {
-            let mut lease = pool.checkout(Site::Statement(sql.clone())).await?;
-            lease.condition = Condition::Unsure;
-            let result = lease.connection_mut().describe(sql).await;
-            lease.ended(result)
+            let mut using = pool.checkout_to_prepare(&sql).await?;
+            let result = using.lease.within(|connection| connection.describe(sql)).await;
+            using.end_with(result).await
         })
     }
 }
@@ -355,7 +379,8 @@ impl<'c> Executor<'c> for Timed<'c> {
         let statement = Statement::of(query, Some(self.site));
         Box::pin(async move {
             let statement = statement.map_err(sqlx::Error::Encode)?;
-            execute(&self.pool, self.connection, statement, Duration::ZERO).await
+            let watch = Watch::start(&self.pool, &statement, Duration::ZERO);
+            answer(watch, &mut alarm(), self.connection.execute(statement), Watch::count_done).await
         })
     }
 
@@ -365,7 +390,9 @@ impl<'c> Executor<'c> for Timed<'c> {
         E: 'q + Execute<'q, Postgres>,
     {
         match Statement::of(query, Some(self.site)) {
-            Ok(statement) => Box::pin(fetch_many(self.pool, self.connection, statement, Duration::ZERO)),
+            Ok(statement) => {
+                Box::pin(fetch_many(self.pool, self.connection, alarm(), statement, Duration::ZERO))
+            }
             Err(error) => Box::pin(futures_util::stream::iter([Err(sqlx::Error::Encode(error))])),
         }
     }
@@ -378,7 +405,8 @@ impl<'c> Executor<'c> for Timed<'c> {
         let statement = Statement::of(query, Some(self.site));
         Box::pin(async move {
             let statement = statement.map_err(sqlx::Error::Encode)?;
-            fetch_all(&self.pool, self.connection, statement, Duration::ZERO).await
+            let watch = Watch::start(&self.pool, &statement, Duration::ZERO);
+            answer(watch, &mut alarm(), self.connection.fetch_all(statement), Watch::count_all).await
         })
     }
 
@@ -390,7 +418,8 @@ impl<'c> Executor<'c> for Timed<'c> {
         let statement = Statement::of(query, Some(self.site));
         Box::pin(async move {
             let statement = statement.map_err(sqlx::Error::Encode)?;
-            fetch_optional(&self.pool, self.connection, statement, Duration::ZERO).await
+            let watch = Watch::start(&self.pool, &statement, Duration::ZERO);
+            answer(watch, &mut alarm(), self.connection.fetch_optional(statement), Watch::count_one).await
         })
     }
 

@@ -58,8 +58,8 @@ pub(super) struct Holds {
 }
 
 impl Holds {
-    pub(super) fn begin(&mut self, site: Site) -> usize {
-        let hold = Some(Hold { site, since: Instant::now(), warned: false });
+    pub(super) fn begin(&mut self, site: Site, now: Instant) -> usize {
+        let hold = Some(Hold { site, since: now, warned: false });
         match self.free.pop() {
             Some(slot) => {
                 self.slots[slot] = hold;
@@ -73,10 +73,16 @@ impl Holds {
     }
 
     /// How long the hold was.
-    pub(super) fn end(&mut self, slot: usize) -> Duration {
+    pub(super) fn end(&mut self, slot: usize, now: Instant) -> Duration {
         let hold = self.slots[slot].take();
         self.free.push(slot);
-        hold.map_or(Duration::ZERO, |hold| hold.since.elapsed())
+        hold.map_or(Duration::ZERO, |hold| now.duration_since(hold.since))
+    }
+
+    /// How long the hold was that ends, for another to begin.
+    pub(super) fn hand_on(&mut self, slot: usize, site: Site, now: Instant) -> Duration {
+        let hold = self.slots[slot].replace(Hold { site, since: now, warned: false });
+        hold.map_or(Duration::ZERO, |hold| now.duration_since(hold.since))
     }
 
     pub(super) fn count(&self) -> usize {

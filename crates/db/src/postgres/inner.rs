@@ -1,17 +1,14 @@
 //! What the clones of a pool share.
 
 use std::{
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
 use sqlx::{Connection as _, PgConnection, postgres::PgConnectOptions};
 use tokio::{
     runtime::Handle,
-    sync::{Notify, Semaphore},
+    sync::{Notify, Semaphore, oneshot},
     time::timeout,
 };
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
@@ -21,9 +18,12 @@ use super::{
     connector::Connector,
     health::{Health, Ping},
     holds::{Holds, Site},
+    lease::Lease,
+    limit::Alarm,
     native::Native,
+    queue::{Next, Queue, Turn},
 };
-use crate::{PoolConfig, telemetry};
+use crate::{Error, PoolConfig, telemetry};
 
 /// How long a goodbye to the server may take.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -36,16 +36,16 @@ pub(super) struct Live {
     pub(super) expires: Instant,
     /// When it was last given back.
     pub(super) idle_since: Instant,
+    pub(super) alarm: Alarm,
 }
 
 pub(super) struct Inner {
     pub(super) config: PoolConfig,
     pub(super) server: Arc<str>,
     pub(super) options: PgConnectOptions,
-    /// One for each connection that may be in use; fair. Leases forget theirs and add it back.
-    pub(super) permits: Semaphore,
-    pub(super) waiting: AtomicUsize,
     state: Mutex<State>,
+    /// Tells `keep_time` that somebody waits.
+    pub(super) clock: Arc<Notify>,
     pub(super) health: Health,
     pub(super) connector: Connector,
     pub(super) diagnosis: Diagnosis,
@@ -55,7 +55,7 @@ pub(super) struct Inner {
     runtime: Handle,
     tasks: TaskTracker,
     /// Ends with the pool.
-    pub(super) reaper: std::sync::OnceLock<AbortOnDropHandle<()>>,
+    pub(super) keepers: OnceLock<[AbortOnDropHandle<()>; 2]>,
 }
 
 #[derive(Default)]
@@ -65,6 +65,8 @@ struct State {
     /// Connections kept for transactions of sqlx's own type.
     natives: Vec<Native>,
     holds: Holds,
+    /// Empty unless `max_connections` are in use.
+    queue: Queue,
     closed: bool,
 }
 
@@ -76,16 +78,15 @@ impl Inner {
         runtime: Handle,
     ) -> Self {
         Self {
-            permits: Semaphore::new(config.max_connections as usize),
-            waiting: AtomicUsize::new(0),
             state: Mutex::default(),
+            clock: Arc::default(),
             health: Health::new(&config),
             connector: Connector::new(options.clone(), config.max_lifetime),
             diagnosis: Diagnosis::new(options.clone(), config.connection_timeout),
             cancels: Semaphore::new(2),
             given_back: Notify::new(),
             tasks: TaskTracker::new(),
-            reaper: std::sync::OnceLock::new(),
+            keepers: OnceLock::new(),
             config,
             server,
             options,
@@ -101,39 +102,64 @@ impl Inner {
         self.tasks.spawn_on(task, &self.runtime);
     }
 
-    fn needs_check(&self, live: &Live) -> bool {
-        live.expires <= Instant::now() || self.health.needs_ping(live.idle_since.elapsed())
+    fn needs_check(&self, live: &Live, now: Instant) -> bool {
+        live.expires <= now || self.health.needs_ping(now.duration_since(live.idle_since))
     }
 
-    /// A slot, and a connection if the one last used needs no check: the common way takes the lock once.
-    pub(super) fn begin_hold(&self, site: Site, with_connection: bool) -> (usize, Option<Live>) {
+    /// A lease, if one is free and nobody waits for it; else a place in the queue. If `with_connection`, the lease has
+    /// the connection last used if that needs no check: the common way takes the lock once.
+    pub(super) fn begin_hold(
+        self: Arc<Self>,
+        site: Site,
+        with_connection: bool,
+        now: Instant,
+        deadline: Instant,
+    ) -> Result<Result<Lease, oneshot::Receiver<Turn>>, Error> {
         let mut state = self.state();
-        let slot = state.holds.begin(site);
-        let live = state.idle.pop_if(|live| with_connection && !self.needs_check(live));
-        (slot, live)
+        if state.closed {
+            return Err(Error::Closed);
+        }
+        if state.holds.count() == self.config.max_connections as usize {
+            return Ok(Err(state.queue.join(site, with_connection, deadline, &self.clock)));
+        }
+        let slot = state.holds.begin(site, now);
+        let live = state.idle.pop_if(|live| with_connection && !self.needs_check(live, now));
+        drop(state);
+        Ok(Ok(Lease::new(self, slot, live, now)))
     }
 
-    /// Gives back a slot with its permit, and the connection, if it is to be used again.
-    pub(super) fn end_hold(&self, slot: usize, live: Option<Live>) {
+    /// Gives back a slot, and the connection, if it is to be used again: to the first who waits, if anybody does.
+    pub(super) fn end_hold(self: Arc<Self>, slot: usize, live: Option<Live>) {
+        let now = Instant::now();
         let mut state = self.state();
-        let held = state.holds.end(slot);
         let mut live = live;
         if !state.closed
             && let Some(mut live) = live.take()
         {
-            live.idle_since = Instant::now();
+            live.idle_since = now;
             state.idle.push(live);
         }
-        let closed = state.closed;
-        drop(state);
-        self.permits.add_permits(1);
-        telemetry::held(held);
-        if closed {
-            if let Some(live) = live {
-                self.say_goodbye(live);
+        let Some(Next { site, with_connection, turn }) = state.queue.next() else {
+            let held = state.holds.end(slot, now);
+            let closed = state.closed;
+            drop(state);
+            telemetry::held(held);
+            if closed {
+                live.into_iter().for_each(|live| self.say_goodbye(live));
+                self.given_back.notify_waiters();
             }
-            self.given_back.notify_waiters();
-        }
+            return;
+        };
+        let held = state.holds.hand_on(slot, site, now);
+        let live = state.idle.pop_if(|live| with_connection && !self.needs_check(live, now));
+        drop(state);
+        telemetry::held(held);
+        // Comes back, and goes on to the next, if this one has just left.
+        let _ = turn.send(Ok(Lease::new(self, slot, live, now)));
+    }
+
+    pub(super) fn send_away(&self, now: Instant) -> Option<Instant> {
+        self.state().queue.send_away(now)
     }
 
     /// An idle connection that is alive.
@@ -180,12 +206,16 @@ impl Inner {
         }
     }
 
-    /// Whether another connection should be opened for `min_idle`.
-    pub(super) fn wants_another(&self) -> bool {
-        let state = self.state();
+    /// A lease for another connection, if one should be opened for `min_idle`.
+    pub(super) fn begin_another(self: &Arc<Self>) -> Option<Lease> {
+        let now = Instant::now();
+        let mut state = self.state();
         let idle = state.idle.len();
         let open = idle + state.natives.len() + state.holds.count();
-        !state.closed && idle < self.config.min_idle as usize && open < self.config.max_connections as usize
+        let wanted = idle < self.config.min_idle as usize && open < self.config.max_connections as usize;
+        (wanted && !state.closed)
+            .then(|| state.holds.begin(Site::Pool, now))
+            .map(|slot| Lease::new(Arc::clone(self), slot, None, now))
     }
 
     pub(super) fn take_native(&self) -> Option<Native> {
@@ -213,7 +243,7 @@ impl Inner {
     }
 
     pub(super) fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
+        self.state().queue.len()
     }
 
     /// One round of the reaper: warns of long holds, closes what was unused or lives too long.
@@ -235,23 +265,29 @@ impl Inner {
             .extract_if(.., |native| now.duration_since(native.idle_since()) >= idle_timeout)
             .collect();
         let (idle, used) = (state.idle.len() + state.natives.len(), state.holds.count());
+        let waiting = state.queue.len();
         drop(state);
         drop(natives);
         closing.into_iter().for_each(|live| self.say_goodbye(live));
         overdue.iter().for_each(telemetry::long_hold);
-        telemetry::connections(idle, used, self.waiting());
+        telemetry::connections(idle, used, waiting);
+    }
+
+    /// Closes what is unused, and sends away who waits.
+    pub(super) fn shut(&self) {
+        let (idle, natives, queue) = {
+            let mut state = self.state();
+            state.closed = true;
+            let State { idle, natives, queue, .. } = &mut *state;
+            (std::mem::take(idle), std::mem::take(natives), std::mem::take(queue))
+        };
+        drop((natives, queue));
+        idle.into_iter().for_each(|live| self.say_goodbye(live));
     }
 
     /// Closes, and waits until all is given back.
     pub(super) async fn close(&self) {
-        let (idle, natives) = {
-            let mut state = self.state();
-            state.closed = true;
-            (std::mem::take(&mut state.idle), std::mem::take(&mut state.natives))
-        };
-        self.permits.close();
-        drop(natives);
-        idle.into_iter().for_each(|live| self.say_goodbye(live));
+        self.shut();
         loop {
             let given_back = self.given_back.notified();
             tokio::pin!(given_back);

@@ -4,14 +4,14 @@ use std::{
     fmt,
     ops::{Deref, DerefMut},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use sqlx::PgConnection;
 
 use super::{
-    holds::Site,
     inner::{Inner, Live},
+    limit::{Alarm, within},
     recover,
 };
 
@@ -28,29 +28,27 @@ pub(super) enum Condition {
 
 /// The right to one connection; it ends when dropped, whatever happens.
 pub(super) struct Lease {
-    inner: Arc<Inner>,
-    slot: Option<usize>,
+    /// `None` once it has ended.
+    held: Option<(Arc<Inner>, usize)>,
     pub(super) live: Option<Live>,
     pub(super) condition: Condition,
     /// Even a statement that ended well may have left a transaction open.
     pub(super) careful: bool,
+    /// How long the caller waited for it.
     pub(super) wait: Duration,
+    /// Since when the caller has it.
+    pub(super) since: Instant,
 }
 
 impl Lease {
-    /// Makes a lease of the permit that the caller has just got from `inner.permits`, and forgotten. If
-    /// `with_connection`, it has one already if one lies ready that needs no check.
-    pub(super) fn new(inner: Arc<Inner>, site: Site, with_connection: bool) -> Self {
-        let (slot, live) = inner.begin_hold(site, with_connection);
-        Self::of(inner, slot, live, Condition::Clean)
-    }
-
-    fn of(inner: Arc<Inner>, slot: usize, live: Option<Live>, condition: Condition) -> Self {
-        Self { inner, slot: Some(slot), live, condition, careful: false, wait: Duration::ZERO }
+    /// Of a slot of `inner`'s holds.
+    pub(super) fn new(inner: Arc<Inner>, slot: usize, live: Option<Live>, since: Instant) -> Self {
+        let (condition, careful, wait) = (Condition::Clean, false, Duration::ZERO);
+        Self { held: Some((inner, slot)), live, condition, careful, wait, since }
     }
 
     pub(super) fn inner(&self) -> &Arc<Inner> {
-        &self.inner
+        &self.held.as_ref().expect("a lease has not ended before it is dropped").0
     }
 
     pub(super) fn connection(&self) -> &PgConnection {
@@ -58,13 +56,32 @@ impl Lease {
     }
 
     pub(super) fn connection_mut(&mut self) -> &mut PgConnection {
-        &mut self.live.as_mut().expect("a lease is handed out with its connection").connection
+        self.line().0
+    }
+
+    /// The connection, and what ends its statement in time.
+    pub(super) fn line(&mut self) -> (&mut PgConnection, &mut Alarm) {
+        let live = self.live.as_mut().expect("a lease is handed out with its connection");
+        (&mut live.connection, &mut live.alarm)
+    }
+
+    /// Waits for the end of what sqlx does with the connection, for `max_statement` at most.
+    pub(super) async fn within<'a, T, F>(
+        &'a mut self,
+        work: impl FnOnce(&'a mut PgConnection) -> F,
+    ) -> Result<T, sqlx::Error>
+    where
+        F: Future<Output = Result<T, sqlx::Error>> + 'a,
+    {
+        let limit = self.inner().config.max_statement;
+        let (connection, alarm) = self.line();
+        within(alarm, limit, limit, work(connection)).await
     }
 
     /// What follows from how a statement ended.
     pub(super) fn ended<T>(&mut self, result: Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
         self.condition = match &result {
-            Err(error) if self.inner.health.note(error) => Condition::Broken,
+            Err(error) if self.inner().health.note(error) => Condition::Broken,
             _ if self.careful => Condition::Unsure,
             Ok(_) => Condition::Clean,
             Err(sqlx::Error::Database(_) | sqlx::Error::RowNotFound) => Condition::Clean,
@@ -76,17 +93,18 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let Some(slot) = self.slot.take() else { return };
+        let Some((inner, slot)) = self.held.take() else { return };
         match (self.live.take(), self.condition) {
             (Some(live), Condition::Unsure) => {
-                // Broken until proven clean: if the runtime drops the task, the connection closes.
-                let rest = Self::of(Arc::clone(&self.inner), slot, Some(live), Condition::Broken);
-                self.inner.spawn(recover::recover(Arc::clone(&self.inner), rest));
+                let mut rest = Self::new(Arc::clone(&inner), slot, Some(live), self.since);
+                // Until proven clean: if the runtime drops the task, the connection closes.
+                rest.condition = Condition::Broken;
+                inner.spawn(recover::recover(Arc::clone(&inner), rest));
             }
-            (live, Condition::Clean) => self.inner.end_hold(slot, live),
+            (live, Condition::Clean) => inner.end_hold(slot, live),
             (live, _) => {
                 drop(live);
-                self.inner.end_hold(slot, None);
+                inner.end_hold(slot, None);
             }
         }
     }

@@ -10,7 +10,9 @@ mod here;
 mod holds;
 mod inner;
 mod lease;
+mod limit;
 mod native;
+mod queue;
 mod reaper;
 mod recover;
 mod transaction;
@@ -94,13 +96,14 @@ impl Pool {
     pub fn connect_lazy(url: &str, config: PoolConfig) -> Result<Self, Error> {
         config.check()?;
         let stats = QueryStats::new(config.query_stats.clone());
-        let options = connect::parse(url)?;
+        let options = connect::parse(url, config.transaction_pooling)?;
         let runtime = Handle::try_current().map_err(|_| Error::NoRuntime)?;
         let server = connect::server_name(&options);
         let inner = Arc::new(Inner::new(config, options, server, runtime.clone()));
         let reaper = runtime.spawn(reaper::run(Arc::downgrade(&inner), stats.clone(), reaper::tick(&inner)));
+        let time = runtime.spawn(queue::keep_time(Arc::downgrade(&inner), Arc::clone(&inner.clock)));
         // A new cell, so it takes the value.
-        let _ = inner.reaper.set(AbortOnDropHandle::new(reaper));
+        let _ = inner.keepers.set([reaper, time].map(AbortOnDropHandle::new));
         Ok(Self { inner, stats })
     }
 
@@ -187,12 +190,13 @@ impl<'c> sqlx::Acquire<'c> for &Pool {
     fn begin(self) -> BoxFuture<'c, Result<sqlx::Transaction<'c, Postgres>, sqlx::Error>> {
         let (pool, site) = (self.clone(), Site::Code(Location::caller()));
         Box::pin(async move {
-            let deadline = after(Instant::now(), pool.inner.config.connection_timeout);
-            let lease = pool.claim(site, deadline, false).await.map_err(Error::into_sqlx)?;
+            let asked = Instant::now();
+            let deadline = after(asked, pool.inner.config.connection_timeout);
+            let lease = pool.claim(site, asked, false).await.map_err(Error::into_sqlx)?;
             match native::begin(&pool.inner, lease, deadline).await {
                 Ok(transaction) => Ok(transaction),
                 Err(Some(error)) => pool.noting_breakage(Err(error)),
-                Err(None) => Err(pool.no_connection(None).await.into_sqlx()),
+                Err(None) => Err(pool.no_connection(None, pool.inner.waiting()).await.into_sqlx()),
             }
         })
     }

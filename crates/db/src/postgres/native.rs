@@ -16,7 +16,9 @@ use super::{
     health::Ping,
     inner::Inner,
     lease::{Condition, Lease},
+    limit::{alarm, within},
     recover::settle_in_time,
+    transaction::beginning,
 };
 
 /// sqlx's pool of one, with or without its connection.
@@ -89,5 +91,6 @@ pub(super) async fn begin(
         };
     let loan = Arc::clone(&native.loan);
     *loan.lock().unwrap_or_else(PoisonError::into_inner) = Some((lease, native));
-    sqlx::Transaction::begin(connection, None).await.map_err(Some)
+    let (limit, begin) = (inner.config.max_statement, beginning(&inner.config));
+    within(&mut alarm(), limit, limit, sqlx::Transaction::begin(connection, begin)).await.map_err(Some)
 }

@@ -28,6 +28,8 @@ pub(super) async fn recover(inner: Arc<Inner>, mut lease: Lease) {
     let Some(pid) = lease.live.as_ref().map(|live| live.pid) else { return };
     let clean = match timeout(GRACE, settle(lease.connection_mut())).await {
         Ok(clean) => clean,
+        // Behind a proxy the server's process may by now work for somebody else: only closing is safe.
+        Err(_) if inner.config.transaction_pooling => false,
         Err(_) => cancel(&inner, pid).await && settle_in_time(lease.connection_mut()).await,
     };
     if clean {

@@ -1,7 +1,5 @@
 //! The knobs of a SQLite pool, and their defaults.
 
-use std::time::Duration;
-
 use serde::{Deserialize, Serialize};
 
 use crate::PoolConfig;
@@ -14,7 +12,7 @@ use crate::PoolConfig;
 /// use greenwave_db::{PoolConfig, sqlite::{Config, Synchronous}};
 ///
 /// let config = Config { synchronous: Synchronous::Full, ..PoolConfig { max_connections: 8, ..Default::default() }.into() };
-/// assert_eq!(config.max_statement.as_secs(), 30);
+/// assert_eq!(config.pool.max_statement.as_secs(), 30);
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -23,9 +21,6 @@ pub struct Config {
     pub pool: PoolConfig,
     /// What an acknowledged write survives. Default: `normal`.
     pub synchronous: Synchronous,
-    /// A statement that runs for longer is interrupted; zero sets no limit. Default: 30 s.
-    #[serde(with = "humantime_serde")]
-    pub max_statement: Duration,
 }
 
 impl Default for Config {
@@ -36,7 +31,7 @@ impl Default for Config {
 
 impl From<PoolConfig> for Config {
     fn from(pool: PoolConfig) -> Self {
-        Self { pool, synchronous: Synchronous::default(), max_statement: Duration::from_secs(30) }
+        Self { pool, synchronous: Synchronous::default() }
     }
 }
 

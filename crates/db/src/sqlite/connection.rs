@@ -25,8 +25,6 @@ pub(super) struct File {
     path: Arc<Path>,
     pub(super) config: PoolConfig,
     synchronous: Synchronous,
-    /// The longest that a statement may run; zero is no limit.
-    pub(super) max_statement: Duration,
 }
 
 impl File {
@@ -38,8 +36,8 @@ impl File {
         if path.as_os_str().as_encoded_bytes().starts_with(b"file:") {
             return Err(Error::Uri);
         }
-        let Config { pool, synchronous, max_statement } = config;
-        Ok(Self { path: path.into(), config: pool, synchronous, max_statement })
+        let Config { pool, synchronous } = config;
+        Ok(Self { path: path.into(), config: pool, synchronous })
     }
 
     pub(super) fn path(&self) -> &Path {

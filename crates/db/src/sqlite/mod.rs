@@ -28,7 +28,7 @@ use writer::Writer;
 ///
 /// The file is in WAL mode. What was acknowledged survives a crash of the process; whether it survives a power cut is
 /// [`Synchronous`]' choice. Foreign keys are enforced. Several pools, in several processes of one machine, may share
-/// the file. A statement that runs for longer than [`Config::max_statement`] is interrupted, with
+/// the file. A statement that runs for longer than [`PoolConfig::max_statement`](crate::PoolConfig::max_statement) is interrupted, with
 /// [`Error::Interrupted`].
 ///
 /// Each statement is timed and reported: see [`telemetry`](crate::telemetry).

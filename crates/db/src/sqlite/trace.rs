@@ -88,7 +88,7 @@ pub(super) fn scope<T>(file: &File, wait: Duration, caller: Caller, f: impl FnOn
             SCOPE.set(self.0.take());
         }
     }
-    let limit = (!file.max_statement.is_zero()).then_some(file.max_statement);
+    let limit = (!file.config.max_statement.is_zero()).then_some(file.config.max_statement);
     let explain = caller.stats.config().explain_slow.then(|| file.shared_path());
     let slow = file.config.slow_query;
     let scope = Scope { slow, wait, caller, last: None, explain, limit, running: Vec::new() };

@@ -26,9 +26,9 @@ fn the_config_of_sqlite_reads_as_people_write_it() {
     use greenwave_db::sqlite::{Config, Synchronous};
 
     assert_eq!(serde_json::from_str::<Config>("{}").unwrap(), Config::default());
-    let text = r#"{ "synchronous": "full", "max_statement": "5s", "pool": { "max_connections": 4 } }"#;
+    let text = r#"{ "synchronous": "full", "pool": { "max_connections": 4, "max_statement": "5s" } }"#;
     let config: Config = serde_json::from_str(text).unwrap();
     assert_eq!(config.synchronous, Synchronous::Full);
-    assert_eq!(config.max_statement.as_secs(), 5);
+    assert_eq!(config.pool.max_statement.as_secs(), 5);
     assert_eq!(config.pool.max_connections, 4);
 }

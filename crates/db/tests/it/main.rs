@@ -14,6 +14,10 @@ mod postgres_drops;
 mod postgres_faults;
 #[cfg(feature = "postgres")]
 mod postgres_holds;
+#[cfg(feature = "postgres")]
+mod postgres_pgbouncer;
+#[cfg(feature = "postgres")]
+mod postgres_silence;
 #[cfg(all(feature = "postgres", feature = "tracing-layer"))]
 mod query_stats_layer;
 #[cfg(feature = "postgres")]

@@ -234,3 +234,25 @@ async fn a_server_gone_silent_is_noticed_on_an_idle_connection() {
     server.resume();
     sqlx::query("SELECT 1").execute(&pool).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_server_without_room_is_named_in_time_and_used_once_it_has_some() {
+    let url = postgres_database();
+    let admin = Pool::connect(&url, PoolConfig::default()).await.unwrap();
+    let role = format!("crowded_{}", std::process::id());
+    let limit = async |limit: &str| {
+        let statement = format!("ALTER ROLE {role} CONNECTION LIMIT {limit}");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&admin).await.unwrap();
+    };
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("CREATE ROLE {role} LOGIN"))).execute(&admin).await.unwrap();
+    limit("0").await;
+    let url = url.replace("//postgres@", &format!("//{role}@"));
+    let pool = Pool::connect_lazy(&url, impatient(2)).unwrap();
+    let start = Instant::now();
+    let error = sqlx::query("SELECT 1").execute(&pool).await.unwrap_err();
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    assert!(matches!(Error::in_sqlx(&error), Some(Error::Refused { .. })), "{error:?}");
+    assert!(chain(&error).contains("too many connections"), "{}", chain(&error));
+    limit("-1").await;
+    sqlx::query("SELECT 1").execute(&pool).await.unwrap();
+}

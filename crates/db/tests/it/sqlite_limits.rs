@@ -16,7 +16,7 @@ const ENDLESS: &str = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 F
                        SELECT count(*) FROM c";
 
 async fn limited() -> Fixture {
-    let config = Config { max_statement: Duration::from_millis(100), ..Config::default() };
+    let config = Config::from(PoolConfig { max_statement: Duration::from_millis(100), ..Default::default() });
     Fixture::with(config).await
 }
 
