@@ -152,10 +152,6 @@ impl<'a> Watch<'a> {
         self.affected = done.rows_affected();
     }
 
-    fn count_all(&mut self, rows: &Vec<PgRow>) {
-        self.returned = rows.len() as u64;
-    }
-
     fn count_one(&mut self, row: &Option<PgRow>) {
         self.returned = u64::from(row.is_some());
     }
@@ -318,7 +314,10 @@ impl<'p> Executor<'p> for Here<'p> {
             let mut using = pool.checkout_for(&mut statement).await?;
             let watch = Watch::start(&pool, &statement, using.lease.wait);
             let (connection, alarm) = using.lease.line();
-            let result = answer(watch, alarm, connection.fetch_all(statement), Watch::count_all).await;
+            let result = answer(watch, alarm, connection.fetch_all(statement), |watch, rows| {
+                watch.returned = rows.len() as u64
+            })
+            .await;
             using.end_with(result).await
         })
     }
@@ -406,7 +405,10 @@ impl<'c> Executor<'c> for Timed<'c> {
         Box::pin(async move {
             let statement = statement.map_err(sqlx::Error::Encode)?;
             let watch = Watch::start(&self.pool, &statement, Duration::ZERO);
-            answer(watch, &mut alarm(), self.connection.fetch_all(statement), Watch::count_all).await
+            answer(watch, &mut alarm(), self.connection.fetch_all(statement), |watch, rows| {
+                watch.returned = rows.len() as u64
+            })
+            .await
         })
     }
 
