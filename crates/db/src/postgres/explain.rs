@@ -11,8 +11,8 @@ use crate::{
     telemetry,
 };
 
-/// The longest that planning may take.
-const DEADLINE: Duration = Duration::from_secs(1);
+/// The longest that it may take, the wait for a connection included.
+const DEADLINE: Duration = Duration::from_secs(5);
 /// The server's own limit comes first, so that the connection stays whole.
 const BEGIN: &str =
     "BEGIN READ ONLY; SET LOCAL statement_timeout = 500; SET LOCAL plan_cache_mode = force_generic_plan";

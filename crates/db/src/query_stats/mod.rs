@@ -4,6 +4,9 @@
 //! and N+1 is found: one statement, repeated in one scope from one call site. In tests, [`watch`] says what a future
 //! ran. Whoever uses sqlx's pools, without ours, gets the same from `SqlxLayer`, as far as sqlx's events tell.
 
+// Each database uses its part.
+#![cfg_attr(not(all(feature = "postgres", feature = "sqlite")), allow(dead_code))]
+
 mod config;
 mod histogram;
 #[cfg(feature = "tracing-layer")]
@@ -155,13 +158,11 @@ impl QueryStats {
     }
 
     /// A statement that was recorded on this thread has failed.
-    #[cfg(feature = "sqlite")]
     pub(crate) fn fail(&self, key: u64) {
         self.0.table.fail(key);
     }
 
     /// Whether the plan of this slow statement is to be taken now.
-    #[cfg(any(feature = "postgres", feature = "sqlite"))]
     pub(crate) fn wants_plan(&self, series: &Series) -> bool {
         let Shared { config, plans, .. } = &*self.0;
         if !config.enabled || !config.explain_slow || !series.shape.reads {

@@ -142,7 +142,7 @@ mod tests {
    4: shop::users::load::{{closure}}
              at ./apps/shop/src/users.rs:12:9
    5: poll<tokio::task>
-             at /root/.cargo/registry/src/index/tokio/src/task.rs:1:1
+             at /cargo/registry/src/index/tokio/src/task.rs:1:1
    6: main
 ";
 
