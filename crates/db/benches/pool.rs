@@ -8,12 +8,14 @@
 use std::{
     collections::HashMap,
     future::Future,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use greenwave_db::{BatchConfig, BatchLoader, PoolConfig, postgres::Pool};
 use rustix::time::{ClockId, clock_gettime};
-use sqlx::PgPool;
+use sqlx::{Connection, PgConnection, PgPool};
+use tokio::sync::Semaphore;
 
 const ROWS: i64 = 100_000;
 const TASKS: u64 = 256;
@@ -31,6 +33,10 @@ struct Measured {
     /// Of this process: the client's side.
     cpu_us: f64,
 }
+
+/// What sqlx's connection allows at best: nothing is checked, timed, reported or made clean.
+#[derive(Clone)]
+struct Bare(Arc<(Semaphore, Mutex<Vec<PgConnection>>)>);
 
 type Loader = BatchLoader<i64, String, sqlx::Error>;
 
@@ -58,9 +64,10 @@ async fn compare(settings: &Settings) {
     let options = sqlx::postgres::PgPoolOptions::new().max_connections(CONNECTIONS);
     let theirs = options.connect(&url).await.unwrap();
     let deadpool = deadpool(&url);
+    let bare = bare(&url).await;
     let loader = loader(ours.clone());
 
-    let mut rounds: Vec<[Measured; 4]> = Vec::new();
+    let mut rounds: Vec<[Measured; 5]> = Vec::new();
     let mut alone: Vec<(Duration, Duration)> = Vec::new();
     for _ in 0..settings.rounds {
         rounds.push([
@@ -68,6 +75,7 @@ async fn compare(settings: &Settings) {
             crowd(settings, &deadpool, through_deadpool).await,
             crowd(settings, &ours, through_ours).await,
             crowd(settings, &loader, through_loader).await,
+            crowd(settings, &bare, through_bare).await,
         ]);
         alone
             .push((lone(settings, &ours, through_ours).await, lone(settings, &loader, through_loader).await));
@@ -75,9 +83,14 @@ async fn compare(settings: &Settings) {
     report(&rounds, &alone);
 }
 
-fn report(rounds: &[[Measured; 4]], alone: &[(Duration, Duration)]) {
-    let names =
-        ["sqlx PgPool, defaults", "deadpool-postgres, prepared", "postgres::Pool", "BatchLoader over it"];
+fn report(rounds: &[[Measured; 5]], alone: &[(Duration, Duration)]) {
+    let names = [
+        "sqlx PgPool, defaults",
+        "deadpool-postgres, prepared",
+        "postgres::Pool",
+        "BatchLoader over it",
+        "sqlx's connections, bare",
+    ];
     println!("{TASKS} tasks by primary key, {CONNECTIONS} connections, medians of {} rounds\n", rounds.len());
     println!("| | queries/s | client CPU µs a query |\n|---|---|---|");
     for (n, name) in names.iter().enumerate() {
@@ -90,6 +103,8 @@ fn report(rounds: &[[Measured; 4]], alone: &[(Duration, Duration)]) {
     let lone = median(alone.iter().map(|(pool, loader)| loader.as_secs_f64() / pool.as_secs_f64()));
     println!("\n| ratio | measured | wanted |\n|---|---|---|");
     println!("| pool ÷ sqlx PgPool, queries/s | {:.2} | ≥ 2.6 |", speed(2, 0));
+    println!("| bare connections ÷ sqlx PgPool, queries/s | {:.2} | the most there is |", speed(4, 0));
+    println!("| pool ÷ bare connections, client CPU a query | {:.2} | |", cpu(2, 4));
     println!("| pool ÷ deadpool-postgres, queries/s | {:.2} | ≥ 1.0 |", speed(2, 1));
     println!("| batch ÷ sqlx PgPool, queries/s | {:.1} | ≥ 14 |", speed(3, 0));
     println!("| batch ÷ sqlx PgPool, client CPU a query | {:.3} | ≤ 0.1 |", cpu(3, 0));
@@ -100,6 +115,14 @@ fn deadpool(url: &str) -> deadpool_postgres::Pool {
     let config: tokio_postgres::Config = url.parse().unwrap();
     let manager = deadpool_postgres::Manager::new(config, tokio_postgres::NoTls);
     deadpool_postgres::Pool::builder(manager).max_size(CONNECTIONS as usize).build().unwrap()
+}
+
+async fn bare(url: &str) -> Bare {
+    let mut connections = Vec::new();
+    for _ in 0..CONNECTIONS {
+        connections.push(PgConnection::connect(url).await.unwrap());
+    }
+    Bare(Arc::new((Semaphore::new(CONNECTIONS as usize), Mutex::new(connections))))
 }
 
 fn loader(pool: Pool) -> Loader {
@@ -129,6 +152,15 @@ async fn through_deadpool(pool: deadpool_postgres::Pool, key: i64) {
 
 async fn through_ours(pool: Pool, key: i64) {
     let name: String = sqlx::query_scalar(BY_KEY).bind(key).fetch_one(&pool).await.unwrap();
+    check(key, &name);
+}
+
+async fn through_bare(bare: Bare, key: i64) {
+    let (permits, connections) = &*bare.0;
+    let _permit = permits.acquire().await.unwrap();
+    let mut connection = connections.lock().unwrap().pop().unwrap();
+    let name: String = sqlx::query_scalar(BY_KEY).bind(key).fetch_one(&mut connection).await.unwrap();
+    connections.lock().unwrap().push(connection);
     check(key, &name);
 }
 

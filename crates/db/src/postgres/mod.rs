@@ -44,7 +44,10 @@ pub use transaction::Transaction;
 /// another one has just been found broken; sqlx pings before and after every statement. When the server restarts, the
 /// statements under way fail, and later ones get new connections, a few of which are opened at a time.
 ///
-/// Callers are served in the order in which they came.
+/// Callers are served in the order in which they came. A statement ends within
+/// [`max_statement`](PoolConfig::max_statement), whatever the server and the network do, with [`Error::TooLong`].
+///
+/// The pool belongs to the runtime in which it was made, and closes when that ends.
 ///
 /// # Cancel safety
 /// Every future and stream of the pool may be dropped at any time. A connection on which a statement is then still
@@ -149,6 +152,9 @@ impl Pool {
 
     /// Lends a connection of this pool, a transaction's for example, as an executor that times its statements as
     /// the pool does. They count for the line that calls this.
+    ///
+    /// A statement that fails with [`Error::TooLong`] is still under way on its connection: drop the transaction, or the
+    /// connection, and the pool cancels it.
     #[track_caller]
     pub fn timed<'c>(&self, connection: &'c mut PgConnection) -> Timed<'c> {
         Timed::new(self.clone(), connection, Location::caller())

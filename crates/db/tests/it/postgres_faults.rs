@@ -256,3 +256,23 @@ async fn a_server_without_room_is_named_in_time_and_used_once_it_has_some() {
     limit("-1").await;
     sqlx::query("SELECT 1").execute(&pool).await.unwrap();
 }
+
+#[test]
+fn a_pool_whose_runtime_ends_sends_away_who_waits_elsewhere() {
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (its_own, other) = (runtime(), runtime());
+    let config =
+        PoolConfig { max_connections: 1, connection_timeout: Duration::from_secs(60), ..Default::default() };
+    let pool = its_own.block_on(async { Pool::connect(&postgres_database(), config).await }).unwrap();
+    let held = its_own.block_on(pool.acquire()).unwrap();
+    let waiting = other.spawn({
+        let pool = pool.clone();
+        async move { pool.acquire().await.map(drop) }
+    });
+    // It waits already, or has yet to ask: the answer is the same.
+    drop(its_own);
+    assert!(matches!(other.block_on(waiting).unwrap(), Err(sqlx::Error::PoolClosed)));
+    drop(held);
+    assert_eq!(pool.size(), 0);
+}
