@@ -72,7 +72,7 @@ fn size_of(orders: u64) -> SeedSize {
 const MAX_CONNECTIONS: usize = 30;
 
 /// Longer than any operation should wait for a connection: the wait is latency, and not an error.
-pub(super) const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Opens a copy with a connection for each task.
 async fn open(setup: &Setup, url: &str) -> Result<Store, BoxError> {
@@ -93,7 +93,7 @@ pub(super) fn pool_config(concurrency: usize) -> PoolConfig {
 }
 
 /// How many connections that is.
-pub(super) fn connections(concurrency: usize) -> u32 {
+fn connections(concurrency: usize) -> u32 {
     u32::try_from(concurrency.clamp(1, MAX_CONNECTIONS)).unwrap_or(1)
 }
 
