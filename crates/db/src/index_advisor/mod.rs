@@ -3,9 +3,14 @@
 //! It changes nothing itself.
 
 mod advice;
+mod error;
+#[cfg(feature = "postgres")]
+pub mod postgres;
+mod report;
 mod workload;
 
 pub use advice::{Advice, Effect, Finding, IndexAdvice, Skipped, Unit};
+pub use error::Error;
 pub use workload::{Workload, WorkloadStatement};
 
 use std::time::Duration;
