@@ -1,0 +1,268 @@
+//! A sample of each table, from which is estimated what no statistics tell.
+
+use std::{cell::RefCell, collections::{HashMap, HashSet}};
+
+use rusqlite::{Connection, OptionalExtension, Result, Statement, params_from_iter, types::Value};
+
+use super::schema::{Key, Schema, Table, quoted};
+
+/// The most rows of a table that are read.
+const MAX_ROWS: u32 = 20_000;
+/// The most bytes of a table that are kept.
+const MAX_BYTES: usize = 32 << 20;
+/// Up to here rows are counted, beyond that estimated.
+const MAX_COUNTED: u32 = 1_000_000;
+/// Places at which the density of a large table's row numbers is measured, and row numbers at each.
+const PROBES: (i64, i64) = (100, 100);
+
+/// Rows of the tables, in memory.
+pub(super) struct Sample {
+    db: Connection,
+    sizes: HashMap<String, Size>,
+    known: RefCell<HashMap<String, f64>>,
+}
+
+#[derive(Clone, Copy)]
+struct Size {
+    rows: f64,
+    sampled: f64,
+}
+
+impl Sample {
+    /// Reads the sample. A table that cannot be read, for it needs a function or a collation that is not there, is
+    /// left out.
+    pub(super) fn read(source: &Connection, schema: &Schema) -> Result<Self> {
+        let db = Connection::open_in_memory()?;
+        db.execute_batch("PRAGMA foreign_keys = OFF; PRAGMA ignore_check_constraints = ON")?;
+        let mut sizes = HashMap::new();
+        for table in &schema.tables {
+            let rows = count(source, table)?;
+            if db.execute_batch(&table.sql).is_ok() {
+                let sampled = f64::from(copy_rows(source, &db, table, rows)?);
+                sizes.insert(table.name.to_lowercase(), Size { rows: rows.max(sampled), sampled });
+            } else {
+                sizes.insert(table.name.to_lowercase(), Size { rows, sampled: 0.0 });
+            }
+        }
+        Ok(Self { db, sizes, known: RefCell::default() })
+    }
+
+    fn size(&self, table: &str) -> Size {
+        self.sizes.get(&table.to_lowercase()).copied().unwrap_or(Size { rows: 0.0, sampled: 0.0 })
+    }
+
+    /// The rows of the table.
+    pub(super) fn rows(&self, table: &str) -> f64 {
+        self.size(table).rows
+    }
+
+    /// The part of the table's rows that meet the condition; none where that cannot be told.
+    pub(super) fn fraction(&self, table: &str, condition: &str) -> Option<f64> {
+        let sampled = self.size(table).sampled;
+        if sampled < 1.0 {
+            return None;
+        }
+        let sql = format!("SELECT count(*) FROM {} WHERE {condition}", quoted(table));
+        let found = self.ask(sql)?;
+        // None in the sample may be a few in the table.
+        Some(if found < 1.0 { 0.5 / sampled } else { found / sampled })
+    }
+
+    /// How many different values the keys together have in the rows that meet the condition, estimated as PostgreSQL
+    /// does: Haas and Stokes, "Estimating the Number of Classes in a Finite Population", estimator Duj1.
+    pub(super) fn distinct(&self, table: &str, keys: &[String], condition: Option<&str>) -> Option<f64> {
+        let Size { rows, sampled } = self.size(table);
+        let part = condition.map_or(Some(1.0), |condition| self.fraction(table, condition))?;
+        let (rows, sampled) = (rows * part, sampled * part);
+        if sampled < 1.0 || keys.is_empty() {
+            return None;
+        }
+        let filter = condition.map(|condition| format!(" WHERE {condition}")).unwrap_or_default();
+        let groups = format!("SELECT count(*) AS n FROM {}{filter} GROUP BY {}", quoted(table), keys.join(", "));
+        let distinct = self.ask(format!("SELECT count(*) FROM ({groups})"))?;
+        let once = self.ask(format!("SELECT count(*) FROM ({groups}) WHERE n = 1"))?;
+        let estimate = sampled * distinct / (sampled - once + once * sampled / rows);
+        Some(estimate.clamp(distinct.max(1.0), rows.max(1.0)))
+    }
+
+    /// What `sqlite_stat1` would say about an index: its entries, then for each prefix of its key how many of them have
+    /// the same value.
+    pub(super) fn stat(&self, table: &str, keys: &[Key], unique: bool, condition: Option<&str>) -> Option<String> {
+        let part = condition.map_or(Some(1.0), |condition| self.fraction(table, condition))?;
+        let entries = (self.rows(table) * part).ceil();
+        let mut stat = format!("{entries}");
+        for length in 1..=keys.len() {
+            let prefix: Vec<String> = keys[..length].iter().map(collated).collect();
+            let alike = match self.distinct(table, &prefix, condition) {
+                _ if unique && length == keys.len() => 1.0,
+                Some(distinct) => (entries / distinct).round().max(1.0),
+                None => return None,
+            };
+            stat.push_str(&format!(" {alike}"));
+        }
+        Some(stat)
+    }
+
+    /// The size of an index in bytes.
+    pub(super) fn bytes(&self, table: &Table, keys: &[Key], condition: Option<&str>) -> u64 {
+        let part = condition.and_then(|condition| self.fraction(&table.name, condition)).unwrap_or(1.0);
+        let mut columns: Vec<String> = keys.iter().map(Key::sql).collect();
+        if table.without_rowid {
+            let own = |name: &&str| !keys.iter().any(|key| key.expression.eq_ignore_ascii_case(name));
+            columns.extend(table.primary_key().into_iter().filter(own).map(quoted));
+        }
+        // As SQLite's records are: integers as short as they are, and a byte or two to say what each value is.
+        let width = |column: &String| {
+            format!(
+                "CASE typeof({column}) WHEN 'null' THEN 1 WHEN 'real' THEN 9 WHEN 'integer' THEN \
+                 CASE WHEN {column} IN (0, 1) THEN 1 WHEN {column} BETWEEN -128 AND 127 THEN 2 \
+                 WHEN {column} BETWEEN -32768 AND 32767 THEN 3 WHEN {column} BETWEEN -8388608 AND 8388607 THEN 4 \
+                 WHEN {column} BETWEEN -2147483648 AND 2147483647 THEN 5 WHEN {column} BETWEEN -140737488355328 AND \
+                 140737488355327 THEN 7 ELSE 9 END ELSE length(CAST({column} AS BLOB)) + 1 + (length({column}) > 57) END"
+            )
+        };
+        let widths: Vec<String> = columns.iter().map(width).collect();
+        let filter = condition.map(|condition| format!(" WHERE {condition}")).unwrap_or_default();
+        let sql = format!("SELECT avg({}) FROM {}{filter}", widths.join(" + "), quoted(&table.name));
+        let payload = self.ask(sql).unwrap_or(16.0 * columns.len() as f64);
+        let rows = self.rows(&table.name);
+        let rowid = if table.without_rowid { 0.0 } else { 1.0 + bytes_of_integer(rows) };
+        // A header of a byte, a length of a byte, a pointer of two; pages are full when an index is made.
+        let entry = payload + rowid + 4.0;
+        let pages = (rows * part * entry / 4080.0).ceil().max(1.0);
+        pages as u64 * 4096
+    }
+
+    /// A value that the expression has, as a literal: of the row at that part of the sample, from 0 to 1.
+    pub(super) fn value(&self, table: &str, expression: &str, at: f64) -> Option<String> {
+        let offset = (self.size(table).sampled * at) as i64;
+        let sql = format!("SELECT quote({expression}) FROM {} LIMIT 1 OFFSET {offset}", quoted(table));
+        self.db.query_row(&sql, (), |row| row.get(0)).optional().ok().flatten()
+    }
+
+    /// The one number that a statement about the sample returns; asked once.
+    fn ask(&self, sql: String) -> Option<f64> {
+        if let Some(known) = self.known.borrow().get(&sql) {
+            return Some(*known);
+        }
+        let number: f64 = self.db.query_row(&sql, (), |row| row.get::<_, Option<f64>>(0)).ok().flatten()?;
+        self.known.borrow_mut().insert(sql, number);
+        Some(number)
+    }
+}
+
+/// A key as values of it are told apart.
+fn collated(key: &Key) -> String {
+    match key.collation.as_str() {
+        "" | "BINARY" => key.sql(),
+        collation => format!("{} COLLATE {}", key.sql(), quoted(collation)),
+    }
+}
+
+fn bytes_of_integer(value: f64) -> f64 {
+    (value.max(2.0).log2() / 8.0).ceil()
+}
+
+/// The rows of a table: counted, or estimated where they are many.
+fn count(source: &Connection, table: &Table) -> Result<f64> {
+    let name = quoted(&table.name);
+    let limit = if table.without_rowid { i64::MAX } else { i64::from(MAX_COUNTED) };
+    let counted: i64 =
+        source.query_row(&format!("SELECT count(*) FROM (SELECT 1 FROM {name} LIMIT {limit})"), (), |row| row.get(0))?;
+    if counted < limit {
+        return Ok(counted as f64);
+    }
+    let (first, span) = rowids(source, &name)?;
+    let mut probe = source
+        .prepare(&format!("SELECT count(*) FROM (SELECT 1 FROM {name} WHERE rowid >= ?1 AND rowid - ?1 < ?2 LIMIT ?2)"))?;
+    let (places, width) = PROBES;
+    let mut found = 0;
+    for place in 0..places {
+        let at = first + (span / places as f64 * place as f64) as i64;
+        found += probe.query_row([at, width], |row| row.get::<_, i64>(0))?;
+    }
+    let density = found as f64 / (places * width) as f64;
+    Ok((span * density).max(counted as f64))
+}
+
+/// The first row number, and how many there could be.
+fn rowids(source: &Connection, name: &str) -> Result<(i64, f64)> {
+    // Two subqueries, for each is then a look at one end of the table.
+    let sql = format!("SELECT (SELECT min(rowid) FROM {name}), (SELECT max(rowid) FROM {name})");
+    let (first, last): (Option<i64>, Option<i64>) =
+        source.query_row(&sql, (), |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let (first, last) = (first.unwrap_or(0), last.unwrap_or(0));
+    Ok((first, last as f64 - first as f64 + 1.0))
+}
+
+/// Copies rows from all over the table; how many.
+fn copy_rows(source: &Connection, sample: &Connection, table: &Table, rows: f64) -> Result<u32> {
+    let name = quoted(&table.name);
+    let columns: Vec<String> =
+        table.columns.iter().filter(|column| !column.generated).map(|column| quoted(&column.name)).collect();
+    let list = columns.join(", ");
+    let marks = vec!["?"; columns.len()].join(", ");
+    let transaction = sample.unchecked_transaction()?;
+    let mut copy = Copy {
+        insert: sample.prepare(&format!("INSERT OR IGNORE INTO {name} ({list}) VALUES ({marks})"))?,
+        copied: 0,
+        bytes: 0,
+    };
+    if rows <= f64::from(MAX_ROWS) || table.without_rowid {
+        // Every so many rows, from one end to the other.
+        let stride = (rows / f64::from(MAX_ROWS)).ceil().max(1.0) as usize;
+        let mut all = source.prepare(&format!("SELECT {list} FROM {name}"))?;
+        let mut all = all.query(())?;
+        let mut number = 0;
+        while let Some(row) = all.next()? {
+            number += 1;
+            if number % stride == 0 && !copy.row(row, columns.len(), 0)? {
+                break;
+            }
+        }
+    } else {
+        let (first, span) = rowids(source, &name)?;
+        let mut next =
+            source.prepare(&format!("SELECT rowid, {list} FROM {name} WHERE rowid >= ?1 ORDER BY rowid LIMIT 1"))?;
+        let mut seen = HashSet::new();
+        for number in 0..u64::from(MAX_ROWS) {
+            // Multiples of the golden ratio spread evenly however many of them there are, so a sample that ends early
+            // is from all over the table too.
+            let place = (number as f64 * 0.618_033_988_749_895).fract();
+            let mut found = next.query([first + (span * place) as i64])?;
+            let Some(row) = found.next()? else { continue };
+            let rowid: i64 = row.get(0)?;
+            if seen.insert(rowid) && !copy.row(row, columns.len(), 1)? {
+                break;
+            }
+        }
+    }
+    let copied = copy.copied;
+    drop(copy);
+    transaction.commit()?;
+    Ok(copied)
+}
+
+struct Copy<'c> {
+    insert: Statement<'c>,
+    copied: u32,
+    bytes: usize,
+}
+
+impl Copy<'_> {
+    /// Copies the row's columns from that one on; whether there is room for more.
+    fn row(&mut self, row: &rusqlite::Row<'_>, columns: usize, from: usize) -> Result<bool> {
+        let values: Vec<Value> = (from..from + columns).map(|column| row.get(column)).collect::<Result<_>>()?;
+        self.bytes += values.iter().map(size_of_value).sum::<usize>();
+        self.copied += u32::try_from(self.insert.execute(params_from_iter(values))?).unwrap_or(0);
+        Ok(self.bytes < MAX_BYTES)
+    }
+}
+
+fn size_of_value(value: &Value) -> usize {
+    match value {
+        Value::Text(text) => text.len(),
+        Value::Blob(blob) => blob.len(),
+        _ => 8,
+    }
+}
