@@ -40,4 +40,16 @@ pub enum Error {
         /// The database's own words.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+
+    /// The database is too large for advice to be tried out on a copy.
+    #[error(
+        "the database has {} MB, and advice is verified on a copy of {} MB at most: ask for advice without it",
+        bytes >> 20, max_bytes >> 20
+    )]
+    TooLarge {
+        /// Its size.
+        bytes: u64,
+        /// The largest that is copied.
+        max_bytes: u64,
+    },
 }

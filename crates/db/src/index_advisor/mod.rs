@@ -7,6 +7,8 @@ mod error;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 mod report;
+#[cfg(feature = "sqlite")]
+pub mod sqlite;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod usage;
 mod workload;

@@ -3,13 +3,17 @@
 use std::collections::BTreeSet;
 
 use super::{
+    estimate::IndexKeys,
     sample::Sample,
-    schema::{Index, Key, Schema, Table, identifier},
+    schema::{Key, Schema, Table, identifier},
 };
 use crate::index_advisor::usage::{
     self,
     candidate::{Candidate, Flavour},
 };
+
+/// The longest name, in characters, but for its ending.
+const MAX_NAME: usize = 56;
 
 /// An index that might be created.
 #[derive(Clone, Debug)]
@@ -53,20 +57,16 @@ impl NewIndex {
         if keys.first().is_none_or(|key| is_rowid(table, &key.expression)) {
             return None;
         }
+        let told_apart = keys.len();
         keys.extend(carried);
+        if told_apart < keys.len() && table.columns.len() > 2 && keys.len() >= table.columns.len() - 1 {
+            return None; // That is the table once more.
+        }
         let condition: Vec<&str> = candidate.condition.iter().map(String::as_str).collect();
         let condition = (!condition.is_empty()).then(|| condition.join(" AND "));
-        let exists = |index: &Index| {
-            index.condition.is_none() && index.keys.len() >= keys.len() && keys.iter().zip(&index.keys).all(same(table))
-        };
-        if schema.indexes_of(&table.name).any(exists) {
-            return None;
-        }
-        let stat = sample.stat(&table.name, &keys, false, condition.as_deref());
+        let stat = sample.stat(&table.name, &keys, told_apart, condition.as_deref());
         let bytes = sample.bytes(table, &keys, condition.as_deref());
-        let mut index = Self { name: String::new(), table: table.name.clone(), keys, condition, stat, bytes };
-        index.name = index.free_name(schema);
-        Some(index)
+        Some(Self { name: String::new(), table: table.name.clone(), keys, condition, stat, bytes })
     }
 
     /// The statement that creates it.
@@ -86,46 +86,35 @@ impl NewIndex {
         )
     }
 
-    /// Whether this index answers whatever the other does.
-    pub(super) fn covers(&self, other: &Self) -> bool {
-        self.table == other.table && self.condition == other.condition && self.keys.starts_with(&other.keys)
+    /// Its keys as SQL.
+    pub(super) fn index_keys(&self) -> IndexKeys {
+        IndexKeys { keys: self.keys.iter().map(Key::sql).collect(), condition: self.condition.clone() }
     }
 
-    /// A name made of the table's and the key's that no other index has.
-    fn free_name(&self, schema: &Schema) -> String {
-        let partial = if self.condition.is_some() { "partial_" } else { "" };
-        let parts: Vec<&str> = self.keys.iter().map(|key| key.expression.as_str()).collect();
-        let text = format!("{}_{}_{partial}idx", self.table, parts.join("_"));
-        let words: Vec<String> = text
-            .split(|c: char| !c.is_alphanumeric() && c != '_')
-            .filter(|word| !word.is_empty())
-            .map(str::to_lowercase)
-            .collect();
-        let name = words.join("_");
-        let taken = |name: &str| schema.indexes.iter().any(|index| index.name.eq_ignore_ascii_case(name));
-        let mut free = name.clone();
-        for number in 2.. {
-            if !taken(&free) {
-                break;
-            }
-            free = format!("{name}_{number}");
-        }
-        free
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        self.table == other.table && self.keys == other.keys && self.condition == other.condition
+    }
+
+    /// A name made of the table's and the key's.
+    fn wanted_name(&self) -> String {
+        let part = |key: &Key| format!("{} {}{}", key.expression, key.collation, if key.descending { " desc" } else { "" });
+        let keys: Vec<String> = self.keys.iter().map(part).collect();
+        let condition = self.condition.as_ref().map(|condition| format!("where {condition}")).unwrap_or_default();
+        let text = format!("{} {} {condition}", self.table, keys.join(" ")).to_lowercase();
+        let words = text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty());
+        let name: String = words.collect::<Vec<_>>().join("_").chars().take(MAX_NAME).collect();
+        name + "_idx"
     }
 }
 
 /// Each entry of an index ends with the rowid, so a key need not.
 fn strip_rowid(table: &Table, keys: &mut Vec<Key>) {
-    if let [.., before, last] = keys.as_slice()
-        && is_rowid(table, &last.expression)
-    {
-        // Read backwards, a descending rowid is an ascending one.
-        let flip = last.descending;
-        let directed = before.descending || flip;
-        keys.pop();
-        if flip && directed {
-            keys.iter_mut().for_each(|key| key.descending = !key.descending);
-        }
+    if keys.len() < 2 || !keys.last().is_some_and(|last| is_rowid(table, &last.expression)) {
+        return;
+    }
+    // Read backwards, an ascending rowid is a descending one.
+    if let (Some(last), Some(before)) = (keys.pop(), keys.last_mut()) {
+        before.descending ^= last.descending;
     }
 }
 
@@ -133,17 +122,17 @@ fn is_rowid(table: &Table, name: &str) -> bool {
     table.rowid_column().is_some_and(|rowid| rowid.eq_ignore_ascii_case(name))
 }
 
-/// Whether a new key stands in an index as it is. A direction matters only among several.
-fn same(table: &Table) -> impl Fn((&Key, &Key)) -> bool {
-    let _ = table;
-    |(new, old)| {
-        let collated = new.collation.is_empty() || new.collation == old.collation;
-        new.expression.eq_ignore_ascii_case(&old.expression) && collated && new.descending == old.descending
+/// Gives each a name that nothing else has.
+pub(super) fn name(indexes: &mut [NewIndex], schema: &Schema) {
+    let mut names: BTreeSet<String> = schema.indexes.iter().map(|index| index.name.to_lowercase()).collect();
+    for index in indexes {
+        let wanted = index.wanted_name();
+        index.name.clone_from(&wanted);
+        for number in 2.. {
+            if names.insert(index.name.clone()) {
+                break;
+            }
+            index.name = format!("{wanted}_{number}");
+        }
     }
-}
-
-/// Those that no other of them is.
-pub(super) fn distinct(indexes: impl Iterator<Item = NewIndex>) -> Vec<NewIndex> {
-    let mut seen = BTreeSet::new();
-    indexes.filter(|index| seen.insert((index.name.clone(), index.create()))).collect()
 }

@@ -28,8 +28,7 @@ pub(super) struct Node {
 impl Planner {
     /// Copies the schema and its statistics into an empty database; what has no statistics gets them from the sample.
     pub(super) fn new(db: Connection, source: &Connection, schema: &Schema, sample: &Sample) -> Result<Self> {
-        // A pattern given to LIKE uses an index or not by this setting, which can only be seen by its effect.
-        let exact: bool = source.query_row("SELECT NOT ('a' LIKE 'A')", (), |row| row.get(0))?;
+        let exact = sample.like_is_exact;
         db.execute_batch(&format!("PRAGMA foreign_keys = OFF; PRAGMA case_sensitive_like = {exact}"))?;
         let own = |index: &&Index| index.sql.is_some();
         let statements = schema.tables.iter().map(|table| &table.sql).chain(schema.views.iter().map(|(_, sql)| sql));
@@ -117,7 +116,7 @@ fn copy_statistics(source: &Connection, copy: &Connection, schema: &Schema, samp
             if believed && lines.iter().any(|line| has(&line)) {
                 continue;
             }
-            let stat = sample.stat(&table.name, &index.keys, index.unique, index.condition.as_deref());
+            let stat = sample.stat(&table.name, &index.keys, index.keys.len(), index.condition.as_deref());
             if let Some(stat) = stat {
                 insert.execute(params![table.name, index.name, stat])?;
                 any |= index.condition.is_none();

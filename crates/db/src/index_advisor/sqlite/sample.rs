@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension, Result, Statement, params_from_ite
 use super::schema::{Key, Schema, Table, quoted};
 
 /// The most rows of a table that are read.
-const MAX_ROWS: u32 = 20_000;
+const MAX_ROWS: u32 = 10_000;
 /// The most bytes of a table that are kept.
 const MAX_BYTES: usize = 32 << 20;
 /// Up to here rows are counted, beyond that estimated.
@@ -17,9 +17,11 @@ const PROBES: (i64, i64) = (100, 100);
 
 /// Rows of the tables, in memory.
 pub(super) struct Sample {
+    /// Whether LIKE tells 'a' from 'A'.
+    pub(super) like_is_exact: bool,
     db: Connection,
     sizes: HashMap<String, Size>,
-    known: RefCell<HashMap<String, f64>>,
+    known: RefCell<HashMap<String, Option<(f64, f64)>>>,
 }
 
 #[derive(Clone, Copy)]
@@ -33,18 +35,22 @@ impl Sample {
     /// left out.
     pub(super) fn read(source: &Connection, schema: &Schema) -> Result<Self> {
         let db = Connection::open_in_memory()?;
-        db.execute_batch("PRAGMA foreign_keys = OFF; PRAGMA ignore_check_constraints = ON")?;
+        // A setting that can only be seen by its effect.
+        let like_is_exact = source.query_row("SELECT NOT ('a' LIKE 'A')", (), |row| row.get(0))?;
+        db.execute_batch(&format!(
+            "PRAGMA foreign_keys = OFF; PRAGMA ignore_check_constraints = ON; PRAGMA case_sensitive_like = {like_is_exact}"
+        ))?;
         let mut sizes = HashMap::new();
         for table in &schema.tables {
             let rows = count(source, table)?;
             if db.execute_batch(&table.sql).is_ok() {
-                let sampled = f64::from(copy_rows(source, &db, table, rows)?);
+                let sampled = f64::from(copy_some(source, &db, table, rows)?);
                 sizes.insert(table.name.to_lowercase(), Size { rows: rows.max(sampled), sampled });
             } else {
                 sizes.insert(table.name.to_lowercase(), Size { rows, sampled: 0.0 });
             }
         }
-        Ok(Self { db, sizes, known: RefCell::default() })
+        Ok(Self { like_is_exact, db, sizes, known: RefCell::default() })
     }
 
     fn size(&self, table: &str) -> Size {
@@ -62,8 +68,8 @@ impl Sample {
         if sampled < 1.0 {
             return None;
         }
-        let sql = format!("SELECT count(*) FROM {} WHERE {condition}", quoted(table));
-        let found = self.ask(sql)?;
+        let sql = format!("SELECT count(*), 0 FROM {} WHERE {condition}", quoted(table));
+        let (found, _) = self.ask(sql)?;
         // None in the sample may be a few in the table.
         Some(if found < 1.0 { 0.5 / sampled } else { found / sampled })
     }
@@ -78,26 +84,26 @@ impl Sample {
             return None;
         }
         let filter = condition.map(|condition| format!(" WHERE {condition}")).unwrap_or_default();
+        let mut keys = keys.to_vec();
+        keys.sort();
         let groups = format!("SELECT count(*) AS n FROM {}{filter} GROUP BY {}", quoted(table), keys.join(", "));
-        let distinct = self.ask(format!("SELECT count(*) FROM ({groups})"))?;
-        let once = self.ask(format!("SELECT count(*) FROM ({groups}) WHERE n = 1"))?;
+        let (distinct, once) = self.ask(format!("SELECT count(*), total(n = 1) FROM ({groups})"))?;
         let estimate = sampled * distinct / (sampled - once + once * sampled / rows);
         Some(estimate.clamp(distinct.max(1.0), rows.max(1.0)))
     }
 
     /// What `sqlite_stat1` would say about an index: its entries, then for each prefix of its key how many of them have
-    /// the same value.
-    pub(super) fn stat(&self, table: &str, keys: &[Key], unique: bool, condition: Option<&str>) -> Option<String> {
+    /// the same value. Beyond the first `told_apart` parts of the key that number is taken to stay.
+    pub(super) fn stat(&self, table: &str, keys: &[Key], told_apart: usize, condition: Option<&str>) -> Option<String> {
         let part = condition.map_or(Some(1.0), |condition| self.fraction(table, condition))?;
         let entries = (self.rows(table) * part).ceil();
         let mut stat = format!("{entries}");
+        let mut alike = entries;
         for length in 1..=keys.len() {
-            let prefix: Vec<String> = keys[..length].iter().map(collated).collect();
-            let alike = match self.distinct(table, &prefix, condition) {
-                _ if unique && length == keys.len() => 1.0,
-                Some(distinct) => (entries / distinct).round().max(1.0),
-                None => return None,
-            };
+            if length <= told_apart {
+                let prefix: Vec<String> = keys[..length].iter().map(collated).collect();
+                alike = (entries / self.distinct(table, &prefix, condition)?).round().clamp(1.0, alike.max(1.0));
+            }
             stat.push_str(&format!(" {alike}"));
         }
         Some(stat)
@@ -123,8 +129,8 @@ impl Sample {
         };
         let widths: Vec<String> = columns.iter().map(width).collect();
         let filter = condition.map(|condition| format!(" WHERE {condition}")).unwrap_or_default();
-        let sql = format!("SELECT avg({}) FROM {}{filter}", widths.join(" + "), quoted(&table.name));
-        let payload = self.ask(sql).unwrap_or(16.0 * columns.len() as f64);
+        let sql = format!("SELECT avg({}), 0 FROM {}{filter}", widths.join(" + "), quoted(&table.name));
+        let payload = self.ask(sql).map_or(16.0 * columns.len() as f64, |(width, _)| width);
         let rows = self.rows(&table.name);
         let rowid = if table.without_rowid { 0.0 } else { 1.0 + bytes_of_integer(rows) };
         // A header of a byte, a length of a byte, a pointer of two; pages are full when an index is made.
@@ -133,21 +139,21 @@ impl Sample {
         pages as u64 * 4096
     }
 
-    /// A value that the expression has, as a literal: of the row at that part of the sample, from 0 to 1.
-    pub(super) fn value(&self, table: &str, expression: &str, at: f64) -> Option<String> {
+    /// A value that the expression has: of the row at that part of the sample, from 0 to 1.
+    pub(super) fn value(&self, table: &str, expression: &str, at: f64) -> Option<Value> {
         let offset = (self.size(table).sampled * at) as i64;
-        let sql = format!("SELECT quote({expression}) FROM {} LIMIT 1 OFFSET {offset}", quoted(table));
+        let sql = format!("SELECT {expression} FROM {} LIMIT 1 OFFSET {offset}", quoted(table));
         self.db.query_row(&sql, (), |row| row.get(0)).optional().ok().flatten()
     }
 
-    /// The one number that a statement about the sample returns; asked once.
-    fn ask(&self, sql: String) -> Option<f64> {
+    /// The two numbers that a statement about the sample returns; asked once.
+    fn ask(&self, sql: String) -> Option<(f64, f64)> {
         if let Some(known) = self.known.borrow().get(&sql) {
-            return Some(*known);
+            return *known;
         }
-        let number: f64 = self.db.query_row(&sql, (), |row| row.get::<_, Option<f64>>(0)).ok().flatten()?;
-        self.known.borrow_mut().insert(sql, number);
-        Some(number)
+        let numbers = self.db.query_row(&sql, (), |row| Ok((row.get::<_, f64>(0)?, row.get::<_, f64>(1)?))).ok();
+        self.known.borrow_mut().insert(sql, numbers);
+        numbers
     }
 }
 
@@ -195,28 +201,41 @@ fn rowids(source: &Connection, name: &str) -> Result<(i64, f64)> {
     Ok((first, last as f64 - first as f64 + 1.0))
 }
 
+/// Copies every row of the table.
+pub(super) fn copy_all(source: &Connection, copy: &Connection, table: &Table) -> Result<()> {
+    let list = stored(table);
+    let mut insert = Copy::new(copy, table, &list)?;
+    let mut all = source.prepare(&format!("SELECT {list} FROM {}", quoted(&table.name)))?;
+    let columns = all.column_count();
+    let mut rows = all.query(())?;
+    while let Some(row) = rows.next()? {
+        insert.row(row, columns, 0)?;
+    }
+    Ok(())
+}
+
+/// The columns that a row is stored with, for a statement.
+fn stored(table: &Table) -> String {
+    let stored = table.columns.iter().filter(|column| !column.generated);
+    stored.map(|column| quoted(&column.name)).collect::<Vec<_>>().join(", ")
+}
+
 /// Copies rows from all over the table; how many.
-fn copy_rows(source: &Connection, sample: &Connection, table: &Table, rows: f64) -> Result<u32> {
+fn copy_some(source: &Connection, sample: &Connection, table: &Table, rows: f64) -> Result<u32> {
     let name = quoted(&table.name);
-    let columns: Vec<String> =
-        table.columns.iter().filter(|column| !column.generated).map(|column| quoted(&column.name)).collect();
-    let list = columns.join(", ");
-    let marks = vec!["?"; columns.len()].join(", ");
+    let list = stored(table);
     let transaction = sample.unchecked_transaction()?;
-    let mut copy = Copy {
-        insert: sample.prepare(&format!("INSERT OR IGNORE INTO {name} ({list}) VALUES ({marks})"))?,
-        copied: 0,
-        bytes: 0,
-    };
+    let mut copy = Copy::new(sample, table, &list)?;
     if rows <= f64::from(MAX_ROWS) || table.without_rowid {
         // Every so many rows, from one end to the other.
         let stride = (rows / f64::from(MAX_ROWS)).ceil().max(1.0) as usize;
         let mut all = source.prepare(&format!("SELECT {list} FROM {name}"))?;
+        let columns = all.column_count();
         let mut all = all.query(())?;
         let mut number = 0;
         while let Some(row) = all.next()? {
             number += 1;
-            if number % stride == 0 && !copy.row(row, columns.len(), 0)? {
+            if number % stride == 0 && !copy.row(row, columns, 0)? {
                 break;
             }
         }
@@ -224,6 +243,7 @@ fn copy_rows(source: &Connection, sample: &Connection, table: &Table, rows: f64)
         let (first, span) = rowids(source, &name)?;
         let mut next =
             source.prepare(&format!("SELECT rowid, {list} FROM {name} WHERE rowid >= ?1 ORDER BY rowid LIMIT 1"))?;
+        let columns = next.column_count() - 1;
         let mut seen = HashSet::new();
         for number in 0..u64::from(MAX_ROWS) {
             // Multiples of the golden ratio spread evenly however many of them there are, so a sample that ends early
@@ -232,7 +252,7 @@ fn copy_rows(source: &Connection, sample: &Connection, table: &Table, rows: f64)
             let mut found = next.query([first + (span * place) as i64])?;
             let Some(row) = found.next()? else { continue };
             let rowid: i64 = row.get(0)?;
-            if seen.insert(rowid) && !copy.row(row, columns.len(), 1)? {
+            if seen.insert(rowid) && !copy.row(row, columns, 1)? {
                 break;
             }
         }
@@ -249,7 +269,13 @@ struct Copy<'c> {
     bytes: usize,
 }
 
-impl Copy<'_> {
+impl<'c> Copy<'c> {
+    fn new(into: &'c Connection, table: &Table, list: &str) -> Result<Self> {
+        let marks = vec!["?"; table.columns.iter().filter(|column| !column.generated).count()].join(", ");
+        let insert = into.prepare(&format!("INSERT OR IGNORE INTO {} ({list}) VALUES ({marks})", quoted(&table.name)))?;
+        Ok(Self { insert, copied: 0, bytes: 0 })
+    }
+
     /// Copies the row's columns from that one on; whether there is room for more.
     fn row(&mut self, row: &rusqlite::Row<'_>, columns: usize, from: usize) -> Result<bool> {
         let values: Vec<Value> = (from..from + columns).map(|column| row.get(column)).collect::<Result<_>>()?;
