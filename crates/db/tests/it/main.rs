@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[cfg(all(feature = "index-advisor", feature = "postgres"))]
+mod advisor;
 mod batch;
 mod config;
 #[cfg(feature = "postgres")]

@@ -145,7 +145,7 @@ impl Rules<'_> {
 
     /// The equalities that an index may begin with.
     fn prefixes<'k>(&self, table: usize, predicates: &[&'k Predicate]) -> Vec<Vec<&'k Key>> {
-        let mut keys = |wanted: &dyn Fn(&Predicate) -> bool| {
+        let keys = |wanted: &dyn Fn(&Predicate) -> bool| {
             let mut keys: Vec<&Key> = Vec::new();
             for predicate in predicates.iter().filter(|predicate| wanted(predicate)) {
                 if !keys.contains(&&predicate.key) {
