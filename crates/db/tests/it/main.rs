@@ -4,6 +4,8 @@
 
 #[cfg(all(feature = "index-advisor", feature = "postgres"))]
 mod advisor;
+#[cfg(all(feature = "postgres", feature = "index-advisor"))]
+mod advisor_suite;
 mod batch;
 mod config;
 #[cfg(feature = "postgres")]
