@@ -2,8 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[cfg(all(feature = "index-advisor", feature = "postgres"))]
+mod advisor;
 #[cfg(all(feature = "index-advisor", feature = "sqlite"))]
 mod advisor_sqlite;
+#[cfg(all(feature = "postgres", feature = "index-advisor"))]
+mod advisor_suite;
 mod batch;
 mod config;
 #[cfg(feature = "postgres")]

@@ -298,7 +298,7 @@ impl<'s> Walker<'s> {
             && wanted.order.is_none()
             && !aggregates
             && let Some((name, expr)) = only_argument(function)
-            && let ("min" | "max") = name.as_str()
+            && let "min" | "max" = name.as_str()
             && let Some((of, key)) = self.key(expr, scope)
         {
             self.uses[of].order = vec![OrderKey { key, descending: name == "max", nulls_first: None }];
