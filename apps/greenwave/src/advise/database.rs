@@ -58,7 +58,11 @@ impl Database {
     }
 
     /// The advice, and on how many statements it rests.
-    pub(super) async fn advise(&self, given: Option<Workload>, arguments: &AdviseArguments) -> Result<(Advice, usize)> {
+    pub(super) async fn advise(
+        &self,
+        given: Option<Workload>,
+        arguments: &AdviseArguments,
+    ) -> Result<(Advice, usize)> {
         let config = arguments.config();
         match &self.kind {
             Kind::Postgres(pool) => advise_postgres(pool, given, arguments.top, config).await,
@@ -100,10 +104,14 @@ async fn advise_postgres(
     })?;
     let workload = match given {
         Some(given) => top(given, most),
-        None => Workload::from_pg_stat_statements(&mut connection, most).await.map_err(|error| match error {
-            index_advisor::Error::NoStatistics(_) => anyhow!("{error}; or give a file of statements with --workload"),
-            error => error.into(),
-        })?,
+        None => {
+            Workload::from_pg_stat_statements(&mut connection, most).await.map_err(|error| match error {
+                index_advisor::Error::NoStatistics(_) => {
+                    anyhow!("{error}; or give a file of statements with --workload")
+                }
+                error => error.into(),
+            })?
+        }
     };
     let advice = index_advisor::postgres::advise(&mut connection, &workload, &config).await?;
     Ok((advice, workload.statements.len()))

@@ -22,7 +22,11 @@ use progress::Progress;
 pub(crate) async fn run(arguments: AdviseArguments) -> Result<()> {
     let database = Database::parse(&arguments.database)?;
     if let Some(file) = &arguments.migration {
-        ensure!(arguments.force || !file.exists(), "{} exists: choose another file, or add --force", file.display());
+        ensure!(
+            arguments.force || !file.exists(),
+            "{} exists: choose another file, or add --force",
+            file.display()
+        );
     }
     let given = workload::read(&arguments.workload)?;
     let progress = Progress::start(arguments.verify);

@@ -20,7 +20,8 @@ pub(super) struct Style {
 
 impl Style {
     pub(super) fn of_stdout() -> Style {
-        let colours = stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let colours =
+            stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         if colours { Style { bold: "\x1b[1m", dim: "\x1b[2m", plain: "\x1b[0m" } } else { Style::default() }
     }
 }
@@ -29,7 +30,12 @@ pub(super) fn text(advice: &Advice, database: &Database, statements: usize, styl
     let Style { bold, dim, plain } = style;
     let mut text = format!("{}\n", summary(advice, database, statements));
     for (number, index) in advice.indexes.iter().enumerate() {
-        text.push_str(&format!("\n{}. {bold}{}{plain}\n   {dim}{}{plain}\n", number + 1, index.create, costs(index)));
+        text.push_str(&format!(
+            "\n{}. {bold}{}{plain}\n   {dim}{}{plain}\n",
+            number + 1,
+            index.create,
+            costs(index)
+        ));
         for line in effects(index) {
             text.push_str(&format!("   {line}\n"));
         }
@@ -48,7 +54,11 @@ pub(super) fn text(advice: &Advice, database: &Database, statements: usize, styl
         let count = counted(advice.skipped.len(), "statement", "statements");
         text.push_str(&format!("\n{bold}{count} not judged{plain}\n"));
         for skipped in &advice.skipped {
-            text.push_str(&format!("  {}\n    {dim}{}{plain}\n", one_line(&skipped.sql), one_line(&skipped.why)));
+            text.push_str(&format!(
+                "  {}\n    {dim}{}{plain}\n",
+                one_line(&skipped.sql),
+                one_line(&skipped.why)
+            ));
         }
     }
     text
@@ -57,7 +67,12 @@ pub(super) fn text(advice: &Advice, database: &Database, statements: usize, styl
 pub(super) fn markdown(advice: &Advice, database: &Database, statements: usize) -> String {
     let mut text = format!("## Indexes\n\n{}\n", summary(advice, database, statements));
     for index in &advice.indexes {
-        text.push_str(&format!("\n### `{}`\n\n```sql\n{};\n```\n\n{}.\n", index.name, index.create, costs(index)));
+        text.push_str(&format!(
+            "\n### `{}`\n\n```sql\n{};\n```\n\n{}.\n",
+            index.name,
+            index.create,
+            costs(index)
+        ));
         if !index.effects.is_empty() {
             let unit = index.effects.first().map_or("", |effect| unit(effect.unit));
             text.push_str(&format!("\n| statement | calls | before, {unit} | after |\n|---|--:|--:|--:|\n"));
@@ -80,7 +95,11 @@ pub(super) fn markdown(advice: &Advice, database: &Database, statements: usize) 
     if !advice.skipped.is_empty() {
         text.push_str("\n## Not judged\n\n");
         for skipped in &advice.skipped {
-            text.push_str(&format!("- `{}`: {}\n", one_line(&skipped.sql).replace('`', "'"), one_line(&skipped.why)));
+            text.push_str(&format!(
+                "- `{}`: {}\n",
+                one_line(&skipped.sql).replace('`', "'"),
+                one_line(&skipped.why)
+            ));
         }
     }
     text
@@ -105,14 +124,22 @@ fn costs(index: &IndexAdvice) -> String {
 /// What an index does for its statements, in columns.
 fn effects(index: &IndexAdvice) -> Vec<String> {
     let Some(first) = index.effects.first() else { return Vec::new() };
-    let mut rows = vec![["before".to_owned(), "after".to_owned(), "calls".to_owned(), "statement".to_owned()]];
+    let mut rows =
+        vec![["before".to_owned(), "after".to_owned(), "calls".to_owned(), "statement".to_owned()]];
     for effect in index.effects.iter().take(MAX_EFFECTS) {
         let Effect { before, after, calls, .. } = effect;
-        rows.push([measured(*before, effect.unit), measured(*after, effect.unit), number(*calls), one_line(&effect.sql)]);
+        rows.push([
+            measured(*before, effect.unit),
+            measured(*after, effect.unit),
+            number(*calls),
+            one_line(&effect.sql),
+        ]);
     }
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let [before, after, calls] = [width(0), width(1), width(2)];
-    let line = |row: &[String; 4]| format!("{:>before$}  {:>after$}  {:>calls$}  {}", row[0], row[1], row[2], row[3]);
+    let line = |row: &[String; 4]| {
+        format!("{:>before$}  {:>after$}  {:>calls$}  {}", row[0], row[1], row[2], row[3])
+    };
     let mut lines: Vec<String> = rows.iter().map(line).collect();
     let more = index.effects.len().saturating_sub(MAX_EFFECTS);
     if more > 0 {
@@ -163,12 +190,16 @@ fn finding_text(finding: &Finding, sqlite: bool) -> (String, Option<String>) {
     let drop = |index: &str| Some(format!("DROP INDEX {concurrently}{index}"));
     match finding {
         Finding::UnusedIndex { index, table, bytes } => (
-            format!("{index} on {table}, {}, has served no statement since the statistics were reset", shown(*bytes)),
+            format!(
+                "{index} on {table}, {}, has served no statement since the statistics were reset",
+                shown(*bytes)
+            ),
             drop(index),
         ),
-        Finding::DuplicateIndex { index, table, covered_by, bytes } => {
-            (format!("{index} on {table}, {}, does nothing that {covered_by} does not", shown(*bytes)), drop(index))
-        }
+        Finding::DuplicateIndex { index, table, covered_by, bytes } => (
+            format!("{index} on {table}, {}, does nothing that {covered_by} does not", shown(*bytes)),
+            drop(index),
+        ),
         Finding::ForeignKeyWithoutIndex { constraint, table, create } => (
             format!("{constraint} on {table} has no index: deleting a referenced row reads the whole table"),
             Some(create.clone()),

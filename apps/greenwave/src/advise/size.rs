@@ -16,7 +16,8 @@ impl FromStr for Size {
         let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic() || c == ' ');
         let unit = text[digits.len()..].trim();
         let shift = UNITS.iter().find(|(name, _)| *name == unit || unit.is_empty()).map(|(_, shift)| *shift);
-        let bytes = digits.parse::<f64>().ok().zip(shift).map(|(number, shift)| number * f64::from(1_u32 << shift));
+        let bytes =
+            digits.parse::<f64>().ok().zip(shift).map(|(number, shift)| number * f64::from(1_u32 << shift));
         match bytes {
             Some(bytes) if bytes >= 1.0 && bytes < u64::MAX as f64 => Ok(Size(bytes as u64)),
             _ => Err("write a size, as in 40MB, 1.5GB or 800kB"),

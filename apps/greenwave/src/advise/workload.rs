@@ -45,7 +45,8 @@ fn text(file: &Path) -> Result<String> {
         stdin().read_to_string(&mut text).context("cannot read the statements from standard input")?;
         return Ok(text);
     }
-    fs::read_to_string(file).with_context(|| format!("cannot read {}; check the path given by --workload", file.display()))
+    fs::read_to_string(file)
+        .with_context(|| format!("cannot read {}; check the path given by --workload", file.display()))
 }
 
 fn parse(text: &str, file: &Path) -> Result<Workload> {
@@ -53,14 +54,18 @@ fn parse(text: &str, file: &Path) -> Result<Workload> {
         return Ok(Workload::from_sql(text));
     }
     let snapshot: Snapshot = serde_json::from_str(text).with_context(|| {
-        format!(r#"{} is not what a service counts: {{"statements": [{{"text": …, "calls": …}}]}}"#, file.display())
+        format!(
+            r#"{} is not what a service counts: {{"statements": [{{"text": …, "calls": …}}]}}"#,
+            file.display()
+        )
     })?;
     let statement = |counted: Counted| WorkloadStatement {
         sql: counted.text,
         calls: counted.calls,
         mean_ms: counted.total_ms.filter(|_| counted.calls > 0.0).map(|total| total / counted.calls),
     };
-    let usable = snapshot.statements.into_iter().filter(|counted| counted.calls.is_finite() && counted.calls > 0.0);
+    let usable =
+        snapshot.statements.into_iter().filter(|counted| counted.calls.is_finite() && counted.calls > 0.0);
     Ok(Workload { statements: usable.map(statement).collect() })
 }
 
@@ -78,7 +83,8 @@ fn summed(workload: Workload) -> Workload {
         let total = |statement: &WorkloadStatement| statement.mean_ms.map(|mean| mean * statement.calls);
         let (before, more) = (total(alike), total(&statement));
         alike.calls += statement.calls;
-        alike.mean_ms = before.zip(more).map(|(before, more)| (before + more) / alike.calls).or(alike.mean_ms);
+        alike.mean_ms =
+            before.zip(more).map(|(before, more)| (before + more) / alike.calls).or(alike.mean_ms);
     }
     Workload { statements: sum }
 }

@@ -49,7 +49,8 @@ impl<'p> Access<'p> {
             None if how.contains("PRIMARY KEY") => By::PrimaryKey,
             None => By::Table,
         };
-        let mut access = Self { name, search, by, covering: how.contains("COVERING"), terms, ..Self::default() };
+        let mut access =
+            Self { name, search, by, covering: how.contains("COVERING"), terms, ..Self::default() };
         for term in terms.split(" AND ").filter(|term| !term.is_empty()) {
             if term.starts_with("ANY(") {
                 access.skipped += 1;
@@ -85,7 +86,8 @@ mod tests {
         assert_eq!((expression.name, expression.equal, expression.range), ("main.o", 1, false));
         let bound = Access::parse("SEARCH o USING INDEX i (<expr>>? AND <expr><?)").unwrap();
         assert_eq!((bound.equal, bound.range), (0, true));
-        let automatic = Access::parse("SEARCH o EXISTS USING AUTOMATIC PARTIAL COVERING INDEX (total=?)").unwrap();
+        let automatic =
+            Access::parse("SEARCH o EXISTS USING AUTOMATIC PARTIAL COVERING INDEX (total=?)").unwrap();
         assert_eq!((automatic.name, &automatic.by), ("o", &By::Automatic));
         assert_eq!(automatic.columns().collect::<Vec<_>>(), ["total"]);
         let by_rowid = Access::parse("SEARCH o USING INTEGER PRIMARY KEY (rowid=?)").unwrap();

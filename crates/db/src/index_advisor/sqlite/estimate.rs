@@ -67,7 +67,13 @@ impl Estimator<'_> {
     }
 
     /// The part of a table's rows that meets conditions, and has given values in further keys.
-    fn part(&self, table: usize, predicates: &[&Predicate], keys: &[&String], condition: Option<&String>) -> f64 {
+    fn part(
+        &self,
+        table: usize,
+        predicates: &[&Predicate],
+        keys: &[&String],
+        condition: Option<&String>,
+    ) -> f64 {
         let Some(name) = self.schema.tables.get(table).map(|table| table.name.as_str()) else { return 1.0 };
         let (mut constants, mut equal): (Vec<&String>, Vec<String>) =
             (condition.into_iter().collect(), keys.iter().map(|key| (*key).clone()).collect());
@@ -75,7 +81,9 @@ impl Estimator<'_> {
         for predicate in predicates {
             let key = self.sql(table, &predicate.key);
             match (&predicate.constant, predicate.op) {
-                (Some(constant), _) if self.sample.fraction(name, constant).is_some() => constants.push(constant),
+                (Some(constant), _) if self.sample.fraction(name, constant).is_some() => {
+                    constants.push(constant)
+                }
                 (_, Op::Equal | Op::IsNull) => equal.push(key),
                 (_, Op::In) => {
                     part *= (LIST / self.sample.distinct(name, &[key], None).unwrap_or(LIST)).min(1.0);

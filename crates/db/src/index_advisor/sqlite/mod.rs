@@ -26,7 +26,7 @@ use statement::Statement;
 
 /// The indexes that would serve the workload, and what is wrong with those that exist.
 ///
-/// Nothing is written, and nothing else opened: the database is read through `connection`, with at most 20,000 rows of
+/// Nothing is written, and nothing else opened: the database is read through `connection`, with at most 10,000 rows of
 /// each table. What was never `ANALYZE`d gets statistics from those rows. Effects are in rows read, estimated along the
 /// planner's choice; with [`verify`](AdvisorConfig::verify) the statements that only read are executed, before and
 /// after, on a temporary copy of the tables that they read, and their effects are in milliseconds.
@@ -54,11 +54,7 @@ use statement::Statement;
 /// assert_eq!(advice.indexes[0].create, "CREATE INDEX orders_customer_id_idx ON orders (customer_id)");
 /// # Ok(()) }
 /// ```
-pub fn advise(
-    connection: &Connection,
-    workload: &Workload,
-    config: &AdvisorConfig,
-) -> Result<Advice, Error> {
+pub fn advise(connection: &Connection, workload: &Workload, config: &AdvisorConfig) -> Result<Advice, Error> {
     // One transaction, so that all is read from the same state, whatever others write meanwhile.
     let transaction = match connection.is_autocommit() {
         true => Some(connection.unchecked_transaction().map_err(reading)?),

@@ -73,11 +73,13 @@ impl NewIndex {
     pub(super) fn create(&self) -> String {
         let part = |key: &Key| {
             let column = if key.is_column { identifier(&key.expression) } else { key.expression.clone() };
-            let collation = if key.collation.is_empty() { String::new() } else { format!(" COLLATE {}", key.collation) };
+            let collation =
+                if key.collation.is_empty() { String::new() } else { format!(" COLLATE {}", key.collation) };
             format!("{column}{collation}{}", if key.descending { " DESC" } else { "" })
         };
         let keys: Vec<String> = self.keys.iter().map(part).collect();
-        let condition = self.condition.as_ref().map(|condition| format!(" WHERE {condition}")).unwrap_or_default();
+        let condition =
+            self.condition.as_ref().map(|condition| format!(" WHERE {condition}")).unwrap_or_default();
         format!(
             "CREATE INDEX {} ON {} ({}){condition}",
             identifier(&self.name),
@@ -97,9 +99,12 @@ impl NewIndex {
 
     /// A name made of the table's and the key's.
     fn wanted_name(&self) -> String {
-        let part = |key: &Key| format!("{} {}{}", key.expression, key.collation, if key.descending { " desc" } else { "" });
+        let part = |key: &Key| {
+            format!("{} {}{}", key.expression, key.collation, if key.descending { " desc" } else { "" })
+        };
         let keys: Vec<String> = self.keys.iter().map(part).collect();
-        let condition = self.condition.as_ref().map(|condition| format!("where {condition}")).unwrap_or_default();
+        let condition =
+            self.condition.as_ref().map(|condition| format!("where {condition}")).unwrap_or_default();
         let text = format!("{} {} {condition}", self.table, keys.join(" ")).to_lowercase();
         let words = text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty());
         let name: String = words.collect::<Vec<_>>().join("_").chars().take(MAX_NAME).collect();

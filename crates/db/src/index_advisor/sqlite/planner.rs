@@ -31,8 +31,10 @@ impl Planner {
         let exact = sample.like_is_exact;
         db.execute_batch(&format!("PRAGMA foreign_keys = OFF; PRAGMA case_sensitive_like = {exact}"))?;
         let own = |index: &&Index| index.sql.is_some();
-        let statements = schema.tables.iter().map(|table| &table.sql).chain(schema.views.iter().map(|(_, sql)| sql));
-        for sql in statements.chain(schema.indexes.iter().filter(own).filter_map(|index| index.sql.as_ref())) {
+        let statements =
+            schema.tables.iter().map(|table| &table.sql).chain(schema.views.iter().map(|(_, sql)| sql));
+        for sql in statements.chain(schema.indexes.iter().filter(own).filter_map(|index| index.sql.as_ref()))
+        {
             // What needs a function, a collation or a module that is not there is left out; the statements that need
             // it are then skipped.
             let _ = db.execute_batch(sql);
@@ -100,7 +102,8 @@ fn copy_statistics(source: &Connection, copy: &Connection, schema: &Schema, samp
     let mut insert = copy.prepare("INSERT INTO sqlite_stat1 (tbl, idx, stat) VALUES (?1, ?2, ?3)")?;
     for table in &schema.tables {
         let rows = sample.rows(&table.name);
-        let lines: Vec<&Line> = given.iter().filter(|line| line.0.eq_ignore_ascii_case(&table.name)).collect();
+        let lines: Vec<&Line> =
+            given.iter().filter(|line| line.0.eq_ignore_ascii_case(&table.name)).collect();
         // Partial indexes have fewer entries than the table has rows.
         let said = lines.iter().filter_map(|line| entries(&line.2)).fold(0.0, f64::max);
         let believed = said > 0.0 && rows <= said * STALE && said <= rows * STALE;
@@ -136,7 +139,8 @@ fn statistics(source: &Connection) -> Result<Vec<Line>> {
     if !has_table(source, "sqlite_stat1")? {
         return Ok(Vec::new());
     }
-    let mut lines = source.prepare("SELECT tbl, idx, stat FROM sqlite_stat1 WHERE tbl NOT NULL AND stat NOT NULL")?;
+    let mut lines =
+        source.prepare("SELECT tbl, idx, stat FROM sqlite_stat1 WHERE tbl NOT NULL AND stat NOT NULL")?;
     lines.query_map((), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?.collect()
 }
 
@@ -150,12 +154,13 @@ fn copy_samples(source: &Connection, copy: &Connection, table: &str) -> Result<(
     if !has_table(source, "sqlite_stat4")? || !has_table(copy, "sqlite_stat4")? {
         return Ok(());
     }
-    let mut samples =
-        source.prepare("SELECT tbl, idx, neq, nlt, ndlt, sample FROM sqlite_stat4 WHERE tbl = ?1 COLLATE NOCASE")?;
+    let mut samples = source
+        .prepare("SELECT tbl, idx, neq, nlt, ndlt, sample FROM sqlite_stat4 WHERE tbl = ?1 COLLATE NOCASE")?;
     let mut insert = copy.prepare("INSERT INTO sqlite_stat4 VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
     let mut rows = samples.query([table])?;
     while let Some(row) = rows.next()? {
-        let values: Vec<rusqlite::types::Value> = (0..6).map(|column| row.get(column)).collect::<Result<_>>()?;
+        let values: Vec<rusqlite::types::Value> =
+            (0..6).map(|column| row.get(column)).collect::<Result<_>>()?;
         insert.execute(rusqlite::params_from_iter(values))?;
     }
     Ok(())

@@ -1,6 +1,9 @@
 //! A sample of each table, from which is estimated what no statistics tell.
 
-use std::{cell::RefCell, collections::{HashMap, HashSet}};
+use std::{
+    cell::RefCell,
+    collections::{HashMap, HashSet},
+};
 
 use rusqlite::{Connection, OptionalExtension, Result, Statement, params_from_iter, types::Value};
 
@@ -9,11 +12,13 @@ use super::schema::{Key, Schema, Table, quoted};
 /// The most rows of a table that are read.
 const MAX_ROWS: u32 = 10_000;
 /// The most bytes of a table that are kept.
-const MAX_BYTES: usize = 32 << 20;
+const MAX_BYTES: usize = 16 << 20;
 /// Up to here rows are counted, beyond that estimated.
-const MAX_COUNTED: u32 = 1_000_000;
+const MAX_COUNTED: i64 = 1_000_000;
 /// Places at which the density of a large table's row numbers is measured, and row numbers at each.
 const PROBES: (i64, i64) = (100, 100);
+/// The golden ratio, less one.
+const GOLDEN: f64 = 0.618_033_988_749_895;
 
 /// Rows of the tables, in memory.
 pub(super) struct Sample {
@@ -86,7 +91,8 @@ impl Sample {
         let filter = condition.map(|condition| format!(" WHERE {condition}")).unwrap_or_default();
         let mut keys = keys.to_vec();
         keys.sort();
-        let groups = format!("SELECT count(*) AS n FROM {}{filter} GROUP BY {}", quoted(table), keys.join(", "));
+        let groups =
+            format!("SELECT count(*) AS n FROM {}{filter} GROUP BY {}", quoted(table), keys.join(", "));
         let (distinct, once) = self.ask(format!("SELECT count(*), total(n = 1) FROM ({groups})"))?;
         let estimate = sampled * distinct / (sampled - once + once * sampled / rows);
         Some(estimate.clamp(distinct.max(1.0), rows.max(1.0)))
@@ -94,7 +100,13 @@ impl Sample {
 
     /// What `sqlite_stat1` would say about an index: its entries, then for each prefix of its key how many of them have
     /// the same value. Beyond the first `told_apart` parts of the key that number is taken to stay.
-    pub(super) fn stat(&self, table: &str, keys: &[Key], told_apart: usize, condition: Option<&str>) -> Option<String> {
+    pub(super) fn stat(
+        &self,
+        table: &str,
+        keys: &[Key],
+        told_apart: usize,
+        condition: Option<&str>,
+    ) -> Option<String> {
         let part = condition.map_or(Some(1.0), |condition| self.fraction(table, condition))?;
         let entries = (self.rows(table) * part).ceil();
         let mut stat = format!("{entries}");
@@ -102,7 +114,8 @@ impl Sample {
         for length in 1..=keys.len() {
             if length <= told_apart {
                 let prefix: Vec<String> = keys[..length].iter().map(collated).collect();
-                alike = (entries / self.distinct(table, &prefix, condition)?).round().clamp(1.0, alike.max(1.0));
+                alike =
+                    (entries / self.distinct(table, &prefix, condition)?).round().clamp(1.0, alike.max(1.0));
             }
             stat.push_str(&format!(" {alike}"));
         }
@@ -151,7 +164,8 @@ impl Sample {
         if let Some(known) = self.known.borrow().get(&sql) {
             return *known;
         }
-        let numbers = self.db.query_row(&sql, (), |row| Ok((row.get::<_, f64>(0)?, row.get::<_, f64>(1)?))).ok();
+        let numbers =
+            self.db.query_row(&sql, (), |row| Ok((row.get::<_, f64>(0)?, row.get::<_, f64>(1)?))).ok();
         self.known.borrow_mut().insert(sql, numbers);
         numbers
     }
@@ -172,33 +186,45 @@ fn bytes_of_integer(value: f64) -> f64 {
 /// The rows of a table: counted, or estimated where they are many.
 fn count(source: &Connection, table: &Table) -> Result<f64> {
     let name = quoted(&table.name);
-    let limit = if table.without_rowid { i64::MAX } else { i64::from(MAX_COUNTED) };
-    let counted: i64 =
-        source.query_row(&format!("SELECT count(*) FROM (SELECT 1 FROM {name} LIMIT {limit})"), (), |row| row.get(0))?;
-    if counted < limit {
+    let rowids = table.rowid().map(|rowid| Rowids::read(source, &name, rowid)).transpose()?;
+    let limit = if rowids.is_none() { i64::MAX } else { MAX_COUNTED };
+    let counted = format!("SELECT count(*) FROM (SELECT 1 FROM {name} LIMIT {limit})");
+    let counted: i64 = source.query_row(&counted, (), |row| row.get(0))?;
+    let Some(Rowids { rowid, first, span }) = rowids.filter(|_| counted == limit) else {
         return Ok(counted as f64);
-    }
-    let (first, span) = rowids(source, &name)?;
-    let mut probe = source
-        .prepare(&format!("SELECT count(*) FROM (SELECT 1 FROM {name} WHERE rowid >= ?1 AND rowid - ?1 < ?2 LIMIT ?2)"))?;
+    };
+    let mut probe = source.prepare(&format!(
+        "SELECT count(*) FROM (SELECT 1 FROM {name} WHERE {rowid} >= ?1 AND {rowid} - ?1 < ?2 LIMIT ?2)"
+    ))?;
     let (places, width) = PROBES;
     let mut found = 0;
     for place in 0..places {
-        let at = first + (span / places as f64 * place as f64) as i64;
+        let at = first.saturating_add((span / places as f64 * place as f64) as i64);
         found += probe.query_row([at, width], |row| row.get::<_, i64>(0))?;
     }
     let density = found as f64 / (places * width) as f64;
     Ok((span * density).max(counted as f64))
 }
 
-/// The first row number, and how many there could be.
-fn rowids(source: &Connection, name: &str) -> Result<(i64, f64)> {
-    // Two subqueries, for each is then a look at one end of the table.
-    let sql = format!("SELECT (SELECT min(rowid) FROM {name}), (SELECT max(rowid) FROM {name})");
-    let (first, last): (Option<i64>, Option<i64>) =
-        source.query_row(&sql, (), |row| Ok((row.get(0)?, row.get(1)?)))?;
-    let (first, last) = (first.unwrap_or(0), last.unwrap_or(0));
-    Ok((first, last as f64 - first as f64 + 1.0))
+/// The numbers of a table's rows.
+struct Rowids {
+    /// Their name as SQL.
+    rowid: String,
+    first: i64,
+    /// How many there could be.
+    span: f64,
+}
+
+impl Rowids {
+    fn read(source: &Connection, name: &str, rowid: &str) -> Result<Self> {
+        let rowid = quoted(rowid);
+        // Two subqueries, for each is then a look at one end of the table.
+        let sql = format!("SELECT (SELECT min({rowid}) FROM {name}), (SELECT max({rowid}) FROM {name})");
+        let ends = |row: &rusqlite::Row<'_>| Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, Option<i64>>(1)?));
+        let (first, last) = source.query_row(&sql, (), ends)?;
+        let (first, last) = (first.unwrap_or(0), last.unwrap_or(0));
+        Ok(Self { rowid, first, span: last as f64 - first as f64 + 1.0 })
+    }
 }
 
 /// Copies every row of the table.
@@ -222,45 +248,62 @@ fn stored(table: &Table) -> String {
 
 /// Copies rows from all over the table; how many.
 fn copy_some(source: &Connection, sample: &Connection, table: &Table, rows: f64) -> Result<u32> {
-    let name = quoted(&table.name);
-    let list = stored(table);
     let transaction = sample.unchecked_transaction()?;
-    let mut copy = Copy::new(sample, table, &list)?;
-    if rows <= f64::from(MAX_ROWS) || table.without_rowid {
-        // Every so many rows, from one end to the other.
-        let stride = (rows / f64::from(MAX_ROWS)).ceil().max(1.0) as usize;
-        let mut all = source.prepare(&format!("SELECT {list} FROM {name}"))?;
-        let columns = all.column_count();
-        let mut all = all.query(())?;
-        let mut number = 0;
-        while let Some(row) = all.next()? {
-            number += 1;
-            if number % stride == 0 && !copy.row(row, columns, 0)? {
-                break;
-            }
+    let mut copy = Copy::new(sample, table, &stored(table))?;
+    let scattered = table.rowid().filter(|_| rows > f64::from(MAX_ROWS));
+    if let Some(rowid) = scattered {
+        copy_scattered(source, table, rowid, &mut copy)?;
+        if copy.copied < MAX_ROWS / 100 && copy.bytes < MAX_BYTES {
+            // Nearly all rows are close together, and some far away.
+            sample.execute_batch(&format!("DELETE FROM {}", quoted(&table.name)))?;
+            copy = Copy::new(sample, table, &stored(table))?;
+            copy_strided(source, table, rows, &mut copy)?;
         }
     } else {
-        let (first, span) = rowids(source, &name)?;
-        let mut next =
-            source.prepare(&format!("SELECT rowid, {list} FROM {name} WHERE rowid >= ?1 ORDER BY rowid LIMIT 1"))?;
-        let columns = next.column_count() - 1;
-        let mut seen = HashSet::new();
-        for number in 0..u64::from(MAX_ROWS) {
-            // Multiples of the golden ratio spread evenly however many of them there are, so a sample that ends early
-            // is from all over the table too.
-            let place = (number as f64 * 0.618_033_988_749_895).fract();
-            let mut found = next.query([first + (span * place) as i64])?;
-            let Some(row) = found.next()? else { continue };
-            let rowid: i64 = row.get(0)?;
-            if seen.insert(rowid) && !copy.row(row, columns, 1)? {
-                break;
-            }
-        }
+        copy_strided(source, table, rows, &mut copy)?;
     }
     let copied = copy.copied;
     drop(copy);
     transaction.commit()?;
     Ok(copied)
+}
+
+/// Copies the rows that are found at places spread over the row numbers.
+fn copy_scattered(source: &Connection, table: &Table, rowid: &str, copy: &mut Copy<'_>) -> Result<()> {
+    let (name, list) = (quoted(&table.name), stored(table));
+    let Rowids { rowid, first, span } = Rowids::read(source, &name, rowid)?;
+    let next = format!("SELECT {rowid}, {list} FROM {name} WHERE {rowid} >= ?1 ORDER BY {rowid} LIMIT 1");
+    let mut next = source.prepare(&next)?;
+    let columns = next.column_count() - 1;
+    let mut seen = HashSet::new();
+    for number in 0..MAX_ROWS {
+        // Multiples of the golden ratio spread evenly however many of them there are, so a sample that ends early is
+        // from all over the table too.
+        let place = (f64::from(number) * GOLDEN).fract();
+        let mut found = next.query([first.saturating_add((span * place) as i64)])?;
+        let Some(row) = found.next()? else { continue };
+        let rowid: i64 = row.get(0)?;
+        if seen.insert(rowid) && !copy.row(row, columns, 1)? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Copies every so many rows, from one end to the other.
+fn copy_strided(source: &Connection, table: &Table, rows: f64, copy: &mut Copy<'_>) -> Result<()> {
+    let stride = (rows / f64::from(MAX_ROWS)).ceil().max(1.0) as usize;
+    let mut all = source.prepare(&format!("SELECT {} FROM {}", stored(table), quoted(&table.name)))?;
+    let columns = all.column_count();
+    let mut all = all.query(())?;
+    let mut number = 0;
+    while let Some(row) = all.next()? {
+        number += 1;
+        if number % stride == 0 && !copy.row(row, columns, 0)? {
+            break;
+        }
+    }
+    Ok(())
 }
 
 struct Copy<'c> {
@@ -272,13 +315,15 @@ struct Copy<'c> {
 impl<'c> Copy<'c> {
     fn new(into: &'c Connection, table: &Table, list: &str) -> Result<Self> {
         let marks = vec!["?"; table.columns.iter().filter(|column| !column.generated).count()].join(", ");
-        let insert = into.prepare(&format!("INSERT OR IGNORE INTO {} ({list}) VALUES ({marks})", quoted(&table.name)))?;
+        let insert = into
+            .prepare(&format!("INSERT OR IGNORE INTO {} ({list}) VALUES ({marks})", quoted(&table.name)))?;
         Ok(Self { insert, copied: 0, bytes: 0 })
     }
 
     /// Copies the row's columns from that one on; whether there is room for more.
     fn row(&mut self, row: &rusqlite::Row<'_>, columns: usize, from: usize) -> Result<bool> {
-        let values: Vec<Value> = (from..from + columns).map(|column| row.get(column)).collect::<Result<_>>()?;
+        let values: Vec<Value> =
+            (from..from + columns).map(|column| row.get(column)).collect::<Result<_>>()?;
         self.bytes += values.iter().map(size_of_value).sum::<usize>();
         self.copied += u32::try_from(self.insert.execute(params_from_iter(values))?).unwrap_or(0);
         Ok(self.bytes < MAX_BYTES)

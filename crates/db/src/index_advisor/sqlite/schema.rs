@@ -104,7 +104,9 @@ impl usage::Schema for Schema {
 
     fn columns(&self, table: usize) -> Vec<String> {
         let table = self.tables.get(table);
-        table.map(|table| table.columns.iter().map(|column| column.name.clone()).collect()).unwrap_or_default()
+        table
+            .map(|table| table.columns.iter().map(|column| column.name.clone()).collect())
+            .unwrap_or_default()
     }
 
     fn view(&self, _schema: Option<&str>, name: &str) -> Option<String> {
@@ -126,6 +128,13 @@ impl Table {
             }
             _ => None,
         }
+    }
+
+    /// A name for the rowid; none if there is no rowid, or a column bears each of its names.
+    pub(super) fn rowid(&self) -> Option<&str> {
+        let free = |name: &&str| !self.columns.iter().any(|column| column.name.eq_ignore_ascii_case(name));
+        let names = || ["rowid", "_rowid_", "oid"].into_iter().find(free);
+        if self.without_rowid { None } else { self.rowid_column().or_else(names) }
     }
 
     /// The columns of the primary key in its order.
@@ -155,8 +164,8 @@ pub(super) fn identifier(name: &str) -> String {
         && characters.all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
     // Of SQLite's keywords, those that a table or column is likely to bear and that cannot stand bare.
     const RESERVED: [&str; 24] = [
-        "all", "and", "as", "case", "check", "default", "exists", "from", "group", "in", "index", "is", "join", "limit",
-        "not", "null", "on", "or", "order", "select", "table", "to", "values", "where",
+        "all", "and", "as", "case", "check", "default", "exists", "from", "group", "in", "index", "is",
+        "join", "limit", "not", "null", "on", "or", "order", "select", "table", "to", "values", "where",
     ];
     if plain && !RESERVED.contains(&name) { name.to_owned() } else { quoted(name) }
 }
@@ -169,14 +178,19 @@ fn columns(connection: &Connection, table: &str) -> Result<Vec<Column>> {
     let mut columns = connection.prepare("SELECT name, hidden, pk, type FROM pragma_table_xinfo(?1)")?;
     let column = |row: &Row<'_>| {
         let hidden: i64 = row.get(1)?;
-        Ok(Column { name: row.get(0)?, generated: hidden > 1, primary_key: row.get(2)?, declared: row.get(3)? })
+        Ok(Column {
+            name: row.get(0)?,
+            generated: hidden > 1,
+            primary_key: row.get(2)?,
+            declared: row.get(3)?,
+        })
     };
     columns.query_map([table], column)?.collect()
 }
 
 fn foreign_keys(connection: &Connection, table: &str) -> Result<Vec<ForeignKey>> {
-    let mut rows =
-        connection.prepare("SELECT id, \"table\", \"from\" FROM pragma_foreign_key_list(?1) ORDER BY id, seq")?;
+    let mut rows = connection
+        .prepare("SELECT id, \"table\", \"from\" FROM pragma_foreign_key_list(?1) ORDER BY id, seq")?;
     let rows = rows.query_map([table], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
     let mut keys: Vec<(i64, ForeignKey)> = Vec::new();
     for row in rows {

@@ -96,11 +96,14 @@ impl<'a> Search<'a> {
     fn suggest(&mut self) -> Result<()> {
         let partial = |table_use: &TableUse, predicate: &Predicate| self.may_restrict(table_use, predicate);
         let distinct = |table: usize, key: &Key| self.distinct(table, key);
-        let max_columns = self.config.max_columns;
-        let rules = Rules { max_columns, include: true, partial: &partial, distinct: &distinct };
+        let max_columns = self.config.max_columns.max(1);
+        let rules =
+            Rules { schema: self.schema, max_columns, include: true, partial: &partial, distinct: &distinct };
         let mut suggested: Vec<BTreeSet<Candidate>> = Vec::new();
         for statement in self.statements {
-            suggested.push(statement.parsed.uses.iter().flat_map(|table_use| rules.candidates(table_use)).collect());
+            suggested.push(
+                statement.parsed.uses.iter().flat_map(|table_use| rules.candidates(table_use)).collect(),
+            );
         }
         let all: BTreeSet<Candidate> = suggested.iter().flatten().cloned().collect();
         let mut numbers: BTreeMap<Candidate, usize> = BTreeMap::new();
@@ -128,7 +131,8 @@ impl<'a> Search<'a> {
             let narrow = candidates.iter().filter(|candidate| candidate.include.is_empty());
             for candidates in [candidates.iter().collect::<Vec<_>>(), narrow.collect()] {
                 let own = candidates.into_iter().filter_map(|one| numbers.get(one)).copied();
-                options.insert(self.used_of(statement, &own.filter(|index| usable.contains(index)).collect())?);
+                options
+                    .insert(self.used_of(statement, &own.filter(|index| usable.contains(index)).collect())?);
             }
         }
         options.remove(&BTreeSet::new());
@@ -150,7 +154,8 @@ impl<'a> Search<'a> {
     /// Whether an index may be restricted to the rows that meet a condition.
     fn may_restrict(&self, table_use: &TableUse, predicate: &Predicate) -> bool {
         let Some(table) = self.schema.tables.get(table_use.table) else { return false };
-        let part = predicate.constant.as_ref().and_then(|constant| self.sample.fraction(&table.name, constant));
+        let part =
+            predicate.constant.as_ref().and_then(|constant| self.sample.fraction(&table.name, constant));
         // A range, or one of many values, is another one in the next call, even where it is written as a constant.
         let lasting = match predicate.op {
             Op::IsNull | Op::Other => true,
@@ -171,7 +176,11 @@ impl<'a> Search<'a> {
         }
         let mut names = BTreeSet::new();
         index_names(&plan, &mut names);
-        Ok(indexes.iter().filter(|index| names.contains(self.indexes[**index].name.as_str())).copied().collect())
+        Ok(indexes
+            .iter()
+            .filter(|index| names.contains(self.indexes[**index].name.as_str()))
+            .copied()
+            .collect())
     }
 
     /// What each statement reads with the indexes that exist in the planner's copy now.
@@ -207,7 +216,9 @@ impl<'a> Search<'a> {
             self.planner.drop(&self.indexes[*index])?;
         }
         let room = self.config.max_indexes.saturating_sub(chosen.len());
-        let bytes = |indexes: &BTreeSet<usize>| -> u64 { indexes.iter().map(|index| self.indexes[*index].bytes).sum() };
+        let bytes = |indexes: &BTreeSet<usize>| -> u64 {
+            indexes.iter().map(|index| self.indexes[*index].bytes).sum()
+        };
         let spare = self.config.max_bytes.map(|most| most.saturating_sub(bytes(chosen)));
         options.retain(|option| option.gain > 0.0);
         let fits = |option: &&Choice| {
@@ -248,7 +259,8 @@ impl<'a> Search<'a> {
     }
 
     fn touches(&self, statement: &Statement, indexes: &BTreeSet<usize>) -> bool {
-        let reads = |table: &String| statement.tables().any(|number| self.schema.tables[number].name == *table);
+        let reads =
+            |table: &String| statement.tables().any(|number| self.schema.tables[number].name == *table);
         indexes.iter().any(|index| reads(&self.indexes[*index].table))
     }
 
@@ -269,7 +281,8 @@ impl<'a> Search<'a> {
                 gain += statement.calls * (before - after);
                 worth_it |= self.is_worth(*before, after);
             }
-            gain -= statement.calls * new.iter().map(|index| self.upkeep(statement, &self.indexes[*index])).sum::<f64>();
+            gain -= statement.calls
+                * new.iter().map(|index| self.upkeep(statement, &self.indexes[*index])).sum::<f64>();
         }
         for index in &new {
             self.planner.drop(&self.indexes[*index])?;
@@ -283,14 +296,20 @@ impl<'a> Search<'a> {
 
     /// What a call of the statement costs more because of the index.
     fn upkeep(&self, statement: &Statement, index: &NewIndex) -> f64 {
-        let is_on = |table: usize| self.schema.tables.get(table).is_some_and(|table| table.name == index.table);
+        let is_on =
+            |table: usize| self.schema.tables.get(table).is_some_and(|table| table.name == index.table);
         let entries = match &statement.parsed.kind {
             Kind::Insert { table, rows } if is_on(*table) => *rows as f64,
             Kind::Delete { table } if is_on(*table) => 1.0,
             Kind::Update { table, columns } if is_on(*table) => {
-                let column = |key: &str| columns.iter().any(|column| {
-                    self.schema.tables[*table].columns.get(*column).is_some_and(|column| column.name == key)
-                });
+                let column = |key: &str| {
+                    columns.iter().any(|column| {
+                        self.schema.tables[*table]
+                            .columns
+                            .get(*column)
+                            .is_some_and(|column| column.name == key)
+                    })
+                };
                 // The old entry goes, the new one comes.
                 if index.keys.iter().any(|key| column(&key.expression)) { 2.0 } else { 0.0 }
             }
@@ -333,13 +352,16 @@ impl<'a> Search<'a> {
             let plan = self.planner.plan(&statement.numbered)?;
             let mut names = BTreeSet::new();
             index_names(&plan, &mut names);
-            let used = (0..indexes.len()).filter(|index| names.contains(indexes[*index].name.as_str())).collect();
-            let after = Estimator { schema: self.schema, sample: self.sample }.reads(statement, &plan, &created);
+            let used =
+                (0..indexes.len()).filter(|index| names.contains(indexes[*index].name.as_str())).collect();
+            let after =
+                Estimator { schema: self.schema, sample: self.sample }.reads(statement, &plan, &created);
             served.push((statement, *before, after, used));
         }
         let factor = |index: &NewIndex| {
             let others = self.schema.indexes_of(&index.table).count() as f64 + 1.0;
-            let part = index.condition.as_ref().and_then(|condition| self.sample.fraction(&index.table, condition));
+            let part =
+                index.condition.as_ref().and_then(|condition| self.sample.fraction(&index.table, condition));
             1.0 + part.unwrap_or(1.0) / others
         };
         let factors = indexes.iter().map(factor).collect();

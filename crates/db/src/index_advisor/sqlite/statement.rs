@@ -89,7 +89,9 @@ impl Visitor for Names<'_> {
 
     fn pre_visit_table_factor(&mut self, factor: &TableFactor) -> ControlFlow<()> {
         let TableFactor::Table { name, alias, .. } = factor else { return ControlFlow::Continue(()) };
-        let Some(table) = name.0.last().and_then(|part| part.as_ident()) else { return ControlFlow::Continue(()) };
+        let Some(table) = name.0.last().and_then(|part| part.as_ident()) else {
+            return ControlFlow::Continue(());
+        };
         let shown = alias.as_ref().map_or(&table.value, |alias| &alias.name.value).to_lowercase();
         match self.schema.table(None, &table.value) {
             Some(number) => self.found.push((shown, number)),
@@ -107,4 +109,3 @@ impl Visitor for Names<'_> {
         ControlFlow::Continue(())
     }
 }
-

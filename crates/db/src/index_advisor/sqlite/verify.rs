@@ -52,7 +52,8 @@ pub(super) fn verify(
         .collect();
     let copy = copy(source, schema, sample, &tried).map_err(failed)?;
     let trial = Trial { copy: copy.connection(), schema, sample, limit: config.max_statement };
-    let measure = || tried.iter().map(|statement| trial.milliseconds(statement)).collect::<Result<Vec<f64>>>();
+    let measure =
+        || tried.iter().map(|statement| trial.milliseconds(statement)).collect::<Result<Vec<f64>>>();
     let before = measure().map_err(failed)?;
     for index in &chosen.indexes {
         copy.create(index).map_err(failed)?;
@@ -61,7 +62,9 @@ pub(super) fn verify(
     for index in advice.iter_mut() {
         index.bytes = trial.bytes(&index.name).unwrap_or(index.bytes);
         for effect in &mut index.effects {
-            let Some(place) = tried.iter().position(|statement| statement.sql == effect.sql) else { continue };
+            let Some(place) = tried.iter().position(|statement| statement.sql == effect.sql) else {
+                continue;
+            };
             *effect = Effect {
                 before: before[place],
                 after: after[place],
@@ -135,7 +138,9 @@ impl Trial<'_> {
             match rows.next() {
                 Ok(Some(_)) => {}
                 Ok(None) => break Ok(started.elapsed()),
-                Err(error) if error.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) => break Ok(limit),
+                Err(error) if error.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) => {
+                    break Ok(limit);
+                }
                 Err(error) => break Err(error),
             }
         };
@@ -150,7 +155,9 @@ impl Trial<'_> {
         };
         let table = statement.parsed.uses.get(*table_use).and_then(|of| self.schema.tables.get(of.table));
         let key = match (key, table) {
-            (Key::Column(column), Some(table)) => table.columns.get(*column).map(|column| quoted(&column.name)),
+            (Key::Column(column), Some(table)) => {
+                table.columns.get(*column).map(|column| quoted(&column.name))
+            }
             (Key::Expression(text, _), _) => Some(text.clone()),
             _ => None,
         };
@@ -163,6 +170,9 @@ impl Trial<'_> {
 
     fn bytes(&self, index: &str) -> Option<u64> {
         let sql = "SELECT sum(pgsize) FROM dbstat WHERE name = ?1";
-        self.copy.query_row(sql, [index], |row| row.get::<_, i64>(0)).ok().and_then(|bytes| bytes.try_into().ok())
+        self.copy
+            .query_row(sql, [index], |row| row.get::<_, i64>(0))
+            .ok()
+            .and_then(|bytes| bytes.try_into().ok())
     }
 }
