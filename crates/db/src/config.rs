@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::query_stats::QueryStatsConfig;
+
 /// How a pool holds its connections, and what it calls slow.
 ///
 /// ```
@@ -38,6 +40,8 @@ pub struct PoolConfig {
     /// A statement that runs for this long or longer goes to the slow-query log. Default: 100 ms.
     #[serde(with = "humantime_serde")]
     pub slow_query: Duration,
+    /// What is counted of statements, and what is said of them.
+    pub query_stats: QueryStatsConfig,
 }
 
 impl Default for PoolConfig {
@@ -51,6 +55,7 @@ impl Default for PoolConfig {
             ping_after: Duration::from_secs(1),
             max_hold: Duration::from_secs(10),
             slow_query: Duration::from_millis(100),
+            query_stats: QueryStatsConfig::default(),
         }
     }
 }

@@ -7,6 +7,7 @@ mod error;
 pub mod index_advisor;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+pub mod query_stats;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 pub mod telemetry;

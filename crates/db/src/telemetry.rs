@@ -4,6 +4,12 @@
 pub const QUERY_EVENT: &str = "greenwave_db::query";
 /// Target of the warning that a slow statement emits.
 pub const SLOW_QUERY_EVENT: &str = "greenwave_db::slow_query";
+/// Target of the event that shows the plan of a slow statement, at WARN.
+pub const SLOW_QUERY_PLAN_EVENT: &str = "greenwave_db::slow_query_plan";
+/// Target of the warning that a statement emits that repeats in a scope.
+pub const N_PLUS_ONE_EVENT: &str = "greenwave_db::n_plus_one";
+/// Counter: statements that repeated in a scope. Label `http.route`.
+pub const N_PLUS_ONE: &str = "greenwave.db.n_plus_one";
 /// Histogram, seconds: how long statements ran. Label `db.system.name`.
 pub const OPERATION_DURATION: &str = "db.client.operation.duration";
 /// Histogram, seconds: how long callers waited for a connection.
@@ -26,57 +32,116 @@ pub(crate) use statements::*;
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod statements {
-    use std::time::Duration;
+    use std::{sync::Arc, time::Duration};
 
-    use tracing::Level;
+    use tokio::runtime::Handle;
+    use tracing::{Level, Span};
 
     use super::*;
+    use crate::query_stats::{QueryStats, Series, Statement};
 
     /// Longer statements are cut in logs: a bulk insert may be megabytes of text.
     const MAX_TEXT: usize = 4096;
 
     /// A statement that ended, well or not.
     pub(crate) struct Finished<'a> {
-        /// `db.system.name`, as OpenTelemetry spells it.
-        pub(crate) system: &'static str,
-        /// The statement with its placeholders: values are not in it.
-        pub(crate) text: &'a str,
-        pub(crate) elapsed: Duration,
-        pub(crate) wait: Duration,
-        pub(crate) rows: u64,
+        pub(crate) statement: Statement<'a>,
+        pub(crate) stats: &'a QueryStats,
+        pub(crate) returned: u64,
     }
 
     impl Finished<'_> {
-        pub(crate) fn report(&self, slow: Duration) {
-            metrics::histogram!(OPERATION_DURATION, "db.system.name" => self.system).record(self.elapsed);
-            tracing::event!(
-                target: QUERY_EVENT,
-                Level::DEBUG,
-                db.query.text = self.cut_text(),
-                elapsed_us = micros(self.elapsed),
-                db.response.returned_rows = self.rows,
-            );
-            self.report_if_slow(slow);
+        /// Counts and logs it. Returns its series if it was slow, or if that is `wanted`.
+        pub(crate) fn report(&self, slow: Duration, wanted: bool) -> Option<Arc<Series>> {
+            let Statement { dialect, elapsed, .. } = self.statement;
+            metrics::histogram!(OPERATION_DURATION, "db.system.name" => dialect.system()).record(elapsed);
+            let (is_logged, is_slow) =
+                (tracing::enabled!(target: QUERY_EVENT, Level::DEBUG), elapsed >= slow);
+            let series = self.stats.record(&self.statement, wanted || is_logged || is_slow)?;
+            if is_logged {
+                tracing::event!(
+                    target: QUERY_EVENT,
+                    Level::DEBUG,
+                    db.query.text = self.text(&series),
+                    elapsed_us = micros(elapsed),
+                    db.response.returned_rows = self.returned,
+                );
+            }
+            if is_slow {
+                self.log_slow(&series);
+            }
+            Some(series)
         }
 
+        /// Logs it, and does not count it.
+        #[cfg(feature = "sqlite")]
         pub(crate) fn report_if_slow(&self, slow: Duration) {
-            if self.elapsed < slow {
-                return;
+            if self.statement.elapsed >= slow {
+                self.log_slow(&Arc::new(Series::new(&self.statement)));
             }
+        }
+
+        fn log_slow(&self, series: &Arc<Series>) {
+            let slow = Slow {
+                text: self.text(series).to_owned(),
+                route: self.statement.scope.and_then(|scope| scope.route()).map(str::to_owned),
+                elapsed_us: micros(self.statement.elapsed),
+                wait_us: micros(self.statement.wait),
+                rows: self.returned,
+            };
+            match (series.known_site(), Handle::try_current()) {
+                (Some(site), _) => slow.log(&site),
+                (None, Err(_)) => slow.log("unknown"),
+                // To find it takes time.
+                (None, Ok(runtime)) => {
+                    let (series, span) = (Arc::clone(series), Span::current());
+                    runtime.spawn_blocking(move || span.in_scope(|| slow.log(&series.site_name())));
+                }
+            }
+        }
+
+        fn text<'s>(&'s self, series: &'s Series) -> &'s str {
+            cut(if self.stats.config().log_values { self.statement.text } else { series.text() })
+        }
+    }
+
+    struct Slow {
+        text: String,
+        route: Option<String>,
+        elapsed_us: u64,
+        wait_us: u64,
+        rows: u64,
+    }
+
+    impl Slow {
+        fn log(&self, site: &str) {
             tracing::event!(
                 target: SLOW_QUERY_EVENT,
                 Level::WARN,
-                db.query.text = self.cut_text(),
-                elapsed_us = micros(self.elapsed),
-                wait_us = micros(self.wait),
+                db.query.text = self.text,
+                elapsed_us = self.elapsed_us,
+                wait_us = self.wait_us,
                 db.response.returned_rows = self.rows,
+                http.route = self.route.as_deref(),
+                site,
                 "slow query",
             );
         }
+    }
 
-        fn cut_text(&self) -> &str {
-            &self.text[..self.text.floor_char_boundary(MAX_TEXT)]
-        }
+    /// The plan of a slow statement.
+    pub(crate) fn slow_query_plan(text: &str, plan: &str) {
+        tracing::event!(
+            target: SLOW_QUERY_PLAN_EVENT,
+            Level::WARN,
+            db.query.text = cut(text),
+            plan,
+            "plan of a slow query",
+        );
+    }
+
+    fn cut(text: &str) -> &str {
+        &text[..text.floor_char_boundary(MAX_TEXT)]
     }
 
     /// A caller got a connection.
@@ -118,6 +183,25 @@ mod statements {
     }
 }
 
+/// A statement repeats in a scope.
+pub(crate) fn n_plus_one_found(route: Option<&str>) {
+    metrics::counter!(N_PLUS_ONE, "http.route" => route.unwrap_or_default().to_owned()).increment(1);
+}
+
+/// The scope has ended.
+pub(crate) fn n_plus_one(text: &str, count: u32, route: Option<&str>, site: &str, cure: &str) {
+    tracing::event!(
+        target: N_PLUS_ONE_EVENT,
+        tracing::Level::WARN,
+        db.query.text = text,
+        count,
+        http.route = route,
+        site,
+        cure,
+        "a statement repeats in one request",
+    );
+}
+
 /// A batch begins.
 pub(crate) fn batch(loader: &'static str, keys: usize) {
     metrics::histogram!(BATCH_SIZE, "loader" => loader).record(keys as f64);
@@ -131,6 +215,9 @@ mod tests {
         for name in [
             super::QUERY_EVENT,
             super::SLOW_QUERY_EVENT,
+            super::SLOW_QUERY_PLAN_EVENT,
+            super::N_PLUS_ONE_EVENT,
+            super::N_PLUS_ONE,
             super::OPERATION_DURATION,
             super::CONNECTION_WAIT,
             super::CONNECTION_TIMEOUTS,

@@ -4,14 +4,17 @@ use std::{
     collections::{HashMap, VecDeque},
     hash::Hash,
     mem,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::sync::oneshot;
 use tracing::Span;
 
 use super::Answer;
-use crate::BatchConfig;
+use crate::{
+    BatchConfig,
+    query_stats::{Scope, Watcher},
+};
 
 type Waiters<V, E> = Vec<oneshot::Sender<Answer<V, E>>>;
 
@@ -22,8 +25,21 @@ pub(super) struct Full;
 pub(super) struct Batch<K, V, E> {
     pub(super) keys: Vec<K>,
     pub(super) waiters: HashMap<K, Waiters<V, E>>,
-    /// Of the first caller.
+    pub(super) origin: Origin,
+}
+
+/// Of a batch's first caller.
+pub(super) struct Origin {
     pub(super) span: Span,
+    /// The test that watches it.
+    pub(super) watcher: Option<Arc<Watcher>>,
+}
+
+impl Origin {
+    fn here() -> Self {
+        let watcher = Scope::current().and_then(|scope| scope.watcher().cloned());
+        Self { span: Span::current(), watcher }
+    }
 }
 
 pub(super) struct Queue<K, V, E> {
@@ -43,7 +59,7 @@ struct State<K, V, E> {
 
 struct Entry<V, E> {
     waiters: Waiters<V, E>,
-    span: Span,
+    origin: Origin,
 }
 
 impl<K: Hash + Eq + Clone, V, E> Queue<K, V, E> {
@@ -77,7 +93,7 @@ impl<K: Hash + Eq + Clone, V, E> Queue<K, V, E> {
             Some(entry) => entry.waiters.push(waiter),
             None => {
                 state.order.push_back(key.clone());
-                state.entries.insert(key, Entry { waiters: vec![waiter], span: Span::current() });
+                state.entries.insert(key, Entry { waiters: vec![waiter], origin: Origin::here() });
             }
         }
         if !free {
@@ -135,7 +151,7 @@ impl<K: Hash + Eq + Clone, V, E> State<K, V, E> {
             let batch = batch.get_or_insert_with(|| Batch {
                 keys: Vec::new(),
                 waiters: HashMap::new(),
-                span: entry.span,
+                origin: entry.origin,
             });
             batch.keys.push(key.clone());
             batch.waiters.insert(key, entry.waiters);

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
 use super::{Answer, BatchError, Shared, queue::Batch};
-use crate::{error::panic_message, telemetry};
+use crate::{error::panic_message, query_stats::Scope, telemetry};
 
 /// So many bad keys are found wherever in the batch they are; with more, the fault may not be in a key.
 const BAD_KEYS: u32 = 4;
@@ -69,8 +69,9 @@ where
     pub(super) async fn run(mut self, first: Batch<K, V, E>) {
         let mut next = Some(first);
         while let Some(batch) = next {
-            let span = batch.span.clone();
-            self.shared.run(batch).instrument(span).await;
+            let span = batch.origin.span.clone();
+            let scope = Scope::loader(self.shared.name, batch.origin.watcher.clone());
+            scope.run(self.shared.run(batch)).instrument(span).await;
             next = self.shared.queue.next();
         }
         self.ended = true;

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    panic::Location,
     time::{Duration, Instant},
 };
 
@@ -19,10 +20,14 @@ use sqlx::{
 
 use super::{
     Pool,
+    here::Here,
     holds::Site,
     lease::{Condition, Lease},
 };
-use crate::telemetry::Finished;
+use crate::{
+    query_stats::{self, Dialect, Scope},
+    telemetry::Finished,
+};
 
 type Item = Either<PgQueryResult, PgRow>;
 
@@ -30,11 +35,16 @@ type Item = Either<PgQueryResult, PgRow>;
 pub struct Timed<'c> {
     pool: Pool,
     connection: &'c mut PgConnection,
+    site: &'static Location<'static>,
 }
 
 impl<'c> Timed<'c> {
-    pub(super) fn new(pool: Pool, connection: &'c mut PgConnection) -> Self {
-        Self { pool, connection }
+    pub(super) fn new(
+        pool: Pool,
+        connection: &'c mut PgConnection,
+        site: &'static Location<'static>,
+    ) -> Self {
+        Self { pool, connection, site }
     }
 }
 
@@ -50,14 +60,18 @@ struct Statement {
     prepared: Option<PgStatement>,
     arguments: Option<PgArguments>,
     persistent: bool,
+    site: Option<&'static Location<'static>>,
 }
 
 impl Statement {
-    fn of<'q>(mut query: impl Execute<'q, Postgres>) -> Result<Self, BoxDynError> {
+    fn of<'q>(
+        mut query: impl Execute<'q, Postgres>,
+        site: Option<&'static Location<'static>>,
+    ) -> Result<Self, BoxDynError> {
         let arguments = query.take_arguments()?;
         let prepared = query.statement().cloned();
         let persistent = query.persistent();
-        Ok(Self { sql: query.sql(), prepared, arguments, persistent })
+        Ok(Self { sql: query.sql(), prepared, arguments, persistent, site })
     }
 
     /// Whether it might begin a transaction of its own. Without arguments, it may be several statements.
@@ -89,25 +103,39 @@ impl Execute<'_, Postgres> for Statement {
 }
 
 /// Times one statement, and reports it when dropped: a statement that its caller gave up is among the slowest.
-struct Watch {
+struct Watch<'a> {
+    pool: &'a Pool,
     sql: SqlStr,
-    slow: Duration,
+    scope: Option<Scope>,
+    site: query_stats::Site,
     wait: Duration,
     spent: Duration,
     since: Option<Instant>,
-    rows: u64,
+    returned: u64,
+    affected: u64,
+    /// Whether it failed, as far as it got.
+    failed: Option<bool>,
 }
 
-impl Watch {
-    fn start(pool: &Pool, statement: &Statement, wait: Duration) -> Self {
+impl<'a> Watch<'a> {
+    fn start(pool: &'a Pool, statement: &Statement, wait: Duration) -> Self {
         Self {
+            pool,
             sql: statement.sql.clone(),
-            slow: pool.inner.config.slow_query,
+            scope: Scope::current(),
+            site: statement.site.map_or(query_stats::Site::Unknown, query_stats::Site::Code),
             wait,
             spent: Duration::ZERO,
             since: Some(Instant::now()),
-            rows: 0,
+            returned: 0,
+            affected: 0,
+            failed: None,
         }
+    }
+
+    fn note<T>(&mut self, result: Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
+        self.failed = Some(result.is_err());
+        self.pool.noting_breakage(result)
     }
 
     /// The caller has the row now: what it does with it is not the database's time.
@@ -120,11 +148,28 @@ impl Watch {
     }
 }
 
-impl Drop for Watch {
+impl Drop for Watch<'_> {
     fn drop(&mut self) {
         self.pause();
-        let &mut Self { ref sql, slow, wait, spent, rows, .. } = self;
-        Finished { system: "postgresql", text: sql.as_str(), elapsed: spent, wait, rows }.report(slow);
+        let statement = query_stats::Statement {
+            text: self.sql.as_str(),
+            dialect: Dialect::Postgres,
+            scope: self.scope.as_ref(),
+            site: self.site,
+            elapsed: self.spent,
+            wait: self.wait,
+            // A `SELECT`'s are counted as both.
+            rows: self.returned.max(self.affected),
+            failed: self.failed.unwrap_or(false),
+            given_up: self.failed.is_none(),
+        };
+        let finished = Finished { statement, stats: &self.pool.stats, returned: self.returned };
+        let slow = self.pool.inner.config.slow_query;
+        if let Some(series) = finished.report(slow, false)
+            && self.spent >= slow
+        {
+            self.pool.explain(&series, &self.sql);
+        }
     }
 }
 
@@ -134,8 +179,10 @@ async fn execute(
     statement: Statement,
     wait: Duration,
 ) -> Result<PgQueryResult, sqlx::Error> {
-    let _watch = Watch::start(pool, &statement, wait);
-    pool.noting_breakage(connection.execute(statement).await)
+    let mut watch = Watch::start(pool, &statement, wait);
+    let done = watch.note(connection.execute(statement).await)?;
+    watch.affected = done.rows_affected();
+    Ok(done)
 }
 
 async fn fetch_all(
@@ -145,8 +192,8 @@ async fn fetch_all(
     wait: Duration,
 ) -> Result<Vec<PgRow>, sqlx::Error> {
     let mut watch = Watch::start(pool, &statement, wait);
-    let rows = pool.noting_breakage(connection.fetch_all(statement).await)?;
-    watch.rows = rows.len() as u64;
+    let rows = watch.note(connection.fetch_all(statement).await)?;
+    watch.returned = rows.len() as u64;
     Ok(rows)
 }
 
@@ -157,8 +204,8 @@ async fn fetch_optional(
     wait: Duration,
 ) -> Result<Option<PgRow>, sqlx::Error> {
     let mut watch = Watch::start(pool, &statement, wait);
-    let row = pool.noting_breakage(connection.fetch_optional(statement).await)?;
-    watch.rows = u64::from(row.is_some());
+    let row = watch.note(connection.fetch_optional(statement).await)?;
+    watch.returned = u64::from(row.is_some());
     Ok(row)
 }
 
@@ -171,8 +218,11 @@ fn fetch_many<'c>(
     try_stream! {
         let mut watch = Watch::start(&pool, &statement, wait);
         let mut items = connection.fetch_many(statement);
-        while let Some(item) = pool.noting_breakage(items.try_next().await)? {
-            watch.rows += u64::from(item.is_right());
+        while let Some(item) = watch.note(items.try_next().await)? {
+            match &item {
+                Either::Left(done) => watch.affected += done.rows_affected(),
+                Either::Right(_) => watch.returned += 1,
+            }
             watch.pause();
             yield item;
             watch.resume();
@@ -182,7 +232,8 @@ fn fetch_many<'c>(
 
 impl Pool {
     async fn checkout_for(&self, statement: &Statement) -> Result<Lease, sqlx::Error> {
-        let mut lease = self.checkout(Site::Statement(statement.sql.clone())).await?;
+        let site = statement.site.map_or_else(|| Site::Statement(statement.sql.clone()), Site::Code);
+        let mut lease = self.checkout(site).await?;
         // Until it has ended.
         lease.condition = Condition::Unsure;
         lease.careful = statement.may_begin();
@@ -190,7 +241,7 @@ impl Pool {
     }
 }
 
-impl<'p> Executor<'p> for &Pool {
+impl<'p> Executor<'p> for Here<'p> {
     type Database = Postgres;
 
     fn execute<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<PgQueryResult, sqlx::Error>>
@@ -198,7 +249,7 @@ impl<'p> Executor<'p> for &Pool {
         'p: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        let (pool, statement) = (self.clone(), Statement::of(query));
+        let (pool, statement) = (self.pool.clone(), Statement::of(query, self.site));
         Box::pin(async move {
             let statement = statement.map_err(sqlx::Error::Encode)?;
             let mut lease = pool.checkout_for(&statement).await?;
@@ -213,7 +264,7 @@ impl<'p> Executor<'p> for &Pool {
         'p: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        let (pool, statement) = (self.clone(), Statement::of(query));
+        let (pool, statement) = (self.pool.clone(), Statement::of(query, self.site));
         Box::pin(try_stream! {
             let statement = statement.map_err(sqlx::Error::Encode)?;
             let mut lease = pool.checkout_for(&statement).await?;
@@ -237,7 +288,7 @@ impl<'p> Executor<'p> for &Pool {
         'p: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        let (pool, statement) = (self.clone(), Statement::of(query));
+        let (pool, statement) = (self.pool.clone(), Statement::of(query, self.site));
         Box::pin(async move {
             let statement = statement.map_err(sqlx::Error::Encode)?;
             let mut lease = pool.checkout_for(&statement).await?;
@@ -252,7 +303,7 @@ impl<'p> Executor<'p> for &Pool {
         'p: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        let (pool, statement) = (self.clone(), Statement::of(query));
+        let (pool, statement) = (self.pool.clone(), Statement::of(query, self.site));
         Box::pin(async move {
             let statement = statement.map_err(sqlx::Error::Encode)?;
             let mut lease = pool.checkout_for(&statement).await?;
@@ -270,7 +321,7 @@ impl<'p> Executor<'p> for &Pool {
     where
         'p: 'e,
     {
-        let pool = self.clone();
+        let pool = self.pool.clone();
         Box::pin(async move {
             let mut lease = pool.checkout(Site::Statement(sql.clone())).await?;
             lease.condition = Condition::Unsure;
@@ -283,7 +334,7 @@ impl<'p> Executor<'p> for &Pool {
     where
         'p: 'e,
     {
-        let pool = self.clone();
+        let pool = self.pool.clone();
         Box::pin(async move {
             let mut lease = pool.checkout(Site::Statement(sql.clone())).await?;
             lease.condition = Condition::Unsure;
@@ -301,7 +352,7 @@ impl<'c> Executor<'c> for Timed<'c> {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        let statement = Statement::of(query);
+        let statement = Statement::of(query, Some(self.site));
         Box::pin(async move {
             let statement = statement.map_err(sqlx::Error::Encode)?;
             execute(&self.pool, self.connection, statement, Duration::ZERO).await
@@ -313,7 +364,7 @@ impl<'c> Executor<'c> for Timed<'c> {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        match Statement::of(query) {
+        match Statement::of(query, Some(self.site)) {
             Ok(statement) => Box::pin(fetch_many(self.pool, self.connection, statement, Duration::ZERO)),
             Err(error) => Box::pin(futures_util::stream::iter([Err(sqlx::Error::Encode(error))])),
         }
@@ -324,7 +375,7 @@ impl<'c> Executor<'c> for Timed<'c> {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        let statement = Statement::of(query);
+        let statement = Statement::of(query, Some(self.site));
         Box::pin(async move {
             let statement = statement.map_err(sqlx::Error::Encode)?;
             fetch_all(&self.pool, self.connection, statement, Duration::ZERO).await
@@ -336,7 +387,7 @@ impl<'c> Executor<'c> for Timed<'c> {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        let statement = Statement::of(query);
+        let statement = Statement::of(query, Some(self.site));
         Box::pin(async move {
             let statement = statement.map_err(sqlx::Error::Encode)?;
             fetch_optional(&self.pool, self.connection, statement, Duration::ZERO).await

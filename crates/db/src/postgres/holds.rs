@@ -8,15 +8,20 @@ use std::{
 
 use sqlx::SqlStr;
 
-use crate::Holder;
+use crate::{
+    Holder,
+    query_stats::{Dialect, Shape},
+};
 
 /// Longer statements are cut where they stand for their call site.
 const MAX_TEXT: usize = 80;
+/// What stands behind this of a statement is not looked at.
+const MAX_READ: usize = 1024;
 /// How many holders an error names.
 const MAX_NAMED: usize = 3;
 
-/// What a connection was taken for. sqlx calls an executor from its own code, so of a statement run on the pool only
-/// its text is known.
+/// What a connection was taken for. sqlx calls an executor from its own code, so of a statement run on the bare pool
+/// only its text is known.
 #[derive(Clone)]
 pub(super) enum Site {
     Code(&'static Location<'static>),
@@ -30,6 +35,7 @@ impl fmt::Display for Site {
             Self::Code(place) => write!(f, "{place}"),
             Self::Statement(sql) => {
                 let text = sql.as_str();
+                let text = Shape::of(&text[..text.floor_char_boundary(MAX_READ)], Dialect::Postgres).text;
                 let cut = text.floor_char_boundary(MAX_TEXT);
                 write!(f, "`{}{}`", &text[..cut], if cut < text.len() { "…" } else { "" })
             }

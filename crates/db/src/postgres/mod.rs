@@ -4,7 +4,9 @@ mod checkout;
 mod connect;
 mod connector;
 mod executor;
+mod explain;
 mod health;
+mod here;
 mod holds;
 mod inner;
 mod lease;
@@ -20,12 +22,13 @@ use sqlx::{PgConnection, Postgres};
 use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{Error, PoolConfig};
+use crate::{Error, PoolConfig, query_stats::QueryStats};
 use connector::after;
 use holds::Site;
 use inner::Inner;
 
 pub use executor::Timed;
+pub use here::Here;
 pub use lease::Connection;
 pub use transaction::Transaction;
 
@@ -62,6 +65,7 @@ pub use transaction::Transaction;
 #[derive(Clone)]
 pub struct Pool {
     inner: Arc<Inner>,
+    stats: QueryStats,
 }
 
 impl Pool {
@@ -89,14 +93,25 @@ impl Pool {
     /// [`Error::Url`], [`Error::UrlParameter`], [`Error::Config`] or, outside Tokio, [`Error::NoRuntime`].
     pub fn connect_lazy(url: &str, config: PoolConfig) -> Result<Self, Error> {
         config.check()?;
+        let stats = QueryStats::new(config.query_stats.clone());
         let options = connect::parse(url)?;
         let runtime = Handle::try_current().map_err(|_| Error::NoRuntime)?;
         let server = connect::server_name(&options);
         let inner = Arc::new(Inner::new(config, options, server, runtime.clone()));
-        let reaper = runtime.spawn(reaper::run(Arc::downgrade(&inner), reaper::tick(&inner)));
+        let reaper = runtime.spawn(reaper::run(Arc::downgrade(&inner), stats.clone(), reaper::tick(&inner)));
         // A new cell, so it takes the value.
         let _ = inner.reaper.set(AbortOnDropHandle::new(reaper));
-        Ok(Self { inner })
+        Ok(Self { inner, stats })
+    }
+
+    /// The same pool, counting its statements in `stats`, by the config of those.
+    pub fn with_query_stats(self, stats: QueryStats) -> Self {
+        Self { stats, ..self }
+    }
+
+    /// What statements cost, and which of them repeat.
+    pub fn query_stats(&self) -> &QueryStats {
+        &self.stats
     }
 
     /// A connection of one's own, for several statements that must share a session.
@@ -130,9 +145,10 @@ impl Pool {
     }
 
     /// Lends a connection of this pool, a transaction's for example, as an executor that times its statements as
-    /// the pool does.
+    /// the pool does. They count for the line that calls this.
+    #[track_caller]
     pub fn timed<'c>(&self, connection: &'c mut PgConnection) -> Timed<'c> {
-        Timed::new(self.clone(), connection)
+        Timed::new(self.clone(), connection, Location::caller())
     }
 
     /// Closes the pool: waits until what is in use comes back; later callers get [`Error::Closed`].

@@ -8,19 +8,20 @@ use std::{
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{Pool, inner::Inner};
+use crate::query_stats::QueryStats;
 
 const MAX_TICK: Duration = Duration::from_secs(1);
 const MIN_TICK: Duration = Duration::from_millis(10);
 
 /// Ends with the pool, which it does not keep alive.
-pub(super) async fn run(pool: Weak<Inner>, tick: Duration) {
+pub(super) async fn run(pool: Weak<Inner>, stats: QueryStats, tick: Duration) {
     let mut ticks = interval(tick);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         let Some(inner) = pool.upgrade() else { return };
         inner.tidy();
-        Pool { inner }.fill().await;
+        Pool { inner, stats: stats.clone() }.fill().await;
     }
 }
 

@@ -1,6 +1,7 @@
 //! A caller of the writer, whatever the types of its closure.
 
 use std::{
+    any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -13,7 +14,10 @@ use rusqlite::Transaction;
 use tokio::sync::oneshot;
 use tracing::Span;
 
-use super::{connection::File, trace};
+use super::{
+    connection::File,
+    trace::{self, Caller},
+};
 use crate::{Error, error::panic_message, telemetry};
 
 /// What the writer's thread knows of a caller.
@@ -26,8 +30,8 @@ pub(super) trait Job: Send {
     fn run(&mut self, transaction: &Transaction<'_>, file: &File);
     /// Whether what it did must be undone.
     fn failed(&self) -> bool;
-    /// Its span, and how long it had waited when it first ran.
-    fn context(&self) -> (&Span, Duration);
+    /// Its span, how long it had waited when it first ran, and who it is.
+    fn context(&self) -> (&Span, Duration, &Caller);
     /// Ends the call: with what the closure returned, or with why that does not hold.
     fn answer(self: Box<Self>, end: Result<(), Error>);
     /// Ends the call of a closure that broke the transaction: with its own error, if it has one.
@@ -43,23 +47,30 @@ pub(super) struct Call<T, E, F> {
     asked: Instant,
     wait: Option<Duration>,
     span: Span,
+    caller: Caller,
     turn: Turn,
     outcome: Outcome<T, E>,
     answer: oneshot::Sender<Outcome<T, E>>,
 }
 
 impl<T, E, F> Call<T, E, F> {
-    pub(super) fn new(f: F, alone: bool, turn: Turn) -> (Self, oneshot::Receiver<Outcome<T, E>>) {
+    pub(super) fn new(
+        f: F,
+        alone: bool,
+        turn: Turn,
+        caller: Caller,
+    ) -> (Self, oneshot::Receiver<Outcome<T, E>>) {
         let (answer, receiver) = oneshot::channel();
         let (asked, span) = (Instant::now(), Span::current());
-        (Self { f, alone, asked, wait: None, span, turn, outcome: Err(Error::Closed), answer }, receiver)
+        let (wait, outcome) = (None, Err(Error::Closed));
+        (Self { f, alone, asked, wait, span, caller, turn, outcome, answer }, receiver)
     }
 }
 
 impl<T, E, F> Job for Call<T, E, F>
 where
     T: Send,
-    E: Send,
+    E: Send + 'static,
     F: FnMut(&Transaction<'_>) -> Result<T, E> + Send,
 {
     fn begin(&self) -> bool {
@@ -71,13 +82,14 @@ where
     }
 
     fn run(&mut self, transaction: &Transaction<'_>, file: &File) {
-        let Self { f, asked, span, .. } = self;
+        let Self { f, asked, span, caller, .. } = self;
         let wait = *self.wait.get_or_insert_with(|| {
             let wait = asked.elapsed();
             telemetry::waited(wait);
             wait
         });
-        let run = AssertUnwindSafe(|| trace::scope(file, wait, || f(transaction)));
+        let run = || f(transaction).inspect_err(note_failure);
+        let run = AssertUnwindSafe(|| trace::scope(file, wait, caller.clone(), run));
         self.outcome = match span.in_scope(|| catch_unwind(run)) {
             Ok(result) => Ok(result),
             Err(panic) => Err(Error::Panicked { message: panic_message(&*panic) }),
@@ -88,8 +100,8 @@ where
         !matches!(self.outcome, Ok(Ok(_)))
     }
 
-    fn context(&self) -> (&Span, Duration) {
-        (&self.span, self.wait.unwrap_or_default())
+    fn context(&self) -> (&Span, Duration, &Caller) {
+        (&self.span, self.wait.unwrap_or_default(), &self.caller)
     }
 
     fn answer(self: Box<Self>, end: Result<(), Error>) {
@@ -104,6 +116,18 @@ where
     fn answer_broken(self: Box<Self>) {
         let end = if self.failed() { Ok(()) } else { Err(Error::Sqlite(rolled_back())) };
         self.answer(end);
+    }
+}
+
+/// Of a caller's own type of error nothing is known.
+fn note_failure<E: 'static>(error: &E) {
+    let error: &dyn Any = error;
+    let ours = error.downcast_ref::<Error>().and_then(|error| match error {
+        Error::Sqlite(error) | Error::Interrupted(error) => Some(error),
+        _ => None,
+    });
+    if let Some(error) = ours.or_else(|| error.downcast_ref::<rusqlite::Error>()) {
+        trace::failed(error);
     }
 }
 

@@ -1,7 +1,8 @@
 //! How connections to the file are opened, and how they wait for its lock.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -21,7 +22,7 @@ const MAX_PAUSE: Duration = Duration::from_micros(500);
 
 /// The database file and what its connections have in common.
 pub(super) struct File {
-    path: PathBuf,
+    path: Arc<Path>,
     pub(super) config: PoolConfig,
     synchronous: Synchronous,
     /// The longest that a statement may run; zero is no limit.
@@ -38,11 +39,15 @@ impl File {
             return Err(Error::Uri);
         }
         let Config { pool, synchronous, max_statement } = config;
-        Ok(Self { path: path.to_owned(), config: pool, synchronous, max_statement })
+        Ok(Self { path: path.into(), config: pool, synchronous, max_statement })
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(super) fn shared_path(&self) -> Arc<Path> {
+        Arc::clone(&self.path)
     }
 
     /// A connection for the writer. It does not wait for locks by itself: see [`File::wait_for_lock`].
@@ -91,7 +96,7 @@ impl File {
 
     fn opening(&self, error: Error) -> Error {
         match error {
-            Error::Sqlite(source) => Error::Open { path: self.path.clone(), source },
+            Error::Sqlite(source) => Error::Open { path: self.path.to_path_buf(), source },
             other => other,
         }
     }

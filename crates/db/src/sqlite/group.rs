@@ -189,8 +189,8 @@ impl<'a> Committer<'a> {
 
     /// When it fails, the transaction is rolled back.
     fn commit(&self, transaction: Transaction<'_>, first: &dyn Job) -> rusqlite::Result<()> {
-        let (span, wait) = first.context();
-        span.in_scope(|| trace::scope(self.file, wait, || transaction.commit()))
+        let (span, wait, caller) = first.context();
+        span.in_scope(|| trace::scope(self.file, wait, caller.clone(), || transaction.commit()))
     }
 
     fn within(

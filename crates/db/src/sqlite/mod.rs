@@ -8,14 +8,15 @@ mod readers;
 mod trace;
 mod writer;
 
-use std::{fmt, path::Path, sync::Arc};
+use std::{fmt, panic::Location, path::Path, sync::Arc};
 
 use rusqlite::{Connection, Transaction};
 
-use crate::Error;
+use crate::{Error, query_stats::QueryStats};
 pub use config::{Config, Synchronous};
 use connection::File;
 use readers::Readers;
+use trace::Caller;
 use writer::Writer;
 
 /// A pool over one SQLite file; clones share it.
@@ -54,6 +55,7 @@ use writer::Writer;
 #[derive(Clone)]
 pub struct Pool {
     inner: Arc<Inner>,
+    stats: QueryStats,
 }
 
 struct Inner {
@@ -73,10 +75,25 @@ impl Pool {
     pub fn open(path: impl AsRef<Path>, config: impl Into<Config>) -> Result<Self, Error> {
         let config = config.into();
         config.pool.check()?;
+        let stats = QueryStats::new(config.pool.query_stats.clone());
         let file = Arc::new(File::new(path.as_ref(), config)?);
         let writer = Writer::start(Arc::clone(&file))?;
         let readers = Arc::new(Readers::new(Arc::clone(&file)));
-        Ok(Self { inner: Arc::new(Inner { file, readers, writer }) })
+        Ok(Self { inner: Arc::new(Inner { file, readers, writer }), stats })
+    }
+
+    /// The same pool, counting its statements in `stats`, by the config of those.
+    pub fn with_query_stats(self, stats: QueryStats) -> Self {
+        Self { stats, ..self }
+    }
+
+    /// What statements cost, and which of them repeat.
+    pub fn query_stats(&self) -> &QueryStats {
+        &self.stats
+    }
+
+    fn caller(&self, site: &'static Location<'static>) -> Caller {
+        Caller::new(self.stats.clone(), site)
     }
 
     /// Runs `f` with a connection that cannot write, on the calling thread: for short statements.
@@ -97,12 +114,14 @@ impl Pool {
     ///
     /// # Cancel safety
     /// Safe: dropped while it waits, nothing runs; dropped later, `f` runs to its end and its result is lost.
-    pub async fn read<T, F>(&self, f: F) -> Result<T, Error>
+    #[track_caller]
+    pub fn read<T, F>(&self, f: F) -> impl Future<Output = Result<T, Error>> + Send
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     {
-        self.inner.readers.run(f).await
+        let site = Location::caller();
+        async move { self.inner.readers.run(self.caller(site), f).await }
     }
 
     /// Runs `f` with a connection that cannot write, on a thread that may block: for scans, reports, large results.
@@ -114,12 +133,14 @@ impl Pool {
     ///
     /// # Cancel safety
     /// As [`read`](Pool::read).
-    pub async fn read_on_thread<T, F>(&self, f: F) -> Result<T, Error>
+    #[track_caller]
+    pub fn read_on_thread<T, F>(&self, f: F) -> impl Future<Output = Result<T, Error>> + Send
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     {
-        self.inner.readers.run_on_thread(f).await
+        let site = Location::caller();
+        async move { self.inner.readers.run_on_thread(self.caller(site), f).await }
     }
 
     /// Runs `f` in a write transaction: what it did is committed when it returns `Ok`, and undone when it returns
@@ -141,13 +162,15 @@ impl Pool {
     ///
     /// # Cancel safety
     /// Dropped while it waits for its turn, nothing is written; dropped later, `f` runs to its end and is committed.
-    pub async fn write<T, E, F>(&self, f: F) -> Result<T, E>
+    #[track_caller]
+    pub fn write<T, E, F>(&self, f: F) -> impl Future<Output = Result<T, E>> + Send
     where
         T: Send + 'static,
         E: From<Error> + Send + 'static,
         F: FnMut(&Transaction<'_>) -> Result<T, E> + Send + 'static,
     {
-        self.inner.writer.run(false, f).await
+        let site = Location::caller();
+        async move { self.inner.writer.run(false, self.caller(site), f).await }
     }
 
     /// Runs `f` in a write transaction of its own, once at most.
@@ -160,18 +183,20 @@ impl Pool {
     ///
     /// # Cancel safety
     /// As [`write`](Pool::write).
-    pub async fn write_once<T, E, F>(&self, f: F) -> Result<T, E>
+    #[track_caller]
+    pub fn write_once<T, E, F>(&self, f: F) -> impl Future<Output = Result<T, E>> + Send
     where
         T: Send + 'static,
         E: From<Error> + Send + 'static,
         F: FnOnce(&Transaction<'_>) -> Result<T, E> + Send + 'static,
     {
+        let site = Location::caller();
         let mut f = Some(f);
         let once = move |transaction: &Transaction<'_>| match f.take() {
             Some(f) => f(transaction),
             None => Err(E::from(Error::Closed)), // Never: who is alone runs once.
         };
-        self.inner.writer.run(true, once).await
+        async move { self.inner.writer.run(true, self.caller(site), once).await }
     }
 
     /// Closes the pool: what runs or waits ends first, later callers get [`Error::Closed`].

@@ -15,7 +15,10 @@ use tokio::{
 };
 use tracing::Span;
 
-use super::{connection::File, trace};
+use super::{
+    connection::File,
+    trace::{self, Caller},
+};
 use crate::{Error, error::panic_message, telemetry};
 
 /// A read on the calling thread that took longer lets the thread's other tasks run before it answers.
@@ -40,7 +43,7 @@ impl Readers {
     }
 
     /// Runs `f` on this thread if a connection is open and free, else on a blocking one.
-    pub(super) async fn run<T, F>(self: &Arc<Self>, f: F) -> Result<T, Error>
+    pub(super) async fn run<T, F>(self: &Arc<Self>, caller: Caller, f: F) -> Result<T, Error>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
@@ -52,16 +55,16 @@ impl Readers {
         let free = self.permits.try_acquire().ok().and_then(|permit| Some((self.open_one()?, permit)));
         let (result, permit) = match free {
             Some((connection, permit)) => {
-                let result = self.lend_here(connection, Duration::ZERO, f);
+                let result = self.lend_here(connection, Duration::ZERO, caller, f);
                 drop(permit);
                 (result, None)
             }
             None => {
                 let permit = self.permit().await?;
                 let Some(connection) = self.open_one() else {
-                    return self.run_blocking(asked, permit, f).await;
+                    return self.run_blocking(asked, permit, caller, f).await;
                 };
-                (self.lend_here(connection, asked.elapsed(), f), Some(permit))
+                (self.lend_here(connection, asked.elapsed(), caller, f), Some(permit))
             }
         };
         drop(permit);
@@ -75,28 +78,30 @@ impl Readers {
         &self,
         connection: Connection,
         wait: Duration,
+        caller: Caller,
         f: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, Error> {
         telemetry::waited(wait);
-        catch_unwind(AssertUnwindSafe(|| self.lend(connection, wait, f)))
+        catch_unwind(AssertUnwindSafe(|| self.lend(connection, wait, caller, f)))
             .unwrap_or_else(|panic| Err(Error::Panicked { message: panic_message(&*panic) }))
     }
 
     /// Runs `f` on a blocking thread.
-    pub(super) async fn run_on_thread<T, F>(self: &Arc<Self>, f: F) -> Result<T, Error>
+    pub(super) async fn run_on_thread<T, F>(self: &Arc<Self>, caller: Caller, f: F) -> Result<T, Error>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     {
         let asked = Instant::now();
         let permit = self.permit().await?;
-        self.run_blocking(asked, permit, f).await
+        self.run_blocking(asked, permit, caller, f).await
     }
 
     async fn run_blocking<T, F>(
         self: &Arc<Self>,
         asked: Instant,
         permit: OwnedSemaphorePermit,
+        caller: Caller,
         f: F,
     ) -> Result<T, Error>
     where
@@ -113,7 +118,7 @@ impl Readers {
                 };
                 let wait = asked.elapsed();
                 telemetry::waited(wait);
-                readers.lend(connection, wait, f)
+                readers.lend(connection, wait, caller, f)
             })
         });
         match read.await {
@@ -156,10 +161,11 @@ impl Readers {
         &self,
         connection: Connection,
         wait: Duration,
+        caller: Caller,
         f: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, Error> {
         // A panic unwinds from here, and closes the connection on its way.
-        let result = trace::scope(&self.file, wait, || f(&connection));
+        let result = trace::scope(&self.file, wait, caller, || f(&connection).inspect_err(trace::failed));
         // A transaction left open would show its snapshot to the next caller.
         if connection.is_autocommit() {
             self.put_back(connection);

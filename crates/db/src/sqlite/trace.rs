@@ -2,16 +2,23 @@
 
 use std::{
     cell::RefCell,
+    panic::Location,
+    path::Path,
+    sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
 use rusqlite::{
-    Connection,
+    Connection, OpenFlags,
     trace::{StmtRef, TraceEvent, TraceEventCodes},
 };
 
 use super::connection::File;
-use crate::telemetry::Finished;
+use crate::{
+    query_stats::{Dialect, QueryStats, Series, Site, Statement},
+    telemetry::{self, Finished},
+};
 
 /// Steps of SQLite's virtual machine between two looks at the clock: some 50 µs.
 const STEPS: i32 = 4096;
@@ -21,9 +28,29 @@ thread_local! {
     static SCOPE: RefCell<Option<Scope>> = const { RefCell::new(None) };
 }
 
+/// Who runs statements, carried to the thread on which they run.
+#[derive(Clone)]
+pub(super) struct Caller {
+    stats: QueryStats,
+    scope: Option<crate::query_stats::Scope>,
+    site: &'static Location<'static>,
+}
+
+impl Caller {
+    /// In the scope in which this is called.
+    pub(super) fn new(stats: QueryStats, site: &'static Location<'static>) -> Self {
+        Self { stats, scope: crate::query_stats::Scope::current(), site }
+    }
+}
+
 struct Scope {
     slow: Duration,
     wait: Duration,
+    caller: Caller,
+    /// The last statement that ended.
+    last: Option<u64>,
+    /// The file, if plans are asked for.
+    explain: Option<Arc<Path>>,
     /// The longest that a statement may run.
     limit: Option<Duration>,
     running: Vec<Running>,
@@ -52,8 +79,8 @@ fn over_limit() -> bool {
     with_scope(over).flatten().unwrap_or(false)
 }
 
-/// Runs `f`; each statement it runs is reported, and interrupted beyond the file's limit.
-pub(super) fn scope<T>(file: &File, wait: Duration, f: impl FnOnce() -> T) -> T {
+/// Runs `f`; each statement it runs is reported as `caller`'s, and interrupted beyond the file's limit.
+pub(super) fn scope<T>(file: &File, wait: Duration, caller: Caller, f: impl FnOnce() -> T) -> T {
     /// Gives the thread back the scope it was in: a closure may have been run from inside another.
     struct Leave(Option<Scope>);
     impl Drop for Leave {
@@ -62,7 +89,9 @@ pub(super) fn scope<T>(file: &File, wait: Duration, f: impl FnOnce() -> T) -> T 
         }
     }
     let limit = (!file.max_statement.is_zero()).then_some(file.max_statement);
-    let scope = Scope { slow: file.config.slow_query, wait, limit, running: Vec::new() };
+    let explain = caller.stats.config().explain_slow.then(|| file.shared_path());
+    let slow = file.config.slow_query;
+    let scope = Scope { slow, wait, caller, last: None, explain, limit, running: Vec::new() };
     let _leave = Leave(SCOPE.replace(Some(scope)));
     f()
 }
@@ -105,16 +134,68 @@ fn finished(statement: &StmtRef<'_>) {
         let id = identity(statement);
         let place = scope.running.iter().position(|running| running.statement == id)?;
         let running = scope.running.swap_remove(place);
-        Some((running, scope.slow, scope.wait))
+        Some((running, scope.slow, scope.wait, scope.caller.clone(), scope.explain.clone()))
     });
     // The scope is free again before anybody's subscriber runs.
-    let Some((running, slow, wait)) = ended.flatten() else { return };
+    let Some((running, slow, wait, caller, explain)) = ended.flatten() else { return };
     // Not the duration that SQLite gives: it counts in milliseconds. Either holds the time that the caller takes between
     // rows, for SQLite does not tell when it is asked for the next one.
     let elapsed = running.since.elapsed();
     let text = statement.sql();
-    let finished = Finished { system: "sqlite", text: &text, elapsed, wait, rows: running.rows };
-    if is_transaction_control(&text) { finished.report_if_slow(slow) } else { finished.report(slow) }
+    let statement = Statement {
+        text: &text,
+        dialect: Dialect::Sqlite,
+        scope: caller.scope.as_ref(),
+        site: Site::Code(caller.site),
+        elapsed,
+        wait,
+        rows: running.rows,
+        failed: false,
+        given_up: false,
+    };
+    let finished = Finished { statement, stats: &caller.stats, returned: running.rows };
+    if is_transaction_control(&text) {
+        return finished.report_if_slow(slow);
+    }
+    let Some(series) = finished.report(slow, caller.stats.config().enabled) else { return };
+    with_scope(|scope| scope.last = Some(series.key()));
+    if let Some(path) = explain
+        && elapsed >= slow
+        && caller.stats.wants_plan(&series)
+    {
+        self::explain(path, text.to_string(), series, caller.stats.config().log_values);
+    }
+}
+
+/// The closure in whose scope this is called failed with `error`. SQLite's hook tells of no errors, so one that comes
+/// from SQLite counts for the last statement.
+pub(super) fn failed(error: &rusqlite::Error) {
+    if matches!(error, rusqlite::Error::SqliteFailure(..)) {
+        with_scope(|scope| scope.last.take().inspect(|last| scope.caller.stats.fail(*last)));
+    }
+}
+
+/// Logs the plan of a statement. It is taken through a connection of its own, for here a statement is just ending.
+fn explain(path: Arc<Path>, text: String, series: Arc<Series>, log_values: bool) {
+    let plan = move || match plan(&path, &text) {
+        // No literal stands in it.
+        Ok(plan) => telemetry::slow_query_plan(if log_values { &text } else { series.text() }, &plan),
+        Err(error) => tracing::debug!(%error, "a slow statement could not be explained"),
+    };
+    // If there is no thread to be had, there is no plan.
+    drop(thread::Builder::new().name("greenwave-explain".into()).spawn(plan));
+}
+
+fn plan(path: &Path, text: &str) -> rusqlite::Result<String> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {text}"))?;
+    let mut rows = statement.raw_query(); // Which asks for no parameters: a plan needs none.
+    let mut lines = Vec::new();
+    while let Some(row) = rows.next()? {
+        lines.push(row.get::<_, String>("detail")?);
+    }
+    Ok(lines.join("\n"))
 }
 
 /// Those are no statements to count, but the log should name a slow one.

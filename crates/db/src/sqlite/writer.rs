@@ -12,6 +12,7 @@ use super::{
     call::{Call, GiveUp, Job, Turn},
     connection::File,
     group::Committer,
+    trace::Caller,
 };
 use crate::{Error, telemetry};
 
@@ -42,7 +43,7 @@ impl Writer {
     }
 
     /// Runs `f` in a transaction that it may share; `alone`, in one of its own, and once at most.
-    pub(super) async fn run<T, E, F>(&self, alone: bool, f: F) -> Result<T, E>
+    pub(super) async fn run<T, E, F>(&self, alone: bool, caller: Caller, f: F) -> Result<T, E>
     where
         T: Send + 'static,
         E: From<Error> + Send + 'static,
@@ -50,7 +51,7 @@ impl Writer {
     {
         let turn = Turn::default();
         let _give_up = GiveUp(&turn);
-        let (call, mut result) = Call::new(f, alone, turn.clone());
+        let (call, mut result) = Call::new(f, alone, turn.clone(), caller);
         let message = Message::Run(Box::new(call));
         let queued = async {
             self.jobs.send(message).await.map_err(|_| Error::Closed)?;

@@ -18,6 +18,13 @@ mod postgres_drops;
 mod postgres_faults;
 #[cfg(feature = "postgres")]
 mod postgres_holds;
+#[cfg(all(feature = "postgres", feature = "tracing-layer"))]
+mod query_stats_layer;
+#[cfg(feature = "postgres")]
+mod query_stats_postgres;
+mod query_stats_shapes;
+#[cfg(feature = "sqlite")]
+mod query_stats_sqlite;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod signals;
 #[cfg(feature = "sqlite")]

@@ -34,7 +34,7 @@ async fn an_exhausted_pool_names_the_statement_that_holds_it_and_counts_the_wait
         ..Default::default()
     })
     .await;
-    let holder = sqlx::query("SELECT /*holder*/ pg_sleep(1.5)").execute(&pool);
+    let holder = sqlx::query("SELECT pg_sleep(1.5) AS \"holder\"").execute(&pool);
     let waiting = async {
         sleep(Duration::from_millis(50)).await;
         join_all((0..3).map(|_| sqlx::query("SELECT 1").execute(&pool))).await
@@ -48,7 +48,7 @@ async fn an_exhausted_pool_names_the_statement_that_holds_it_and_counts_the_wait
             panic!("{error:?}")
         };
         counts.push(*waiting);
-        assert_eq!(longest_held[0].site, "`SELECT /*holder*/ pg_sleep(1.5)`");
+        assert_eq!(longest_held[0].site, "`SELECT pg_sleep($1) AS \"holder\"`");
         assert!(longest_held[0].held >= Duration::from_millis(200), "{longest_held:?}");
     }
     assert_eq!(counts.iter().max(), Some(&3));
@@ -78,7 +78,7 @@ async fn callers_are_served_in_the_order_in_which_they_came() {
 async fn one_that_holds_for_long_is_named_once() {
     let signals = signals();
     let pool = pool(PoolConfig { max_hold: Duration::from_millis(50), ..Default::default() }).await;
-    sqlx::query("SELECT /*long-hold*/ pg_sleep(0.3)").execute(&pool).await.unwrap();
+    sqlx::query("SELECT pg_sleep(0.3) AS \"long-hold\"").execute(&pool).await.unwrap();
     let warnings = signals.mentioning("long-hold");
     let warnings: Vec<_> =
         warnings.iter().filter(|event| event.target == telemetry::LONG_HOLD_EVENT).collect();

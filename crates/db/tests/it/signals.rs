@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Debug,
     sync::{Arc, Mutex, OnceLock},
+    time::{Duration, Instant},
 };
 
 use greenwave_db::telemetry::QUERY_EVENT;
@@ -66,6 +67,22 @@ impl Signals {
             .filter(|event| event.target == target && event.text().contains(marker))
             .cloned()
             .collect()
+    }
+
+    /// Events of `target` that are wanted, once there is one: some are emitted aside.
+    pub(crate) async fn eventually(&self, target: &str, wanted: impl Fn(&Captured) -> bool) -> Vec<Captured> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let found: Vec<_> = {
+                let events = self.events.lock().unwrap();
+                events.iter().filter(|event| event.target == target && wanted(event)).cloned().collect()
+            };
+            if !found.is_empty() {
+                return found;
+            }
+            assert!(Instant::now() < deadline, "no such event of {target}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// The query events of a span.

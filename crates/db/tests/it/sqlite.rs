@@ -4,6 +4,7 @@ use std::{sync::mpsc, time::Duration};
 
 use greenwave_db::{
     Error, PoolConfig,
+    query_stats::{Dialect, Shape},
     sqlite::{Config, Pool},
     telemetry,
 };
@@ -159,17 +160,17 @@ async fn each_statement_is_reported_once_in_its_callers_span() {
     db.pool.write(move |tx| Ok::<_, Error>(tx.execute_batch(trigger)?)).await.unwrap();
     let request = async {
         let write = db.pool.write(|tx| {
-            tx.execute("INSERT /*lite-a*/ INTO numbers VALUES (?1), (?2), (?3)", [11, 12, 13])?;
+            tx.execute("INSERT INTO numbers AS \"lite-a\" VALUES (?1), (?2), (?3)", [11, 12, 13])?;
             Ok::<_, Error>(())
         });
         write.await.unwrap();
         let read = db.pool.read(|db| {
             // The inner statement runs while the outer one is under way.
-            let mut outer = db.prepare("SELECT /*lite-b*/ n FROM numbers")?;
+            let mut outer = db.prepare("SELECT n AS \"lite-b\" FROM numbers")?;
             let mut rows = outer.query(())?;
             while let Some(row) = rows.next()? {
                 let n: i64 = row.get(0)?;
-                db.query_one("SELECT /*lite-c*/ ?1", [n], |_| Ok(()))?;
+                db.query_one("SELECT ?1 AS \"lite-c\"", [n], |_| Ok(()))?;
             }
             Ok(())
         });
@@ -194,7 +195,7 @@ async fn what_begins_and_ends_a_transaction_is_no_statement() {
     let request = async {
         let read = db.pool.read(|db| {
             let tx = db.unchecked_transaction()?;
-            tx.query_one("SELECT /*lite-tx*/ count(*) FROM numbers", (), |row| row.get::<_, i64>(0))?;
+            tx.query_one("SELECT count(*) AS \"lite-tx\" FROM numbers", (), |row| row.get::<_, i64>(0))?;
             tx.commit()?;
             db.execute_batch("begin; SAVEPOINT a; RELEASE a; rollback")
         });
@@ -204,21 +205,21 @@ async fn what_begins_and_ends_a_transaction_is_no_statement() {
     request.instrument(tracing::info_span!("lite-tx-request")).await;
     let texts: Vec<_> =
         signals.in_span("lite-tx-request").into_iter().map(|event| event.text().to_owned()).collect();
-    assert_eq!(texts, ["SELECT /*lite-tx*/ count(*) FROM numbers", "INSERT INTO numbers VALUES (?1)"]);
+    assert_eq!(texts, ["SELECT count(*) AS \"lite-tx\" FROM numbers", "INSERT INTO numbers VALUES (?)"]);
 }
 
 #[tokio::test]
 async fn a_slow_statement_is_logged_with_its_text_but_not_its_values() {
     let signals = signals();
     let db = Fixture::new(PoolConfig { slow_query: Duration::from_millis(5), ..Default::default() }).await;
-    let sql = "WITH RECURSIVE /*lite-slow*/ c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < ?1) \
+    let sql = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 AS \"lite-slow\" FROM c WHERE n < ?1) \
                SELECT count(*), ?2 FROM c";
     let slow = db.pool.read(move |db| db.query_one(sql, (2_000_000, "hunter2"), |row| row.get::<_, i64>(0)));
     assert_eq!(slow.await.unwrap(), 2_000_000);
 
     let events = signals.of(telemetry::SLOW_QUERY_EVENT, "lite-slow");
     let [event] = &events[..] else { panic!("{events:?}") };
-    assert_eq!(event.text(), sql);
+    assert_eq!(event.text(), Shape::of(sql, Dialect::Sqlite).text);
     assert!(event.number("elapsed_us") >= 5_000);
     assert!(event.fields.contains_key("wait_us"));
     assert!(signals.mentioning("hunter2").is_empty());

@@ -1,0 +1,188 @@
+//! What a statement belongs to: a request, a job, or a batch.
+
+use std::{
+    fmt,
+    hash::{BuildHasher, RandomState},
+    sync::{
+        Arc, LazyLock, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use super::{n_plus_one::Found, watch::Watcher};
+
+/// The most statements that a scope tells apart.
+const MAX_COUNTED: usize = 256;
+
+tokio::task_local! {
+    static CURRENT: Scope;
+}
+
+static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+
+/// One request, or one job: its statements are counted under its route, and those that repeat in it are found.
+///
+/// A statement belongs to the scope in which it is awaited. A task that is spawned has none until it is given one. What
+/// a [`BatchLoader`](crate::BatchLoader) loads belongs to the loader, not to who asked.
+///
+/// Clones are the same scope. It ends when the last of them is dropped; a repeated statement is warned of then, with
+/// how often it ran in the end.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// use greenwave_db::query_stats::Scope;
+///
+/// Scope::new("/orders/{id}")
+///     .run(async {
+///         let scope = Scope::current().expect("inside of it");
+///         tokio::spawn(scope.run(async { /* counts for /orders/{id} as well */ })).await.unwrap();
+///     })
+///     .await;
+/// # }
+/// ```
+///
+/// For axum, where the route is known once a router has matched it:
+///
+/// ```ignore
+/// async fn in_scope(route: Option<MatchedPath>, request: Request, next: Next) -> Response {
+///     let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
+///     Scope::new(route).run(next.run(request)).await
+/// }
+///
+/// router.route_layer(axum::middleware::from_fn(in_scope))
+/// ```
+#[derive(Clone)]
+pub struct Scope {
+    inner: Arc<Inner>,
+    watcher: Option<Arc<Watcher>>,
+}
+
+struct Inner {
+    id: u64,
+    route: Option<Arc<str>>,
+    /// Stands for the route where statements are looked up.
+    route_key: u64,
+    loader: Option<&'static str>,
+    counts: Mutex<Counts>,
+}
+
+#[derive(Default)]
+struct Counts {
+    /// By the key of its series, how often a statement ran.
+    statements: Vec<(u64, u32)>,
+    found: Vec<Found>,
+}
+
+impl Scope {
+    /// A scope whose statements are counted under `route`: a pattern such as `/users/{id}`, for each route counts for
+    /// itself.
+    pub fn new(route: impl Into<Arc<str>>) -> Self {
+        Self { inner: Inner::new(Some(route.into()), None), watcher: None }
+    }
+
+    /// That of a loader's batch, whose statements nobody repeats.
+    pub(crate) fn loader(name: &'static str, watcher: Option<Arc<Watcher>>) -> Self {
+        Self { inner: Inner::new(None, Some(name)), watcher }
+    }
+
+    /// The same scope as now, or one without a route, and watched.
+    pub(super) fn watched(watcher: Arc<Watcher>) -> Self {
+        let inner = Self::current().map_or_else(|| Inner::new(None, None), |scope| scope.inner);
+        Self { inner, watcher: Some(watcher) }
+    }
+
+    /// The scope in which this is called, to carry it into a task.
+    pub fn current() -> Option<Self> {
+        CURRENT.try_with(Clone::clone).ok()
+    }
+
+    /// Runs `future` in this scope.
+    ///
+    /// # Cancel safety
+    /// That of `future`.
+    pub async fn run<F: Future>(mut self, future: F) -> F::Output {
+        if self.watcher.is_none() {
+            self.watcher = CURRENT.try_with(|scope| scope.watcher.clone()).ok().flatten();
+        }
+        CURRENT.scope(self, future).await
+    }
+
+    /// Its route.
+    pub fn route(&self) -> Option<&str> {
+        self.inner.route.as_deref()
+    }
+
+    pub(super) fn shared_route(&self) -> Option<Arc<str>> {
+        self.inner.route.clone()
+    }
+
+    pub(super) fn route_key(&self) -> u64 {
+        self.inner.route_key
+    }
+
+    pub(super) fn id(&self) -> u64 {
+        self.inner.id
+    }
+
+    pub(super) fn loader_name(&self) -> Option<&'static str> {
+        self.inner.loader
+    }
+
+    pub(crate) fn watcher(&self) -> Option<&Arc<Watcher>> {
+        self.watcher.as_ref()
+    }
+
+    /// Counts a statement; returns how often it ran, or 0 if that is not counted.
+    pub(super) fn count(&self, series: u64) -> u32 {
+        if self.inner.loader.is_some() {
+            return 0;
+        }
+        let mut counts = self.inner.counts();
+        let full = counts.statements.len() >= MAX_COUNTED;
+        match counts.statements.iter_mut().find(|(key, _)| *key == series) {
+            Some((_, count)) => {
+                *count = count.saturating_add(1);
+                *count
+            }
+            None if full => 0,
+            None => {
+                counts.statements.push((series, 1));
+                1
+            }
+        }
+    }
+
+    /// Keeps what was found, to be told at the scope's end.
+    pub(super) fn keep(&self, found: Found) {
+        self.inner.counts().found.push(found);
+    }
+}
+
+impl Inner {
+    fn new(route: Option<Arc<str>>, loader: Option<&'static str>) -> Arc<Self> {
+        static IDS: AtomicU64 = AtomicU64::new(1);
+        let route_key = route.as_ref().map_or(0, |route| KEYS.hash_one(route));
+        let id = IDS.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Self { id, route, route_key, loader, counts: Mutex::default() })
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let counts = std::mem::take(self.counts.get_mut().unwrap_or_else(PoisonError::into_inner));
+        for found in counts.found {
+            let count = counts.statements.iter().find(|(key, _)| *key == found.key());
+            found.tell(count.map_or(0, |(_, count)| *count));
+        }
+    }
+}
+
+impl fmt::Debug for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scope").field("route", &self.route()).finish_non_exhaustive()
+    }
+}
