@@ -61,7 +61,23 @@ fn a_sqlite_file_and_its_statements_as_text() {
         "{BY_CUSTOMER};\n-- the newest\nSELECT id, total FROM orders\n  WHERE status = 'paid' AND total = 7;\nVACUUM"
     ));
     let output = advise(folder.path(), &["--database", "shop.db", "--workload", "queries.sql"]);
-    expect![[""]].assert_eq(&stdout(&output));
+    expect![[r#"
+        3 statements of sqlite:shop.db: 2 indexes would help, 472 kB in all
+
+        1. CREATE INDEX orders_customer_id_idx ON orders (customer_id)
+           196 kB; an insert takes about 2.0 times as long
+                before    after  calls  statement
+           20,000 rows  40 rows      1  SELECT * FROM orders WHERE customer_id = ?
+
+        2. CREATE INDEX orders_status_total_idx ON orders (status, total)
+           276 kB; an insert takes about 2.0 times as long
+                before     after  calls  statement
+           20,000 rows  200 rows      1  -- the newest SELECT id, total FROM orders WHERE status = 'paid' AND total = 7
+
+        1 statement not judged
+          VACUUM
+            it is neither a query nor a change of rows
+    "#]].assert_eq(&stdout(&output));
     assert_eq!(output.stderr, b"");
 }
 
@@ -69,7 +85,23 @@ fn a_sqlite_file_and_its_statements_as_text() {
 fn the_same_as_markdown() {
     let folder = folder(BY_CUSTOMER);
     let arguments = ["--database", "sqlite:shop.db", "--workload", "queries.sql", "--format", "markdown"];
-    expect![[""]].assert_eq(&stdout(&advise(folder.path(), &arguments)));
+    expect![[r#"
+        ## Indexes
+
+        1 statement of sqlite:shop.db: 1 index would help, 196 kB in all
+
+        ### `orders_customer_id_idx`
+
+        ```sql
+        CREATE INDEX orders_customer_id_idx ON orders (customer_id);
+        ```
+
+        196 kB; an insert takes about 2.0 times as long.
+
+        | statement | calls | before, rows read | after |
+        |---|--:|--:|--:|
+        | `SELECT * FROM orders WHERE customer_id = ?` | 1 | 20,000 | 40 |
+    "#]].assert_eq(&stdout(&advise(folder.path(), &arguments)));
 }
 
 #[test]
@@ -146,8 +178,12 @@ fn what_is_wrong_is_said_with_what_to_do() {
     fs::write(folder.path().join("one.sql"), BY_CUSTOMER).unwrap();
     let check =
         |arguments: &[&str], expected: Expect| expected.assert_eq(&stderr(&advise(folder.path(), arguments)));
-    check(&["--database", "shop.db"], expect![[""]]);
-    check(&["--database", "shop.db", "--workload", "missing.sql"], expect![[""]]);
+    check(&["--database", "shop.db"], expect![[r#"
+        greenwave: SQLite counts no statements: give a file of them with --workload, as SQL or as the statistics that a service writes
+    "#]]);
+    check(&["--database", "shop.db", "--workload", "missing.sql"], expect![[r#"
+        greenwave: cannot read missing.sql; check the path given by --workload: No such file or directory (os error 2)
+    "#]]);
     check(&["--database", "shop.db", "--workload", "queries.sql"], expect![[""]]);
     check(&["--database", "shop.db", "--workload", "bad.json"], expect![[""]]);
     check(&["--database", "missing.db", "--workload", "one.sql"], expect![[""]]);
@@ -176,7 +212,9 @@ async fn postgres_is_asked_what_it_has_counted_and_the_migration_works() {
     let url = postgres_database();
     let folder = TempDir::new().unwrap();
     let mut db = postgres(&url, ORDERS).await;
-    expect![[""]].assert_eq(&stderr(&advise(folder.path(), &["--database", &url])));
+    expect![[r#"
+        greenwave: pg_stat_statements is not in this database: add `shared_preload_libraries = 'pg_stat_statements'` to postgresql.conf and restart, then run `CREATE EXTENSION pg_stat_statements`; or give a file of statements with --workload
+    "#]].assert_eq(&stderr(&advise(folder.path(), &["--database", &url])));
 
     sqlx::raw_sql("CREATE EXTENSION pg_stat_statements").execute(&mut db).await.unwrap();
     for customer in 0..20_i64 {

@@ -220,7 +220,8 @@ impl Rowids {
         let rowid = quoted(rowid);
         // Two subqueries, for each is then a look at one end of the table.
         let sql = format!("SELECT (SELECT min({rowid}) FROM {name}), (SELECT max({rowid}) FROM {name})");
-        let ends = |row: &rusqlite::Row<'_>| Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, Option<i64>>(1)?));
+        let ends =
+            |row: &rusqlite::Row<'_>| Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, Option<i64>>(1)?));
         let (first, last) = source.query_row(&sql, (), ends)?;
         let (first, last) = (first.unwrap_or(0), last.unwrap_or(0));
         Ok(Self { rowid, first, span: last as f64 - first as f64 + 1.0 })
