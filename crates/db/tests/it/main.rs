@@ -7,6 +7,8 @@ mod advisor;
 #[cfg(all(feature = "index-advisor", feature = "sqlite"))]
 mod advisor_sqlite;
 #[cfg(all(feature = "postgres", feature = "index-advisor"))]
+mod advisor_findings;
+#[cfg(all(feature = "postgres", feature = "index-advisor"))]
 mod advisor_suite;
 mod batch;
 mod config;
