@@ -53,10 +53,6 @@ impl Database {
         Ok(Database { shown, kind })
     }
 
-    pub(super) fn is_sqlite(&self) -> bool {
-        matches!(self.kind, Kind::Sqlite(_))
-    }
-
     /// The advice, and on how many statements it rests.
     pub(super) async fn advise(
         &self,

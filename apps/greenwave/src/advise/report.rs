@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, stdout};
 
-use greenwave_db::index_advisor::{Advice, Effect, Finding, IndexAdvice, Unit};
+use greenwave_db::index_advisor::{Advice, Effect, IndexAdvice, Unit};
 
 use super::{database::Database, size::shown};
 
@@ -43,11 +43,7 @@ pub(super) fn text(advice: &Advice, database: &Database, statements: usize, styl
     if !advice.findings.is_empty() {
         text.push_str(&format!("\n{bold}What is there already{plain}\n"));
         for finding in &advice.findings {
-            let (what, cure) = finding_text(finding, database.is_sqlite());
-            text.push_str(&format!("  {what}\n"));
-            if let Some(cure) = cure {
-                text.push_str(&format!("    {dim}{cure}{plain}\n"));
-            }
+            text.push_str(&format!("  {finding}\n"));
         }
     }
     if !advice.skipped.is_empty() {
@@ -87,9 +83,7 @@ pub(super) fn markdown(advice: &Advice, database: &Database, statements: usize) 
     if !advice.findings.is_empty() {
         text.push_str("\n## What is there already\n\n");
         for finding in &advice.findings {
-            let (what, cure) = finding_text(finding, database.is_sqlite());
-            let cure = cure.map(|cure| format!(": `{cure}`")).unwrap_or_default();
-            text.push_str(&format!("- {what}{cure}\n"));
+            text.push_str(&format!("- {finding}\n"));
         }
     }
     if !advice.skipped.is_empty() {
@@ -182,41 +176,6 @@ fn number(value: f64) -> String {
         grouped.push(digit);
     }
     grouped
-}
-
-/// What was found, and the statement that cures it.
-fn finding_text(finding: &Finding, sqlite: bool) -> (String, Option<String>) {
-    let concurrently = if sqlite { "" } else { "CONCURRENTLY " };
-    let drop = |index: &str| Some(format!("DROP INDEX {concurrently}{index}"));
-    match finding {
-        Finding::UnusedIndex { index, table, bytes } => (
-            format!(
-                "{index} on {table}, {}, has served no statement since the statistics were reset",
-                shown(*bytes)
-            ),
-            drop(index),
-        ),
-        Finding::DuplicateIndex { index, table, covered_by, bytes } => (
-            format!("{index} on {table}, {}, does nothing that {covered_by} does not", shown(*bytes)),
-            drop(index),
-        ),
-        Finding::ForeignKeyWithoutIndex { constraint, table, create } => (
-            format!("{constraint} on {table} has no index: deleting a referenced row reads the whole table"),
-            Some(create.clone()),
-        ),
-        Finding::SequentialScans { table, scans, rows } => {
-            let (scans, rows) = (number(*scans as f64), number(*rows as f64));
-            (format!("{table}, {rows} rows, was read from end to end {scans} times"), None)
-        }
-        Finding::BloatedIndex { index, table, bytes, needed_bytes } => (
-            format!("{index} on {table} takes {} for entries of {}", shown(*bytes), shown(*needed_bytes)),
-            Some(format!("REINDEX INDEX {concurrently}{index}")),
-        ),
-        Finding::InvalidIndex { index, table } => {
-            (format!("{index} on {table} was never finished: it costs writes and serves nobody"), drop(index))
-        }
-        other => (format!("{other:?}"), None),
-    }
 }
 
 pub(super) fn counted(count: usize, one: &str, many: &str) -> String {
