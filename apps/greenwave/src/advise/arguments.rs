@@ -73,8 +73,8 @@ impl AdviseArguments {
 
 const EXAMPLES: &str = "\
 Examples:
-  greenwave advise --database postgres://localhost/shop               what pg_stat_statements has counted
-  greenwave advise --database shop.db --workload queries.sql          SQLite, and a file of statements
-  greenwave advise --workload stats/*.json --budget 40MB              DATABASE_URL, and a service's statistics
-  greenwave advise --verify --migration migrations/0007_indexes.sql   timed, and as a migration
-  greenwave advise --workload queries.sql --check --format markdown   in CI";
+  greenwave advise --database postgres://localhost/shop    what pg_stat_statements has counted
+  greenwave advise --database shop.db --workload q.sql     SQLite, and a file of statements
+  greenwave advise --workload stats/*.json --budget 40MB   DATABASE_URL, and what a service counted
+  greenwave advise --verify --migration 0007_indexes.sql   timed, and as a migration
+  greenwave advise --workload q.sql --check                in CI: fails if an index is advised";

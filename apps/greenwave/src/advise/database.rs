@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf, time::Duration};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use greenwave_db::{
     Error, PoolConfig,
     index_advisor::{self, Advice, AdvisorConfig, Workload},
@@ -115,11 +115,14 @@ async fn advise_postgres(
 
 async fn advise_sqlite(path: PathBuf, workload: Workload, config: AdvisorConfig) -> Result<(Advice, usize)> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    // SQLite says of everything that it is unable to open it.
+    ensure!(path.is_file(), "{} is no file: check the path given by --database", path.display());
     let connection = Connection::open_with_flags(&path, flags)
         .with_context(|| format!("cannot open {}: check that it is there and may be read", path.display()))?;
     connection.busy_timeout(Duration::from_secs(5))?;
     tokio::task::spawn_blocking(move || {
-        let advice = index_advisor::sqlite::advise(&connection, &workload, &config)?;
+        let advice = index_advisor::sqlite::advise(&connection, &workload, &config)
+            .with_context(|| format!("no advice on {}", path.display()))?;
         Ok((advice, workload.statements.len()))
     })
     .await?

@@ -77,7 +77,8 @@ fn a_sqlite_file_and_its_statements_as_text() {
         1 statement not judged
           VACUUM
             it is neither a query nor a change of rows
-    "#]].assert_eq(&stdout(&output));
+    "#]]
+    .assert_eq(&stdout(&output));
     assert_eq!(output.stderr, b"");
 }
 
@@ -101,7 +102,8 @@ fn the_same_as_markdown() {
         | statement | calls | before, rows read | after |
         |---|--:|--:|--:|
         | `SELECT * FROM orders WHERE customer_id = ?` | 1 | 20,000 | 40 |
-    "#]].assert_eq(&stdout(&advise(folder.path(), &arguments)));
+    "#]]
+    .assert_eq(&stdout(&advise(folder.path(), &arguments)));
 }
 
 #[test]
@@ -125,7 +127,8 @@ fn a_migration_is_written_once_and_the_plan_then_uses_its_index() {
     assert_eq!(plan(&db, BY_CUSTOMER), "SEARCH orders USING INDEX orders_customer_id_idx (customer_id=?)");
     expect![[r#"
         1 statement of sqlite:shop.db: no index would help enough
-    "#]].assert_eq(&stdout(&advise(folder.path(), &arguments[..4])));
+    "#]]
+    .assert_eq(&stdout(&advise(folder.path(), &arguments[..4])));
 }
 
 #[test]
@@ -180,35 +183,62 @@ fn what_is_wrong_is_said_with_what_to_do() {
     fs::write(folder.path().join("one.sql"), BY_CUSTOMER).unwrap();
     let check =
         |arguments: &[&str], expected: Expect| expected.assert_eq(&stderr(&advise(folder.path(), arguments)));
-    check(&["--database", "shop.db"], expect![[r#"
+    check(
+        &["--database", "shop.db"],
+        expect![[r#"
         greenwave: SQLite counts no statements: give a file of them with --workload, as SQL or as the statistics that a service writes
-    "#]]);
-    check(&["--database", "shop.db", "--budget", "much", "--workload", "one.sql"], expect![[r#"
+    "#]],
+    );
+    check(
+        &["--database", "shop.db", "--budget", "much", "--workload", "one.sql"],
+        expect![[r#"
         error: invalid value 'much' for '--budget <SIZE>': write a size, as in 40MB, 1.5GB or 800kB
 
         For more information, try '--help'.
-    "#]]);
-    check(&["--database", "shop.db", "--workload", "missing.sql"], expect![[r#"
+    "#]],
+    );
+    check(
+        &["--database", "shop.db", "--workload", "missing.sql"],
+        expect![[r#"
         greenwave: cannot read missing.sql; check the path given by --workload: No such file or directory (os error 2)
-    "#]]);
-    check(&["--database", "shop.db", "--workload", "queries.sql"], expect![[r#"
+    "#]],
+    );
+    check(
+        &["--database", "shop.db", "--workload", "queries.sql"],
+        expect![[r#"
         greenwave: no statement in queries.sql
-    "#]]);
-    check(&["--database", "shop.db", "--workload", "bad.json"], expect![[r#"
+    "#]],
+    );
+    check(
+        &["--database", "shop.db", "--workload", "bad.json"],
+        expect![[r#"
         greenwave: bad.json is not what a service counts: {"statements": [{"text": …, "calls": …}]}: invalid type: integer `7`, expected a sequence at line 1 column 16
-    "#]]);
-    check(&["--database", "missing.db", "--workload", "one.sql"], expect![[r#"
+    "#]],
+    );
+    check(
+        &["--database", "missing.db", "--workload", "one.sql"],
+        expect![[r#"
         greenwave: cannot open missing.db: check that it is there and may be read: unable to open database file: missing.db: Error code 14: unable to open database file
-    "#]]);
-    check(&["--database", "one.sql", "--workload", "one.sql"], expect![[r#"
+    "#]],
+    );
+    check(
+        &["--database", "one.sql", "--workload", "one.sql"],
+        expect![[r#"
         greenwave: could not read the schema and a sample of the rows: file is not a database: Error code 26: file is not a database
-    "#]]);
-    check(&["--database", "mysql://root:secret@db/shop"], expect![[r#"
+    "#]],
+    );
+    check(
+        &["--database", "mysql://root:secret@db/shop"],
+        expect![[r#"
         greenwave: --database: write postgres://USER:PASSWORD@HOST/DATABASE, sqlite:PATH, or the path of a SQLite file
-    "#]]);
-    check(&["--database", "postgres://ann:secret@127.0.0.1:1/shop"], expect![[r#"
+    "#]],
+    );
+    check(
+        &["--database", "postgres://ann:secret@127.0.0.1:1/shop"],
+        expect![[r#"
         greenwave: cannot reach PostgreSQL at 127.0.0.1:1/shop: check that it runs there, and that the URL is right: error communicating with database: Connection refused (os error 111)
-    "#]]);
+    "#]],
+    );
     check(
         &["--database", "shop.db", "--workload", "one.sql", "--migration", "no/such/folder.sql"],
         expect![[r#"

@@ -4,10 +4,10 @@
 
 #[cfg(all(feature = "index-advisor", feature = "postgres"))]
 mod advisor;
-#[cfg(all(feature = "index-advisor", feature = "sqlite"))]
-mod advisor_sqlite;
 #[cfg(all(feature = "postgres", feature = "index-advisor"))]
 mod advisor_findings;
+#[cfg(all(feature = "index-advisor", feature = "sqlite"))]
+mod advisor_sqlite;
 #[cfg(all(feature = "postgres", feature = "index-advisor"))]
 mod advisor_suite;
 mod batch;

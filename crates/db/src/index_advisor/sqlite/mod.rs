@@ -82,7 +82,12 @@ pub fn advise(connection: &Connection, workload: &Workload, config: &AdvisorConf
         verify::verify(connection, &schema, &sample, &chosen, &mut indexes, config)?;
     }
     drop(transaction);
-    Ok(Advice { indexes, findings: findings::findings(&schema, &sample), skipped })
+    let mut findings = findings::findings(&schema, &sample);
+    findings.retain(|finding| match finding {
+        Finding::ForeignKeyWithoutIndex { create, .. } => indexes.iter().all(|index| index.create != *create),
+        _ => true,
+    });
+    Ok(Advice { indexes, findings, skipped })
 }
 
 /// What is wrong with the indexes and tables that exist.
