@@ -71,7 +71,7 @@ fn has_index(table: &Table, indexes: &[&Index], key: &ForeignKey) -> bool {
     let by_index = |index: &&Index| {
         index.condition.is_none() && leads(&mut index.keys.iter().map(|key| key.expression.as_str()))
     };
-    by_table || indexes.iter().any(|index| by_index(index))
+    by_table || indexes.iter().any(by_index)
 }
 
 fn without_index(table: &Table, key: &ForeignKey) -> Finding {

@@ -116,7 +116,7 @@ fn copy_statistics(source: &Connection, copy: &Connection, schema: &Schema, samp
         let mut any = believed;
         for index in schema.indexes_of(&table.name) {
             let has = |(_, name, _): &&Line| name.as_deref().is_some_and(|name| name == index.name);
-            if believed && lines.iter().any(|line| has(line)) {
+            if believed && lines.iter().any(has) {
                 continue;
             }
             let stat = sample.stat(&table.name, &index.keys, index.keys.len(), index.condition.as_deref());
