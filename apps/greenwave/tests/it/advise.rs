@@ -218,14 +218,14 @@ fn what_is_wrong_is_said_with_what_to_do() {
     check(
         &["--database", "missing.db", "--workload", "one.sql"],
         expect![[r#"
-        greenwave: cannot open missing.db: check that it is there and may be read: unable to open database file: missing.db: Error code 14: unable to open database file
-    "#]],
+            greenwave: missing.db is no file: check the path given by --database
+        "#]],
     );
     check(
         &["--database", "one.sql", "--workload", "one.sql"],
         expect![[r#"
-        greenwave: could not read the schema and a sample of the rows: file is not a database: Error code 26: file is not a database
-    "#]],
+            greenwave: no advice on one.sql: could not read the schema and a sample of the rows: file is not a database: Error code 26: file is not a database
+        "#]],
     );
     check(
         &["--database", "mysql://root:secret@db/shop"],

@@ -258,24 +258,28 @@ fn what_needs_no_index() {
     check(
         "SELECT * FROM orders WHERE id = ?",
         expect![[r#"
+            no index
               SEARCH orders USING INTEGER PRIMARY KEY (rowid=?)
         "#]],
     );
     check(
         "SELECT * FROM orders",
         expect![[r#"
+            no index
               SCAN orders
         "#]],
     );
     check(
         "SELECT sum(total) FROM orders",
         expect![[r#"
+            no index
               SCAN orders
         "#]],
     );
     check(
         "SELECT * FROM orders WHERE details LIKE '%x%'",
         expect![[r#"
+            no index
               SCAN orders
         "#]],
     );
