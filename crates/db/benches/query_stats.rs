@@ -77,7 +77,7 @@ async fn crowd(settings: &Settings, pool: &postgres::Pool, scoped: bool) -> f64 
                 tokio::spawn(async move {
                     let (mut keys, mut queries) = (Keys(task + 1), 0_u64);
                     while Instant::now() < until {
-                        let key = keys.next() as i64;
+                        let key = keys.next();
                         let query = async {
                             let query = sqlx::query_scalar::<_, String>(BY_KEY).bind(key);
                             assert_eq!(query.fetch_one(&pool).await.unwrap()[5..], key.to_string());
@@ -112,12 +112,12 @@ async fn through_sqlite(settings: &Settings) {
     off.write(|tx| {
         tx.execute("CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT NOT NULL)", ())?;
         let mut insert = tx.prepare("INSERT INTO users VALUES (?1, 'user ' || ?1)")?;
-        (1..=ROWS).try_for_each(|id| insert.execute([id]).map(drop))?;
+        (1..=ROWS as i64).try_for_each(|id| insert.execute([id]).map(drop))?;
         Ok::<_, greenwave_db::Error>(())
     })
     .await
     .unwrap();
-    let read = async |pool: &sqlite::Pool, key: u64| {
+    let read = async |pool: &sqlite::Pool, key: i64| {
         let name = pool.read(move |db| {
             db.prepare_cached(BY_KEY)?.query_one([key], |row| Ok(row.get_ref(0)?.as_str()?.len()))
         });
@@ -156,7 +156,7 @@ async fn apart(settings: &Settings) {
     let times = if settings.rounds > 1 { 10_000 } else { 100 };
     let start = cpu();
     for _ in 0..times {
-        black_box(std::backtrace::Backtrace::force_capture());
+        drop(black_box(std::backtrace::Backtrace::force_capture()));
     }
     println!("a backtrace, once for each series of a bare `&Pool`: {:.1} µs", per(start, times));
     let start = cpu();
@@ -181,11 +181,11 @@ fn report(name: &str, rounds: &[[f64; 2]], wanted: &str) {
 struct Keys(u64);
 
 impl Keys {
-    fn next(&mut self) -> u64 {
+    fn next(&mut self) -> i64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
-        self.0 % ROWS + 1
+        (self.0 % ROWS) as i64 + 1
     }
 }
 

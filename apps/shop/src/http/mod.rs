@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, Path, Request, rejection::PathRejection},
+    extract::{DefaultBodyLimit, MatchedPath, Path, Request, rejection::PathRejection},
     http::StatusCode,
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
+use greenwave_db::query_stats::Scope;
 use greenwave_monitor::Monitor;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -40,6 +41,7 @@ pub fn router(shop: Shop, monitor: &Monitor) -> Router {
         .method_not_allowed_fallback(|| async { Failure::method_not_allowed() })
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(middleware::from_fn(deadline))
+        .layer(middleware::from_fn(in_scope))
         .layer(monitor.http_layer())
         .with_state(shop)
 }
@@ -70,6 +72,12 @@ async fn deadline(request: Request, next: Next) -> Response {
         Ok(response) => response,
         Err(_) => Failure::too_slow().into_response(),
     }
+}
+
+/// Counts the request's statements under its route.
+async fn in_scope(route: Option<MatchedPath>, request: Request, next: Next) -> Response {
+    let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
+    Scope::new(route).run(next.run(request)).await
 }
 
 /// The id in the path and the text it stands as. What is no positive integer is nobody's id.

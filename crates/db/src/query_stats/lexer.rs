@@ -162,7 +162,7 @@ impl<'a> Lexer<'a> {
     fn word(&mut self) -> Kind {
         let start = self.at;
         self.advance_while(Self::is_word_byte);
-        let prefix = self.text[start..self.at].as_bytes();
+        let prefix = &self.text.as_bytes()[start..self.at];
         let [letter] = prefix else { return Kind::Word };
         match (letter.to_ascii_lowercase(), self.byte(0), self.byte(1)) {
             (b'e', b'\'', _) if self.is_postgres() => self.quoted(b'\'', true),

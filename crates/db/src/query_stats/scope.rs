@@ -5,7 +5,7 @@ use std::{
     hash::{BuildHasher, RandomState},
     sync::{
         Arc, LazyLock, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
 
@@ -14,8 +14,13 @@ use super::{n_plus_one::Found, watch::Watcher};
 /// The most statements that a scope tells apart.
 const MAX_COUNTED: usize = 256;
 
+/// Most scopes have no more, and allocate nothing for them.
+const FEW: usize = 6;
+
 tokio::task_local! {
     static CURRENT: Scope;
+    /// Around scopes, for they may have been made outside of it.
+    static WATCHER: Arc<Watcher>;
 }
 
 static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
@@ -58,7 +63,8 @@ pub struct Scope {
 }
 
 struct Inner {
-    id: u64,
+    /// 0 until it is asked for.
+    id: AtomicU64,
     route: Option<Arc<str>>,
     /// Stands for the route where statements are looked up.
     route_key: u64,
@@ -68,9 +74,40 @@ struct Inner {
 
 #[derive(Default)]
 struct Counts {
-    /// By the key of its series, how often a statement ran.
-    statements: Vec<(u64, u32)>,
+    statements: Statements,
     found: Vec<Found>,
+}
+
+/// By the key of its series, how often a statement ran.
+#[derive(Default)]
+struct Statements {
+    few: [(u64, u32); FEW],
+    /// How many of the few are used.
+    used: usize,
+    more: Vec<(u64, u32)>,
+}
+
+impl Statements {
+    fn get_mut(&mut self, series: u64) -> Option<&mut u32> {
+        let mut all = self.few[..self.used].iter_mut().chain(&mut self.more);
+        all.find(|(key, _)| *key == series).map(|(_, count)| count)
+    }
+
+    fn count(&mut self, series: u64) -> u32 {
+        if let Some(count) = self.get_mut(series) {
+            *count = count.saturating_add(1);
+            return *count;
+        }
+        if self.used < FEW {
+            self.few[self.used] = (series, 1);
+            self.used += 1;
+        } else if FEW + self.more.len() < MAX_COUNTED {
+            self.more.push((series, 1));
+        } else {
+            return 0;
+        }
+        1
+    }
 }
 
 impl Scope {
@@ -85,26 +122,29 @@ impl Scope {
         Self { inner: Inner::new(None, Some(name)), watcher }
     }
 
-    /// The same scope as now, or one without a route, and watched.
-    pub(super) fn watched(watcher: Arc<Watcher>) -> Self {
+    /// Runs `future` watched: in the same scope as now, or in one without a route.
+    pub(super) async fn watched<F: Future>(watcher: Arc<Watcher>, future: F) -> F::Output {
         let inner = Self::current().map_or_else(|| Inner::new(None, None), |scope| scope.inner);
-        Self { inner, watcher: Some(watcher) }
+        let scope = Self { inner, watcher: Some(Arc::clone(&watcher)) };
+        WATCHER.scope(watcher, scope.run(future)).await
     }
 
     /// The scope in which this is called, to carry it into a task.
     pub fn current() -> Option<Self> {
-        CURRENT.try_with(Clone::clone).ok()
+        let mut scope = CURRENT.try_with(Clone::clone).ok()?;
+        if scope.watcher.is_none() {
+            scope.watcher = WATCHER.try_with(Arc::clone).ok();
+        }
+        Some(scope)
     }
 
     /// Runs `future` in this scope.
     ///
     /// # Cancel safety
     /// That of `future`.
-    pub async fn run<F: Future>(mut self, future: F) -> F::Output {
-        if self.watcher.is_none() {
-            self.watcher = CURRENT.try_with(|scope| scope.watcher.clone()).ok().flatten();
-        }
-        CURRENT.scope(self, future).await
+    pub fn run<F: Future>(self, future: F) -> impl Future<Output = F::Output> {
+        // No `async fn`, which would move the future once more: it may be large.
+        CURRENT.scope(self, future)
     }
 
     /// Its route.
@@ -120,8 +160,11 @@ impl Scope {
         self.inner.route_key
     }
 
+    /// Tells scopes apart.
     pub(super) fn id(&self) -> u64 {
-        self.inner.id
+        static IDS: AtomicU64 = AtomicU64::new(1);
+        let new = IDS.fetch_add(1, Relaxed);
+        self.inner.id.compare_exchange(0, new, Relaxed, Relaxed).map_or_else(|known| known, |_| new)
     }
 
     pub(super) fn loader_name(&self) -> Option<&'static str> {
@@ -137,19 +180,7 @@ impl Scope {
         if self.inner.loader.is_some() {
             return 0;
         }
-        let mut counts = self.inner.counts();
-        let full = counts.statements.len() >= MAX_COUNTED;
-        match counts.statements.iter_mut().find(|(key, _)| *key == series) {
-            Some((_, count)) => {
-                *count = count.saturating_add(1);
-                *count
-            }
-            None if full => 0,
-            None => {
-                counts.statements.push((series, 1));
-                1
-            }
-        }
+        self.inner.counts().statements.count(series)
     }
 
     /// Keeps what was found, to be told at the scope's end.
@@ -160,10 +191,8 @@ impl Scope {
 
 impl Inner {
     fn new(route: Option<Arc<str>>, loader: Option<&'static str>) -> Arc<Self> {
-        static IDS: AtomicU64 = AtomicU64::new(1);
         let route_key = route.as_ref().map_or(0, |route| KEYS.hash_one(route));
-        let id = IDS.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Self { id, route, route_key, loader, counts: Mutex::default() })
+        Arc::new(Self { id: AtomicU64::new(0), route, route_key, loader, counts: Mutex::default() })
     }
 
     fn counts(&self) -> MutexGuard<'_, Counts> {
@@ -173,10 +202,10 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        let counts = std::mem::take(self.counts.get_mut().unwrap_or_else(PoisonError::into_inner));
-        for found in counts.found {
-            let count = counts.statements.iter().find(|(key, _)| *key == found.key());
-            found.tell(count.map_or(0, |(_, count)| *count));
+        let Counts { statements, found } = self.counts.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for found in std::mem::take(found) {
+            let count = statements.get_mut(found.key()).map_or(0, |count| *count);
+            found.tell(count);
         }
     }
 }

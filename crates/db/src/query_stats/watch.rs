@@ -38,7 +38,7 @@ use super::{
 /// That of `future`.
 pub async fn watch<F: Future>(future: F) -> (F::Output, Seen) {
     let watcher = Arc::new(Watcher::default());
-    let output = Scope::watched(Arc::clone(&watcher)).run(future).await;
+    let output = Scope::watched(Arc::clone(&watcher), future).await;
     (output, watcher.seen())
 }
 
@@ -68,8 +68,10 @@ impl Watcher {
         threshold: u32,
     ) {
         let mut entries = lock(&self.0);
+        // All batches of a loader are one.
+        let scope_id = if scope.loader_name().is_some() { 0 } else { scope.id() };
         let known =
-            entries.iter().position(|entry| entry.scope == scope.id() && entry.series.key == series.key);
+            entries.iter().position(|entry| entry.scope == scope_id && entry.series.key == series.key);
         let place = known.unwrap_or_else(|| {
             // A loader's statements repeat for others than it.
             let may_repeat = series.allowed || threshold == 0 || scope.loader_name().is_some();
@@ -78,7 +80,7 @@ impl Watcher {
                 _ => Trace::default(),
             };
             entries.push(Entry {
-                scope: scope.id(),
+                scope: scope_id,
                 series: Arc::clone(series),
                 trace,
                 threshold: if may_repeat { u32::MAX } else { threshold },

@@ -130,14 +130,17 @@ fn row(statement: &StmtRef<'_>) {
 }
 
 fn finished(statement: &StmtRef<'_>) {
-    let ended = with_scope(|scope| {
-        let id = identity(statement);
-        let place = scope.running.iter().position(|running| running.statement == id)?;
-        let running = scope.running.swap_remove(place);
-        Some((running, scope.slow, scope.wait, scope.caller.clone(), scope.explain.clone()))
-    });
-    // The scope is free again before anybody's subscriber runs.
-    let Some((running, slow, wait, caller, explain)) = ended.flatten() else { return };
+    // The scope is away while anybody's subscriber runs: what that runs here has its own.
+    let Some(mut scope) = SCOPE.take() else { return };
+    report(&mut scope, statement);
+    SCOPE.set(Some(scope));
+}
+
+fn report(scope: &mut Scope, statement: &StmtRef<'_>) {
+    let id = identity(statement);
+    let Some(place) = scope.running.iter().position(|running| running.statement == id) else { return };
+    let running = scope.running.swap_remove(place);
+    let Scope { slow, wait, caller, .. } = &*scope;
     // Not the duration that SQLite gives: it counts in milliseconds. Either holds the time that the caller takes between
     // rows, for SQLite does not tell when it is asked for the next one.
     let elapsed = running.since.elapsed();
@@ -148,23 +151,24 @@ fn finished(statement: &StmtRef<'_>) {
         scope: caller.scope.as_ref(),
         site: Site::Code(caller.site),
         elapsed,
-        wait,
+        wait: *wait,
         rows: running.rows,
         failed: false,
         given_up: false,
     };
     let finished = Finished { statement, stats: &caller.stats, returned: running.rows };
     if is_transaction_control(&text) {
-        return finished.report_if_slow(slow);
+        return finished.report_if_slow(*slow);
     }
-    let Some(series) = finished.report(slow, caller.stats.config().enabled) else { return };
-    with_scope(|scope| scope.last = Some(series.key()));
-    if let Some(path) = explain
-        && elapsed >= slow
+    let Some(series) = finished.report(*slow, caller.stats.config().enabled) else { return };
+    if let Some(path) = &scope.explain
+        && elapsed >= *slow
         && caller.stats.wants_plan(&series)
     {
-        self::explain(path, text.to_string(), series, caller.stats.config().log_values);
+        let log_values = caller.stats.config().log_values;
+        explain(Arc::clone(path), text.to_string(), Arc::clone(&series), log_values);
     }
+    scope.last = Some(series.key());
 }
 
 /// The closure in whose scope this is called failed with `error`. SQLite's hook tells of no errors, so one that comes
