@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 /// How often the file is written.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// Writes the file of this process, `DIR/<pid>.json`, every ten seconds and at the end. What cannot be written is said
+/// Writes the file of this process, `DIR/PID.json`, every ten seconds and at the end. What cannot be written is said
 /// once, and disturbs nothing.
 pub(crate) async fn keep(stats: QueryStats, folder: PathBuf, end: CancellationToken) {
     let mut ticks = interval(EVERY);
