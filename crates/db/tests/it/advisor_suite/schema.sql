@@ -171,6 +171,33 @@ INSERT INTO readings SELECT
     device, slot, random() * 100, '2026-01-01'::timestamptz + random() * interval '60 days'
     FROM generate_series(1, 300) AS device, generate_series(1, 100) AS slot;
 
+-- As an object mapper names things.
+CREATE TABLE "AuditLog" (
+    "id" BIGINT PRIMARY KEY,
+    "actorId" INT NOT NULL,
+    "action" TEXT NOT NULL,
+    "createdAt" TIMESTAMPTZ NOT NULL
+);
+INSERT INTO "AuditLog" SELECT
+    n, 1 + floor(500 * random() ^ 2), 'action ' || floor(30 * random()),
+    '2025-06-01'::timestamptz + n * interval '3 minutes'
+    FROM generate_series(1, 60000) AS n;
+
+CREATE SCHEMA billing;
+CREATE TABLE billing.invoices (
+    id UUID PRIMARY KEY,
+    tenant_id INT NOT NULL,
+    number TEXT NOT NULL,
+    paid BOOLEAN NOT NULL,
+    due DATE NOT NULL
+);
+INSERT INTO billing.invoices SELECT
+    md5('invoice' || n)::uuid, 1 + floor(200 * random() ^ 2), 'INV-' || lpad(n::text, 8, '0'), random() < 0.9,
+    '2025-01-01'::date + floor(365 * random())::int
+    FROM generate_series(1, 60000) AS n;
+
+CREATE VIEW live_users AS SELECT * FROM users WHERE deleted_at IS NULL;
+
 ALTER TABLE orders ADD FOREIGN KEY (user_id) REFERENCES users;
 ALTER TABLE order_items ADD FOREIGN KEY (order_id) REFERENCES orders;
 ALTER TABLE order_items ADD FOREIGN KEY (product_id) REFERENCES products;

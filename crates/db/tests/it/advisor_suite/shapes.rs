@@ -34,7 +34,7 @@ const fn shape(
     Shape { name, existing: &[], statements, best, rivals }
 }
 
-pub(super) const SHAPES: &[&[Shape]] = &[LISTS, FILTERS, JOINS, AGGREGATES, WRITES, NOTHING];
+pub(super) const SHAPES: &[&[Shape]] = &[LISTS, FILTERS, JOINS, SPELLINGS, AGGREGATES, WRITES, NOTHING];
 
 const LISTS: &[Shape] = &[
     shape(
@@ -288,6 +288,81 @@ const JOINS: &[Shape] = &[
     ),
 ];
 
+/// The same needs in other words.
+const SPELLINGS: &[Shape] = &[
+    shape(
+        "names in quotes",
+        &[often(
+            r#"SELECT * FROM "AuditLog" WHERE "actorId" = $1 ORDER BY "createdAt" DESC LIMIT 20"#,
+            &["100"],
+        )],
+        &[r#""AuditLog" ("actorId", "createdAt" DESC)"#],
+        &[&[r#""AuditLog" ("actorId")"#], &[r#""AuditLog" ("createdAt" DESC)"#]],
+    ),
+    shape(
+        "a table of another schema",
+        &[often(
+            "SELECT * FROM billing.invoices WHERE NOT paid AND tenant_id = $1 AND due < $2",
+            &["30", "'2025-02-01'"],
+        )],
+        &["billing.invoices (tenant_id, due) WHERE NOT paid"],
+        &[&["billing.invoices (tenant_id)"], &["billing.invoices (tenant_id, paid, due)"]],
+    ),
+    shape(
+        "through a view",
+        &[often("SELECT * FROM live_users WHERE email = $1", &["'User4711@Example.com'"])],
+        &["users (email)"],
+        &[&["users (deleted_at)"]],
+    ),
+    shape(
+        "through a subquery",
+        &[often(
+            "SELECT * FROM (SELECT * FROM events WHERE tenant_id = $1) AS ours WHERE kind = $2",
+            &["30", "'kind11'"],
+        )],
+        &["events (tenant_id, kind)"],
+        &[&["events (tenant_id)"], &["events (kind)"]],
+    ),
+    shape(
+        "through a common table expression",
+        &[often(
+            "WITH latest AS (SELECT * FROM orders WHERE tenant_id = $1 ORDER BY placed_at DESC LIMIT 10)
+             SELECT latest.*, i.* FROM latest JOIN order_items i ON i.order_id = latest.id",
+            &["30"],
+        )],
+        &["orders (tenant_id, placed_at DESC)", "order_items (order_id)"],
+        &[&["orders (tenant_id, placed_at DESC)"], &["order_items (order_id)"]],
+    ),
+    shape(
+        "LATERAL, the latest of each",
+        &[often(
+            "SELECT o.id, latest.* FROM orders o CROSS JOIN LATERAL
+                 (SELECT * FROM messages m WHERE m.recipient_id = o.user_id ORDER BY m.created_at DESC LIMIT 1) AS latest
+             WHERE o.id BETWEEN 1000 AND 1050",
+            &[],
+        )],
+        &["messages (recipient_id, created_at DESC)"],
+        &[&["messages (recipient_id)"], &["messages (created_at DESC)"]],
+    ),
+    shape(
+        "a join, newest first",
+        &[often(
+            "SELECT o.*, u.name FROM orders AS o INNER JOIN users AS u ON (u.id = o.user_id)
+             WHERE o.tenant_id = $1 ORDER BY o.placed_at DESC OFFSET 20 LIMIT 20",
+            &["30"],
+        )],
+        &["orders (tenant_id, placed_at DESC)"],
+        &[&["orders (tenant_id)"], &["orders (placed_at DESC)"], &["orders (user_id)"]],
+    ),
+    Shape {
+        name: "an index that falls short",
+        existing: &["orders (user_id)"],
+        statements: &[often("SELECT * FROM orders WHERE user_id = $1 ORDER BY placed_at DESC LIMIT 10", &["100"])],
+        best: &["orders (user_id, placed_at DESC)"],
+        rivals: &[&["orders (placed_at DESC)"]],
+    },
+];
+
 const AGGREGATES: &[Shape] = &[
     shape(
         "unread messages, counted",
@@ -396,6 +471,18 @@ const NOTHING: &[Shape] = &[
         &[often("SELECT * FROM users WHERE id = $1", &["4711"])],
         &[],
         &[&["users (id)"]],
+    ),
+    shape(
+        "a day, spelled as no index can hold",
+        &[often("SELECT * FROM payments WHERE created_at::date = $1", &["'2025-05-01'"])],
+        &[],
+        &[&["payments (created_at)"]],
+    ),
+    shape(
+        "LIKE, open in front",
+        &[often("SELECT * FROM users WHERE email LIKE '%4711%'", &[])],
+        &[],
+        &[&["users (email)"], &["users (email text_pattern_ops)"]],
     ),
     shape(
         "nearly every row",
