@@ -7,6 +7,8 @@ mod error;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 mod report;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod usage;
 mod workload;
 
 pub use advice::{Advice, Effect, Finding, IndexAdvice, Skipped, Unit};

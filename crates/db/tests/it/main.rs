@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[cfg(all(feature = "index-advisor", feature = "postgres"))]
+mod advisor;
 #[cfg(all(feature = "postgres", feature = "index-advisor"))]
 mod advisor_suite;
 mod batch;

@@ -1,0 +1,272 @@
+//! What a statement costs with a set of indexes.
+
+use std::collections::{BTreeSet, HashMap};
+
+use serde_json::Value;
+use sqlx::Row;
+
+use super::{
+    catalog::Catalog,
+    definition::Definition,
+    session::{Session, database, literal, words},
+    statistics,
+    subject::Subject,
+};
+use crate::index_advisor::{
+    Error, Unit,
+    usage::{Kind, candidate::Candidate},
+};
+
+/// Finding a row by an inverted index, in the planner's units: a page, mostly in memory, and its check.
+const INVERTED_ROW: f64 = 2.0;
+const INVERTED_START: f64 = 20.0;
+
+/// An index that might be created.
+#[derive(Clone, Debug)]
+pub(super) struct Item {
+    pub(super) candidate: Candidate,
+    pub(super) definition: Definition,
+}
+
+/// What a statement costs, and the indexes that its plan uses.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Cost {
+    pub(super) value: f64,
+    pub(super) used: BTreeSet<usize>,
+    /// How many rows it writes a call.
+    pub(super) written: f64,
+}
+
+/// Where costs come from.
+pub(super) enum Source {
+    /// The planner, asked with hypothetical indexes; the schema of hypopg.
+    Hypothetical(String),
+    /// Rows read, by the tables' statistics.
+    Statistics,
+}
+
+/// Asks what statements cost with indexes that do not exist.
+pub(super) struct Planner<'p, 'c> {
+    pub(super) session: &'p mut Session<'c>,
+    pub(super) catalog: &'p Catalog,
+    pub(super) subjects: &'p [Subject],
+    pub(super) items: Vec<Item>,
+    pub(super) source: Source,
+    known: HashMap<(usize, BTreeSet<usize>), Cost>,
+    /// The hypothetical indexes that exist now, with their names.
+    present: Vec<(usize, String)>,
+}
+
+impl<'p, 'c> Planner<'p, 'c> {
+    pub(super) async fn new(
+        session: &'p mut Session<'c>,
+        catalog: &'p Catalog,
+        subjects: &'p [Subject],
+    ) -> Result<Self, Error> {
+        let source = match hypopg(session).await {
+            Some(schema) => Source::Hypothetical(schema),
+            None => Source::Statistics,
+        };
+        Ok(Self {
+            session,
+            catalog,
+            subjects,
+            items: Vec::new(),
+            source,
+            known: HashMap::new(),
+            present: Vec::new(),
+        })
+    }
+
+    pub(super) fn unit(&self) -> Unit {
+        match self.source {
+            Source::Hypothetical(_) => Unit::Cost,
+            Source::Statistics => Unit::Rows,
+        }
+    }
+
+    /// The indexes of a set that may serve a statement.
+    pub(super) fn relevant(&self, subject: usize, set: &BTreeSet<usize>) -> BTreeSet<usize> {
+        let subject = &self.subjects[subject];
+        let tables = subject.tables();
+        let serves = |item: &&usize| {
+            let candidate = &self.items[**item].candidate;
+            tables.contains(&candidate.table)
+                && (candidate.condition.is_empty() || subject.meets(candidate.table, &candidate.condition))
+        };
+        set.iter().filter(serves).copied().collect()
+    }
+
+    /// What a call of the statement costs with a set of indexes.
+    pub(super) async fn cost(&mut self, subject: usize, set: &BTreeSet<usize>) -> Result<Cost, Error> {
+        let relevant = self.relevant(subject, set);
+        let key = (subject, relevant);
+        if let Some(known) = self.known.get(&key) {
+            return Ok(known.clone());
+        }
+        let cost = match self.source {
+            Source::Hypothetical(_) => self.planned(subject, &key.1).await?,
+            Source::Statistics => {
+                statistics::rows_read(self.catalog, &self.subjects[subject], &self.items, &key.1)
+            }
+        };
+        self.known.insert(key, cost.clone());
+        Ok(cost)
+    }
+
+    /// The first plan of a statement, or why there is none.
+    pub(super) async fn refusal(&mut self, subject: usize) -> Option<String> {
+        if matches!(self.subjects[subject].parsed.kind, Kind::Insert { .. }) {
+            return None;
+        }
+        for sql in &self.subjects[subject].variants {
+            if let Err(error) = self.session.explain("", sql).await {
+                return Some(words(&error));
+            }
+        }
+        None
+    }
+
+    async fn planned(&mut self, subject: usize, set: &BTreeSet<usize>) -> Result<Cost, Error> {
+        self.pretend(set).await?;
+        let subject = &self.subjects[subject];
+        let mut cost = Cost::default();
+        if let Kind::Insert { rows, .. } = subject.parsed.kind {
+            cost.written = rows as f64;
+            if subject.parsed.uses.is_empty() {
+                return Ok(cost);
+            }
+        }
+        let names: HashMap<&str, usize> =
+            self.present.iter().map(|(item, name)| (name.as_str(), *item)).collect();
+        let each = 1.0 / subject.variants.len().max(1) as f64;
+        for sql in &subject.variants {
+            let plan = match self.session.explain("", sql).await {
+                Ok(plan) => plan,
+                Err(sqlx::Error::Database(_)) => continue,
+                Err(error) => return Err(database("ask for a plan", error)),
+            };
+            let root = &plan["Plan"];
+            let mut value = root["Total Cost"].as_f64().unwrap_or_default();
+            walk(root, &mut |node| {
+                cost.used.extend(node["Index Name"].as_str().and_then(|name| names.get(name)));
+            });
+            for item in set {
+                let Item { candidate, definition } = &self.items[*item];
+                if matches!(definition.method, "gin" | "gist") {
+                    let table = &self.catalog.tables[candidate.table];
+                    let saved = inverted(root, &table.name, table.pages);
+                    if saved > 0.0 {
+                        value = (value - saved).max(INVERTED_START);
+                        cost.used.insert(*item);
+                    }
+                }
+            }
+            cost.value += value * each;
+            if !subject.reads() {
+                cost.written += root["Plans"][0]["Plan Rows"].as_f64().unwrap_or(1.0) * each;
+            }
+        }
+        Ok(cost)
+    }
+
+    /// Makes these the hypothetical indexes.
+    async fn pretend(&mut self, set: &BTreeSet<usize>) -> Result<(), Error> {
+        let Source::Hypothetical(schema) = &self.source else { return Ok(()) };
+        let wanted: Vec<usize> = set
+            .iter()
+            .copied()
+            .filter(|item| matches!(self.items[*item].definition.method, "btree" | "brin"))
+            .collect();
+        if self.present.iter().map(|(item, _)| *item).eq(wanted.iter().copied()) {
+            return Ok(());
+        }
+        let creates: Vec<String> = wanted.iter().map(|item| literal(&self.create(*item))).collect();
+        let reset = format!("SELECT {schema}.hypopg_reset()");
+        self.session.attempt(reset).await.map_err(|error| database("use hypopg", error))?;
+        self.present.clear();
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let sql = format!(
+            "SELECT i.indexname::text FROM unnest(ARRAY[{}]) WITH ORDINALITY t(sql, place), \
+             LATERAL {schema}.hypopg_create_index(t.sql) i ORDER BY t.place",
+            creates.join(", ")
+        );
+        let rows = self.session.attempt(sql).await.map_err(|error| database("use hypopg", error))?;
+        let names = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>();
+        self.present =
+            wanted.into_iter().zip(names.map_err(|error| database("use hypopg", error))?).collect();
+        Ok(())
+    }
+
+    pub(super) fn create(&self, item: usize) -> String {
+        let Item { candidate, definition } = &self.items[item];
+        definition.create(&self.catalog.tables[candidate.table].full_name())
+    }
+
+    /// Adds an index to those that may be asked for, unless the database refuses it.
+    pub(super) async fn add(&mut self, candidate: Candidate, share: f64) -> Result<Option<usize>, Error> {
+        if let Some(known) = self.items.iter().position(|item| item.candidate == candidate) {
+            return Ok(Some(known));
+        }
+        let Some(definition) = Definition::new(self.catalog, &candidate, share) else { return Ok(None) };
+        let plannable = matches!(definition.method, "btree" | "brin");
+        let create = definition.create(&self.catalog.tables[candidate.table].full_name());
+        if let (Source::Hypothetical(schema), true) = (&self.source, plannable) {
+            let sql = format!("SELECT count(*) FROM {schema}.hypopg_create_index({})", literal(&create));
+            match self.session.attempt(sql).await {
+                Ok(_) => {}
+                Err(sqlx::Error::Database(_)) => return Ok(None),
+                Err(error) => return Err(database("use hypopg", error)),
+            }
+            // It exists now, beside those that are known to.
+            self.present = vec![(usize::MAX, String::new())];
+        }
+        self.items.push(Item { candidate, definition });
+        Ok(Some(self.items.len() - 1))
+    }
+
+    /// Forgets the hypothetical indexes, which live in the server's memory and outlast a rollback.
+    pub(super) async fn forget(&mut self) -> Result<(), Error> {
+        self.pretend(&BTreeSet::new()).await
+    }
+}
+
+/// The schema of hypopg, which is installed for as long as this transaction lasts where that is allowed.
+async fn hypopg(session: &mut Session<'_>) -> Option<String> {
+    let sql = "SELECT quote_ident(n.nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace \
+               WHERE e.extname = 'hypopg'";
+    let found =
+        |rows: Vec<sqlx::postgres::PgRow>| rows.first().and_then(|row| row.try_get::<String, _>(0).ok());
+    if let Some(schema) = found(session.attempt(sql.to_owned()).await.ok()?) {
+        return Some(schema);
+    }
+    session.attempt("CREATE EXTENSION hypopg".to_owned()).await.ok()?;
+    session.mark().await.ok()?;
+    found(session.attempt(sql.to_owned()).await.ok()?)
+}
+
+/// Visits the nodes of a plan.
+pub(super) fn walk<'v>(node: &'v Value, visit: &mut impl FnMut(&'v Value)) {
+    let mut rest = vec![node];
+    while let Some(node) = rest.pop() {
+        visit(node);
+        rest.extend(node["Plans"].as_array().into_iter().flatten());
+    }
+}
+
+/// What an inverted index would save of a plan that reads the table from end to end: hypopg knows no such index.
+fn inverted(root: &Value, table: &str, pages: f64) -> f64 {
+    let mut saved = 0.0_f64;
+    walk(root, &mut |node| {
+        if node["Node Type"] == "Seq Scan" && node["Relation Name"] == table {
+            let (total, rows) = (node["Total Cost"].as_f64(), node["Plan Rows"].as_f64());
+            if let (Some(total), Some(rows)) = (total, rows) {
+                let cost = INVERTED_START + rows.min(pages) * INVERTED_ROW + rows * 0.03;
+                saved = saved.max(total - cost);
+            }
+        }
+    });
+    saved
+}
