@@ -40,9 +40,18 @@ async fn each_shape_of_statement_gets_its_index() {
     let mut connection = database(ORDERS).await;
     let shapes = [
         ("SELECT * FROM orders WHERE customer_id = $1", "orders (customer_id)"),
-        ("SELECT * FROM orders WHERE customer_id = $1 ORDER BY created_at DESC LIMIT $2", "orders (customer_id, created_at)"),
-        ("SELECT * FROM orders WHERE status = 'pending' ORDER BY created_at LIMIT 10", "orders (created_at) WHERE status = 'pending'"),
-        ("SELECT * FROM orders WHERE (created_at, id) < ($1, $2) ORDER BY created_at DESC, id DESC LIMIT 20", "orders (created_at, id)"),
+        (
+            "SELECT * FROM orders WHERE customer_id = $1 ORDER BY created_at DESC LIMIT $2",
+            "orders (customer_id, created_at)",
+        ),
+        (
+            "SELECT * FROM orders WHERE status = 'pending' ORDER BY created_at LIMIT 10",
+            "orders (created_at) WHERE status = 'pending'",
+        ),
+        (
+            "SELECT * FROM orders WHERE (created_at, id) < ($1, $2) ORDER BY created_at DESC, id DESC LIMIT 20",
+            "orders (created_at, id)",
+        ),
         ("SELECT * FROM customers WHERE lower(email) = lower($1)", "customers ((lower(email)))"),
         ("SELECT * FROM customers WHERE email LIKE 'Someone123%'", "customers (email text_pattern_ops)"),
         ("SELECT * FROM orders WHERE document @> $1", "orders USING gin (document jsonb_path_ops)"),
@@ -51,13 +60,22 @@ async fn each_shape_of_statement_gets_its_index() {
         ("SELECT max(total) FROM orders WHERE customer_id = 7", "orders (customer_id, total)"),
         ("UPDATE orders SET status = 'done' WHERE customer_id = $1 AND status = $2", "orders (customer_id)"),
         ("SELECT count(*) FROM orders WHERE created_at > now() - interval '1 hour'", "orders (created_at)"),
-        ("SELECT o.id FROM customers c JOIN orders o ON o.customer_id = c.id WHERE c.email = $1", "orders (customer_id)"),
+        (
+            "SELECT o.id FROM customers c JOIN orders o ON o.customer_id = c.id WHERE c.email = $1",
+            "orders (customer_id)",
+        ),
         ("SELECT 1 FROM orders WHERE total = 5 OR customer_id = 6", "orders (total)"),
     ];
     for (sql, wanted) in shapes {
         let advice = advise(&mut connection, &[sql]).await;
         println!("{sql}\n   want {wanted}\n   have {:?} {:?}", definitions(&advice), advice.skipped);
-        for index in &advice.indexes { println!("        {} {:?}", index.bytes, index.effects.iter().map(|e| (e.before, e.after)).collect::<Vec<_>>()); }
+        for index in &advice.indexes {
+            println!(
+                "        {} {:?}",
+                index.bytes,
+                index.effects.iter().map(|e| (e.before, e.after)).collect::<Vec<_>>()
+            );
+        }
     }
     panic!();
 }

@@ -43,19 +43,19 @@ const VIEWS: &str = "
     WHERE c.relkind = 'v' AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema'";
 
 const INDEXES: &str = "
-    SELECT i.indrelid::int8, c.relname::text, n.nspname::text, i.indisvalid,
+    SELECT i.indrelid::int8, i.indisvalid,
            ARRAY(SELECT COALESCE(a.attname::text, '') FROM unnest(i.indkey) WITH ORDINALITY k(number, place)
                  LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.number
                  WHERE k.place <= i.indnkeyatts ORDER BY k.place),
            i.indpred IS NOT NULL, m.amname::text
-    FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+    FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
     JOIN pg_am m ON m.oid = c.relam
     WHERE i.indrelid = ANY($1::oid[])";
 
 /// A table that may be indexed.
 pub(super) struct Table {
-    pub(super) oid: i64,
-    schema: String,
+    oid: i64,
+    pub(super) schema: String,
     pub(super) name: String,
     visible: bool,
     pub(super) rows: f64,
@@ -95,7 +95,6 @@ pub(super) struct Column {
 
 /// An index that exists.
 pub(super) struct Index {
-    pub(super) name: String,
     pub(super) valid: bool,
     /// The columns of its key; empty names are expressions.
     pub(super) keys: Vec<String>,
@@ -213,11 +212,10 @@ impl Catalog {
         let table: i64 = row.try_get(0)?;
         let Some(table) = by_oid.get(&table) else { return Ok(()) };
         self.tables[*table].indexes.push(Index {
-            name: row.try_get(1)?,
-            valid: row.try_get(3)?,
-            keys: row.try_get(4)?,
-            partial: row.try_get(5)?,
-            method: row.try_get(6)?,
+            valid: row.try_get(1)?,
+            keys: row.try_get(2)?,
+            partial: row.try_get(3)?,
+            method: row.try_get(4)?,
         });
         Ok(())
     }

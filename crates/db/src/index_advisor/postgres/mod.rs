@@ -2,6 +2,7 @@
 
 mod catalog;
 mod definition;
+mod measure;
 mod plans;
 mod search;
 mod session;
@@ -16,12 +17,15 @@ use sqlx::PgConnection;
 
 use self::{
     catalog::Catalog,
-    plans::Planner,
-    search::{State, write_factor},
+    measure::Measured,
+    plans::{Cost, Planner, Source},
+    search::{Moves, Set, State, write_factor},
     session::Session,
     subject::Subject,
 };
-use super::{Advice, AdvisorConfig, Effect, Error, Finding, IndexAdvice, Skipped, Workload, usage::Parsed};
+use super::{
+    Advice, AdvisorConfig, Effect, Error, Finding, IndexAdvice, Skipped, Unit, Workload, usage::Parsed,
+};
 
 /// The indexes that would serve the workload, and what is wrong with those that exist.
 pub async fn advise(
@@ -66,9 +70,49 @@ async fn indexes(
     let moves = planner.moves(config).await?;
     let before = planner.state(BTreeSet::new()).await?;
     let after = planner.search(&moves, config).await?;
-    advice.indexes = advised(&planner, &before, &after);
-    planner.forget().await?;
+    if config.verify {
+        let (before, after) = verified(&mut planner, moves, &after.set, config).await?;
+        advice.indexes = advised(&planner, &before, &after);
+    } else {
+        advice.indexes = advised(&planner, &before, &after);
+        planner.forget().await?;
+    }
     Ok(advice)
+}
+
+/// The search again, by execution, among what it chose and what came near.
+async fn verified(
+    planner: &mut Planner<'_, '_>,
+    moves: Moves,
+    chosen: &Set,
+    config: &AdvisorConfig,
+) -> Result<(State, State), Error> {
+    let generous = AdvisorConfig {
+        max_bytes: config.max_bytes.map(|max| max.saturating_mul(3)),
+        max_indexes: config.max_indexes.saturating_mul(2),
+        min_gain: config.min_gain / 2.0,
+        ..config.clone()
+    };
+    let near = planner.search(&moves, &generous).await?;
+    planner.forget().await?;
+    let mut build: Set = near.set.union(chosen).copied().collect();
+    for item in build.clone() {
+        build.extend(planner.narrower(item, config).into_iter().map(|(narrower, _)| narrower));
+    }
+    let measured = Measured::build(planner, &build, config).await?;
+    planner.turn_to(Source::Measured(Some(Box::new(measured))));
+    let before = planner.state(Set::new()).await?;
+    let executed = before.costs.iter().filter(|cost| cost.unit == Unit::Milliseconds && cost.planned > 0.0);
+    let ratios = executed.map(|cost| cost.value / cost.planned).collect();
+    if let Source::Measured(Some(mut measured)) = planner.turn_to(Source::Measured(None)) {
+        measured.calibrate(ratios);
+        planner.turn_to(Source::Measured(Some(measured)));
+    }
+    let before = planner.state(before.set).await?;
+    let mut moves = moves;
+    moves.extend(build.iter().map(|item| Set::from([*item])));
+    let after = planner.search(&moves, config).await?;
+    Ok((before, after))
 }
 
 /// The statements that the database has a plan for.
@@ -102,7 +146,9 @@ fn advised(planner: &Planner<'_, '_>, before: &State, after: &State) -> Vec<Inde
         for (number, subject) in planner.subjects.iter().enumerate() {
             let (before, cost) = (&before.costs[number], &after.costs[number]);
             if cost.used.contains(item) {
-                let (before, after, unit) = (before.value, cost.value, planner.unit());
+                let by_cost = cost.unit == Unit::Cost && cost.planned > 0.0;
+                let value = |cost: &Cost| if by_cost { cost.planned } else { cost.value };
+                let (before, after, unit) = (value(before), value(cost), cost.unit);
                 effects.push(Effect { sql: subject.sql.clone(), calls: subject.calls, before, after, unit });
             }
         }

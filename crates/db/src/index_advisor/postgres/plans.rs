@@ -8,13 +8,14 @@ use sqlx::Row;
 use super::{
     catalog::Catalog,
     definition::Definition,
+    measure::Measured,
     session::{Session, database, literal, words},
     statistics,
     subject::Subject,
 };
 use crate::index_advisor::{
     Error, Unit,
-    usage::{Kind, candidate::Candidate},
+    usage::{Key, candidate::Candidate},
 };
 
 /// Finding a row by an inverted index, in the planner's units: a page, mostly in memory, and its check.
@@ -29,12 +30,27 @@ pub(super) struct Item {
 }
 
 /// What a statement costs, and the indexes that its plan uses.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Cost {
     pub(super) value: f64,
+    pub(super) unit: Unit,
+    /// The planner's own cost, where the value is a time.
+    pub(super) planned: f64,
     pub(super) used: BTreeSet<usize>,
     /// How many rows it writes a call.
     pub(super) written: f64,
+}
+
+impl Default for Cost {
+    fn default() -> Self {
+        Self { value: 0.0, unit: Unit::Cost, planned: 0.0, used: BTreeSet::new(), written: 0.0 }
+    }
+}
+
+impl Item {
+    pub(super) fn has_expression(&self) -> bool {
+        self.candidate.parts.iter().any(|part| matches!(part.key, Key::Expression(..)))
+    }
 }
 
 /// Where costs come from.
@@ -43,6 +59,8 @@ pub(super) enum Source {
     Hypothetical(String),
     /// Rows read, by the tables' statistics.
     Statistics,
+    /// Executed statements; nothing while it is lent.
+    Measured(Option<Box<Measured>>),
 }
 
 /// Asks what statements cost with indexes that do not exist.
@@ -78,10 +96,17 @@ impl<'p, 'c> Planner<'p, 'c> {
         })
     }
 
-    pub(super) fn unit(&self) -> Unit {
-        match self.source {
-            Source::Hypothetical(_) => Unit::Cost,
-            Source::Statistics => Unit::Rows,
+    /// Goes on with another source of costs.
+    pub(super) fn turn_to(&mut self, source: Source) -> Source {
+        self.known.clear();
+        std::mem::replace(&mut self.source, source)
+    }
+
+    /// Whether the set can be asked for.
+    pub(super) fn has(&self, set: &BTreeSet<usize>) -> bool {
+        match &self.source {
+            Source::Measured(Some(measured)) => measured.has(set),
+            _ => true,
         }
     }
 
@@ -109,6 +134,14 @@ impl<'p, 'c> Planner<'p, 'c> {
             Source::Statistics => {
                 statistics::rows_read(self.catalog, &self.subjects[subject], &self.items, &key.1)
             }
+            Source::Measured(ref mut lent) => match lent.take() {
+                Some(mut measured) => {
+                    let cost = self.measured(&mut measured, subject, &key.1).await;
+                    self.source = Source::Measured(Some(measured));
+                    cost?
+                }
+                None => Cost::default(),
+            },
         };
         self.known.insert(key, cost.clone());
         Ok(cost)
@@ -116,7 +149,7 @@ impl<'p, 'c> Planner<'p, 'c> {
 
     /// The first plan of a statement, or why there is none.
     pub(super) async fn refusal(&mut self, subject: usize) -> Option<String> {
-        if matches!(self.subjects[subject].parsed.kind, Kind::Insert { .. }) {
+        if self.subjects[subject].inserts_values() {
             return None;
         }
         for sql in &self.subjects[subject].variants {
@@ -131,11 +164,9 @@ impl<'p, 'c> Planner<'p, 'c> {
         self.pretend(set).await?;
         let subject = &self.subjects[subject];
         let mut cost = Cost::default();
-        if let Kind::Insert { rows, .. } = subject.parsed.kind {
-            cost.written = rows as f64;
-            if subject.parsed.uses.is_empty() {
-                return Ok(cost);
-            }
+        if subject.inserts_values() {
+            cost.written = subject.inserted();
+            return Ok(cost);
         }
         let names: HashMap<&str, usize> =
             self.present.iter().map(|(item, name)| (name.as_str(), *item)).collect();

@@ -9,11 +9,11 @@
 use std::collections::BTreeSet;
 
 use super::{
-    plans::{Cost, Planner},
+    plans::{Cost, Item, Planner, Source},
     statistics::selectivity,
 };
 use crate::index_advisor::{
-    AdvisorConfig, Error, Unit,
+    AdvisorConfig, Error,
     usage::{
         Kind, Op, Operand, Predicate, TableUse,
         candidate::{Candidate, Flavour, Part, Rules, merged},
@@ -30,6 +30,13 @@ const ROUNDS: usize = 3;
 const MIN_TOTAL: f64 = 0.002;
 /// Carried columns may not be wider than this together, in bytes.
 const MAX_CARRIED: f64 = 48.0;
+/// A table of fewer pages is as quickly read from end to end.
+const SMALL: f64 = 8.0;
+/// No statement may take longer than this many times as long as before, or this many milliseconds or units more.
+const MAX_HARM: f64 = 1.1;
+const MIN_HARM: f64 = 0.05;
+/// What an index carries beside its key must save this part of a statement.
+const MIN_CARRIED_GAIN: f64 = 0.5;
 /// A table is huge from here on: a summary of its pages may do.
 const HUGE: f64 = 1e6;
 
@@ -117,6 +124,7 @@ impl Planner<'_, '_> {
         };
         let distinct = |table, key: &_| catalog.distinct(table, key);
         let rules = Rules {
+            schema: catalog,
             max_columns: config.max_columns.max(1),
             include: true,
             partial: &partial,
@@ -124,8 +132,11 @@ impl Planner<'_, '_> {
         };
         let mut found = BTreeSet::new();
         for table_use in &self.subjects[subject].parsed.uses {
-            found.extend(rules.candidates(table_use));
             let table = &catalog.tables[table_use.table];
+            if table.pages < SMALL {
+                continue;
+            }
+            found.extend(rules.candidates(table_use));
             for predicate in &table_use.predicates {
                 if matches!(predicate.op, Op::Lower | Op::Upper) && table.rows >= HUGE {
                     let part = Part {
@@ -181,7 +192,11 @@ impl Planner<'_, '_> {
 
     /// What a write pays a call for the indexes of a set.
     pub(super) fn upkeep(&self, subject: usize, set: &Set, written: f64) -> f64 {
-        let unit = if self.unit() == Unit::Rows { 20.0 } else { 1.0 };
+        let unit = match &self.source {
+            Source::Hypothetical(_) => 1.0,
+            Source::Statistics => 20.0,
+            Source::Measured(measured) => measured.as_ref().map_or(0.0, |measured| measured.ms_per_cost()),
+        };
         let paid = |item: &usize| {
             let item = &self.items[*item];
             let candidate = &item.candidate;
@@ -216,6 +231,7 @@ impl Planner<'_, '_> {
     /// The best set that is found within the limits.
     pub(super) async fn search(&mut self, moves: &Moves, config: &AdvisorConfig) -> Result<State, Error> {
         let mut state = self.state(Set::new()).await?;
+        let base: Vec<f64> = state.costs.iter().map(|cost| cost.value).collect();
         let mut scores: Vec<(f64, &Set)> = moves.iter().map(|step| (f64::INFINITY, step)).collect();
         loop {
             let mut best: Option<(f64, State)> = None;
@@ -227,11 +243,15 @@ impl Planner<'_, '_> {
                 }
                 let set = self.after(&state.set, step);
                 *score = 0.0;
-                if set == state.set || set.len() > config.max_indexes || !self.fits(&set, config) {
+                if set == state.set
+                    || set.len() > config.max_indexes
+                    || !self.fits(&set, config)
+                    || !self.has(&set)
+                {
                     continue;
                 }
                 let next = self.state(set).await?;
-                if !pays(&state, &next, config) {
+                if !pays(&state, &next, config) || harms(&base, &next) {
                     continue;
                 }
                 let size = (self.bytes(&next.set) - self.bytes(&state.set)).max(8192.0);
@@ -247,29 +267,58 @@ impl Planner<'_, '_> {
                 None => break,
             }
         }
-        self.without_needless(state).await
+        self.without_needless(state, config).await
     }
 
     fn fits(&self, set: &Set, config: &AdvisorConfig) -> bool {
         config.max_bytes.is_none_or(|max| self.bytes(set) <= max as f64)
     }
 
-    /// Leaves out what the others have made needless.
-    async fn without_needless(&mut self, mut state: State) -> Result<State, Error> {
+    /// Leaves out what the others have made needless, whole indexes and parts of them.
+    async fn without_needless(&mut self, mut state: State, config: &AdvisorConfig) -> Result<State, Error> {
         for item in state.set.clone() {
             let mut set = state.set.clone();
             set.remove(&item);
-            let next = self.state(set).await?;
+            let next = self.state(set.clone()).await?;
             if next.total <= state.total * (1.0 + MIN_TOTAL) {
                 state = next;
+                continue;
+            }
+            for (narrower, allowed) in self.narrower(item, config) {
+                let mut set = set.clone();
+                set.insert(narrower);
+                if !self.has(&set) {
+                    continue;
+                }
+                let next = self.state(set).await?;
+                let worse = |(before, after): (&Cost, &Cost)| before.value < after.value * (1.0 - allowed);
+                if !state.costs.iter().zip(&next.costs).any(worse) {
+                    state = next;
+                    break;
+                }
             }
         }
         Ok(state)
     }
+
+    /// The relatives of an index that have less in them, the least first, and what they may cost more.
+    pub(super) fn narrower(&self, item: usize, config: &AdvisorConfig) -> Vec<(usize, f64)> {
+        let full = &self.items[item].candidate;
+        let mut narrower: Vec<(usize, f64)> = Vec::new();
+        for (other, Item { candidate, .. }) in self.items.iter().enumerate() {
+            if full.covers(candidate) && candidate != full && candidate.include.is_subset(&full.include) {
+                let allowed = if candidate.parts == full.parts { MIN_CARRIED_GAIN } else { config.min_gain };
+                narrower.push((other, allowed));
+            }
+        }
+        narrower
+            .sort_by(|a, b| self.items[a.0].definition.bytes.total_cmp(&self.items[b.0].definition.bytes));
+        narrower
+    }
 }
 
 /// What an entry costs to write, in the planner's units.
-fn entry(item: &super::plans::Item) -> f64 {
+fn entry(item: &Item) -> f64 {
     let columns = (item.candidate.parts.len() + item.candidate.include.len()) as f64;
     match item.definition.method {
         "gin" | "gist" => 8.0,
@@ -279,9 +328,14 @@ fn entry(item: &super::plans::Item) -> f64 {
 }
 
 /// How many times as long an insert takes with the index, where the table has `others` already.
-pub(super) fn write_factor(item: &super::plans::Item, others: usize) -> f64 {
+pub(super) fn write_factor(item: &Item, others: usize) -> f64 {
     // A row itself is about as much work as two entries.
     1.0 + entry(item) / (3.0 + 1.5 * others as f64)
+}
+
+/// Whether a statement takes clearly longer than with no index.
+fn harms(base: &[f64], next: &State) -> bool {
+    base.iter().zip(&next.costs).any(|(before, cost)| cost.value > before * MAX_HARM + MIN_HARM)
 }
 
 /// Whether a step saves enough: of one statement, and of the whole.

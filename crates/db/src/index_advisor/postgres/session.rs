@@ -9,10 +9,14 @@ use crate::index_advisor::Error;
 const LIMITS: &str = "SET LOCAL lock_timeout = '3s'; SET LOCAL idle_in_transaction_session_timeout = 0; \
      SET LOCAL statement_timeout = '30s'; SET LOCAL client_min_messages = warning";
 const MARK: &str = "SAVEPOINT greenwave_advisor";
+const MARK_AGAIN: &str = "RELEASE SAVEPOINT greenwave_advisor; SAVEPOINT greenwave_advisor";
+/// What runs cannot write: the server refuses it.
+const READ_ONLY: &str = "SAVEPOINT greenwave_run; SET LOCAL transaction_read_only = on";
+const RAN: &str = "ROLLBACK TO SAVEPOINT greenwave_run; RELEASE SAVEPOINT greenwave_run";
 
 /// The SQLSTATEs that a caller can do something about.
 const DENIED: &str = "42501";
-const LOCKED: &str = "55P03";
+pub(super) const LOCKED: &str = "55P03";
 pub(super) const TIMED_OUT: &str = "57014";
 
 pub(super) struct Session<'c> {
@@ -25,12 +29,17 @@ impl<'c> Session<'c> {
         let transaction = connection.begin().await.map_err(|error| database(doing, error))?;
         let mut session = Self { transaction };
         session.command(doing, LIMITS).await?;
-        session.mark().await?;
+        session.remark().await?;
         Ok(session)
     }
 
     /// What fails from here on undoes nothing that was done before.
     pub(super) async fn mark(&mut self) -> Result<(), Error> {
+        self.command("set a savepoint", MARK_AGAIN).await
+    }
+
+    /// The same, where the last mark is gone, or is to stay.
+    pub(super) async fn remark(&mut self) -> Result<(), Error> {
         self.command("set a savepoint", MARK).await
     }
 
@@ -68,6 +77,16 @@ impl<'c> Session<'c> {
         let rows = self.attempt(format!("EXPLAIN (FORMAT JSON{options}) {sql}")).await?;
         let mut plan: Value = rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)?;
         Ok(plan.get_mut(0).map(Value::take).unwrap_or_default())
+    }
+
+    /// Executes a statement that reads, and takes back what it did; its plan, with the times.
+    pub(super) async fn execute(&mut self, sql: &str) -> Result<Value, sqlx::Error> {
+        sqlx::raw_sql(READ_ONLY).execute(&mut *self.transaction).await?;
+        let result = self.explain(", ANALYZE, TIMING OFF", sql).await;
+        if result.is_ok() {
+            sqlx::raw_sql(RAN).execute(&mut *self.transaction).await?;
+        }
+        result
     }
 
     pub(super) async fn end(self) -> Result<(), Error> {

@@ -7,7 +7,10 @@ use super::{
     plans::{Cost, Item},
     subject::Subject,
 };
-use crate::index_advisor::usage::{Key, Kind, Op, Operand, Predicate, Schema, TableUse, candidate::Flavour};
+use crate::index_advisor::{
+    Unit,
+    usage::{Key, Kind, Op, Operand, Predicate, Schema, TableUse, candidate::Flavour},
+};
 
 /// How often a table is asked for the partners of another's rows.
 const PROBES: f64 = 100.0;
@@ -23,7 +26,7 @@ struct Access {
 }
 
 pub(super) fn rows_read(catalog: &Catalog, subject: &Subject, items: &[Item], set: &BTreeSet<usize>) -> Cost {
-    let mut cost = Cost::default();
+    let mut cost = Cost { unit: Unit::Rows, ..Cost::default() };
     for table_use in &subject.parsed.uses {
         let table = &catalog.tables[table_use.table];
         let existing =

@@ -62,6 +62,16 @@ impl Subject {
         uses.any(|table_use| condition.iter().all(|condition| met(table_use, condition)))
     }
 
+    /// Whether it stores rows that it brings itself: then it has no plan to speak of.
+    pub(super) fn inserts_values(&self) -> bool {
+        matches!(self.parsed.kind, Kind::Insert { .. }) && self.parsed.uses.is_empty()
+    }
+
+    /// How many rows it stores a call, as far as its text tells.
+    pub(super) fn inserted(&self) -> f64 {
+        if let Kind::Insert { rows, .. } = self.parsed.kind { rows as f64 } else { 0.0 }
+    }
+
     /// Whether it only reads.
     pub(super) fn reads(&self) -> bool {
         self.parsed.kind == Kind::Read
@@ -173,8 +183,9 @@ impl Sample {
         let filled: Vec<String> = texts.iter().map(|text| format!("{text} IS NOT NULL")).collect();
         let columns: Vec<String> = texts.iter().map(|text| format!("{text}::text")).collect();
         for share in [share, (share * 50.0).min(100.0)] {
+            // Different values, however rare: the frequent ones alone would tell nothing of the others.
             let sql = format!(
-                "SELECT ARRAY[{}] FROM {} WHERE {} ORDER BY md5(ctid::text) LIMIT {VARIANTS}",
+                "SELECT v FROM (SELECT DISTINCT ARRAY[{}] FROM {} WHERE {}) t(v) ORDER BY md5(v::text) LIMIT {VARIANTS}",
                 columns.join(", "),
                 from(share),
                 filled.join(" AND ")

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Key, Op, Operand, OrderKey, Predicate, TableUse};
+use super::{Key, Op, Operand, OrderKey, Predicate, Schema, TableUse};
 
 /// Wider indexes than this are not made only to spare a look at the table.
 const MAX_INCLUDED: usize = 6;
@@ -73,6 +73,7 @@ impl Candidate {
 
 /// What candidates may look like.
 pub(crate) struct Rules<'r> {
+    pub(crate) schema: &'r dyn Schema,
     pub(crate) max_columns: usize,
     /// Whether an index may carry columns outside of its key.
     pub(crate) include: bool,
@@ -200,7 +201,10 @@ impl Rules<'_> {
         let table = table_use.table;
         let candidate = Candidate { table, parts, include: BTreeSet::new(), condition: condition.clone() };
         let columns_only = candidate.parts.iter().all(|part| matches!(part.key, Key::Column(_)));
+        // Who reads whole rows wants the table.
+        let whole = table_use.columns.len() >= self.schema.columns(table).len();
         if self.include
+            && !whole
             && columns_only
             && (1..=MAX_INCLUDED).contains(&rest.len())
             && matches!(candidate.flavour(), Flavour::Plain)
