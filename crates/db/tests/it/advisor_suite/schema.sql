@@ -78,9 +78,9 @@ INSERT INTO orders SELECT
         ELSE 'delivered'
     END,
     round((5 + 500 * random())::numeric, 2),
-    '2025-01-01'::timestamptz + n * interval '3 minutes',
+    '2025-01-01'::timestamptz + n * interval '5 minutes',
     'note of order ' || n || repeat(' and more', 4)
-    FROM (SELECT n, random() AS dice FROM generate_series(1, 200000) AS n) AS orders;
+    FROM (SELECT n, random() AS dice FROM generate_series(1, 120000) AS n) AS orders;
 
 CREATE TABLE order_items (
     id BIGINT PRIMARY KEY,
@@ -90,9 +90,9 @@ CREATE TABLE order_items (
     price NUMERIC(10, 2) NOT NULL
 );
 INSERT INTO order_items SELECT
-    n, 1 + n * 2 / 3 % 200000, 1 + floor(50000 * random() ^ 3), 1 + floor(4 * random()),
+    n, 1 + n * 2 / 3 % 120000, 1 + floor(50000 * random() ^ 3), 1 + floor(4 * random()),
     round((1 + 99 * random())::numeric, 2)
-    FROM generate_series(1, 300000) AS n;
+    FROM generate_series(1, 180000) AS n;
 
 CREATE TABLE payments (
     id BIGINT PRIMARY KEY,
@@ -124,10 +124,10 @@ INSERT INTO messages SELECT
     1 + floor(1000 * random() ^ 2),
     floor(10 * random()),
     'message ' || n || repeat(' text', 12),
-    '2025-06-01'::timestamptz + n * interval '2 minutes',
+    '2025-06-01'::timestamptz + n * interval '3 minutes',
     CASE WHEN random() < 0.96 THEN '2026-03-01'::timestamptz END,
     CASE WHEN random() < 0.75 THEN '2026-03-01'::timestamptz END
-    FROM generate_series(1, 150000) AS n;
+    FROM generate_series(1, 100000) AS n;
 
 CREATE TABLE events (
     id BIGINT PRIMARY KEY,
@@ -145,8 +145,8 @@ INSERT INTO events SELECT
     'kind' || floor(12 * random() ^ 2),
     jsonb_build_object('session', 's' || floor(60000 * random()), 'path', '/' || n % 97),
     random() < 0.998,
-    '2025-06-01'::timestamptz + n / 20 * interval '20 minutes'
-    FROM generate_series(1, 240000) AS n;
+    '2025-06-01'::timestamptz + n / 20 * interval '30 minutes'
+    FROM generate_series(1, 160000) AS n;
 
 CREATE TABLE sessions (
     token TEXT PRIMARY KEY,
