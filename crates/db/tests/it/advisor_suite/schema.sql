@@ -169,7 +169,7 @@ CREATE TABLE readings (
 ) WITH (fillfactor = 70);
 INSERT INTO readings SELECT
     device, slot, random() * 100, '2026-01-01'::timestamptz + random() * interval '60 days'
-    FROM generate_series(1, 300) AS device, generate_series(1, 100) AS slot;
+    FROM generate_series(1, 300) AS device, generate_series(1, 200) AS slot;
 
 -- As an object mapper names things.
 CREATE TABLE "AuditLog" (

@@ -12,12 +12,24 @@ pub(super) struct Shape {
     pub(super) rivals: &'static [&'static [&'static str]],
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Statement {
     pub(super) sql: &'static str,
     /// What its placeholders stand for where it is executed.
     pub(super) values: &'static [&'static str],
     pub(super) calls: f64,
+}
+
+impl Shape {
+    pub(super) fn only_reads(&self) -> bool {
+        self.statements.iter().all(Statement::only_reads)
+    }
+}
+
+impl Statement {
+    pub(super) fn only_reads(&self) -> bool {
+        !["INSERT", "UPDATE", "DELETE"].iter().any(|verb| self.sql.starts_with(verb))
+    }
 }
 
 const fn often(sql: &'static str, values: &'static [&'static str]) -> Statement {
@@ -146,6 +158,21 @@ const LISTS: &[Shape] = &[
         &[&["messages (sender_id)"], &["messages (sender_id, created_at DESC)"]],
     ),
     shape(
+        "in the order of two columns",
+        &[often("SELECT * FROM products ORDER BY category_id, price DESC LIMIT 50", &[])],
+        &["products (category_id, price DESC)"],
+        &[&["products (category_id)"]],
+    ),
+    shape(
+        "all statuses but one, newest first",
+        &[often(
+            "SELECT * FROM orders WHERE tenant_id = $1 AND status <> 'cancelled' ORDER BY placed_at DESC LIMIT 20",
+            &["30"],
+        )],
+        &["orders (tenant_id, placed_at DESC)"],
+        &[&["orders (tenant_id)"], &["orders (placed_at DESC)"]],
+    ),
+    shape(
         "a tenant's events of a kind",
         &[often(
             "SELECT * FROM events WHERE tenant_id = $1 AND kind = $2 ORDER BY created_at DESC LIMIT 20",
@@ -193,6 +220,30 @@ const FILTERS: &[Shape] = &[
         &[often("SELECT * FROM users WHERE name LIKE 'Ab3%'", &[])],
         &["users (name text_pattern_ops)"],
         &[&["users (name)"]],
+    ),
+    shape(
+        "LIKE prefix in lower case",
+        &[often("SELECT * FROM users WHERE lower(name) LIKE 'ab3%'", &[])],
+        &["users (lower(name) text_pattern_ops)"],
+        &[&["users (lower(name))"]],
+    ),
+    shape(
+        "words of a text",
+        &[often(
+            "SELECT * FROM messages WHERE to_tsvector('english', body) @@ plainto_tsquery('english', $1)",
+            &["'4711'"],
+        )],
+        &["messages USING gin (to_tsvector('english', body))"],
+        &[],
+    ),
+    shape(
+        "three equalities",
+        &[often(
+            "SELECT * FROM messages WHERE sender_id = $1 AND recipient_id = $2 AND priority = $3",
+            &["1", "2", "3"],
+        )],
+        &["messages (sender_id, recipient_id, priority)"],
+        &[&["messages (sender_id)"], &["messages (priority)"]],
     ),
     shape(
         "address in lower case",
@@ -324,6 +375,15 @@ const SPELLINGS: &[Shape] = &[
         &[&["events (tenant_id)"], &["events (kind)"]],
     ),
     shape(
+        "IN, from a subquery",
+        &[often(
+            "SELECT * FROM order_items WHERE order_id IN (SELECT id FROM orders WHERE user_id = $1)",
+            &["2000"],
+        )],
+        &["orders (user_id)", "order_items (order_id)"],
+        &[&["orders (user_id)"], &["order_items (order_id)"]],
+    ),
+    shape(
         "through a common table expression",
         &[often(
             "WITH latest AS (SELECT * FROM orders WHERE tenant_id = $1 ORDER BY placed_at DESC LIMIT 10)
@@ -414,6 +474,21 @@ const WRITES: &[Shape] = &[
         &[],
     ),
     shape(
+        "delete by another table",
+        &[often(
+            "DELETE FROM sessions s USING users u WHERE u.id = s.user_id AND u.email = $1",
+            &["'User4711@Example.com'"],
+        )],
+        &["users (email)", "sessions (user_id)"],
+        &[&["users (email)"], &["sessions (user_id)"]],
+    ),
+    shape(
+        "read as often as written",
+        &[UPSERT, RECENT],
+        &["readings (updated_at)"],
+        &[&["readings (updated_at, value)"]],
+    ),
+    shape(
         "update by reference",
         &[often(
             "UPDATE payments SET status = $2 WHERE reference = $1",
@@ -424,22 +499,17 @@ const WRITES: &[Shape] = &[
     ),
 ];
 
+const UPSERT: Statement = often(
+    "INSERT INTO readings VALUES ($1, $2, $3, now())
+     ON CONFLICT (device_id, slot) DO UPDATE SET value = $3, updated_at = now()",
+    &["7", "42", "3.5"],
+);
+const RECENT: Statement = often("SELECT * FROM readings WHERE updated_at > '2026-03-01 23:00'", &[]);
+
 const NOTHING: &[Shape] = &[
     shape(
         "written far more often than read",
-        &[
-            Statement {
-                sql: "INSERT INTO readings VALUES ($1, $2, $3, now())
-                      ON CONFLICT (device_id, slot) DO UPDATE SET value = $3, updated_at = now()",
-                values: &["7", "42", "3.5"],
-                calls: 1_000_000.0,
-            },
-            Statement {
-                sql: "SELECT * FROM readings WHERE updated_at > '2026-03-01'",
-                values: &[],
-                calls: 1.0,
-            },
-        ],
+        &[Statement { calls: 1_000_000.0, ..UPSERT }, Statement { calls: 1.0, ..RECENT }],
         &[],
         &[&["readings (updated_at)"]],
     ),
@@ -471,6 +541,15 @@ const NOTHING: &[Shape] = &[
         &[often("SELECT * FROM users WHERE id = $1", &["4711"])],
         &[],
         &[&["users (id)"]],
+    ),
+    shape(
+        "a batch, by primary key",
+        &[often(
+            "SELECT * FROM orders WHERE id > $1 AND status = 'delivered' ORDER BY id LIMIT 100",
+            &["50000"],
+        )],
+        &[],
+        &[&["orders (status, id)"]],
     ),
     shape(
         "a day, spelled as no index can hold",
