@@ -5,6 +5,8 @@
 #[cfg(all(feature = "index-advisor", feature = "postgres"))]
 mod advisor;
 #[cfg(all(feature = "postgres", feature = "index-advisor"))]
+mod advisor_findings;
+#[cfg(all(feature = "postgres", feature = "index-advisor"))]
 mod advisor_suite;
 mod batch;
 mod config;

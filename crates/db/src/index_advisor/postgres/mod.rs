@@ -2,6 +2,7 @@
 
 mod catalog;
 mod definition;
+mod findings;
 mod measure;
 mod plans;
 mod search;
@@ -175,7 +176,18 @@ fn advised(planner: &Planner<'_, '_>, before: &State, after: &State) -> Vec<Inde
     advised.into_iter().map(|(_, advice)| advice).collect()
 }
 
-/// What is wrong with the indexes and tables that exist.
-pub async fn findings(_connection: &mut PgConnection) -> Result<Vec<Finding>, Error> {
-    Ok(Vec::new())
+/// What is wrong with the indexes and tables that exist, from the catalog alone: foreign keys without an index, indexes
+/// that others make needless, that nobody uses, that are bloated or invalid, and large tables that are read from end to
+/// end.
+///
+/// Dropping the future half-way leaves nothing behind.
+///
+/// # Errors
+///
+/// [`Error::Database`] and [`Error::Denied`], where the catalog cannot be read.
+pub async fn findings(connection: &mut PgConnection) -> Result<Vec<Finding>, Error> {
+    let mut session = Session::begin(connection).await?;
+    let findings = findings::all(&mut session).await?;
+    session.end().await?;
+    Ok(findings)
 }

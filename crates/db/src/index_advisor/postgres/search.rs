@@ -35,8 +35,9 @@ const SMALL: f64 = 8.0;
 /// No statement may take longer than this many times as long as before, or this many milliseconds or units more.
 const MAX_HARM: f64 = 1.1;
 const MIN_HARM: f64 = 0.05;
-/// What an index carries beside its key must save this part of a statement.
+/// What an index carries beside its key must save this part of a statement, and a last column of the key this.
 const MIN_CARRIED_GAIN: f64 = 0.5;
+const MIN_KEY_GAIN: f64 = 0.3;
 /// A table is huge from here on: a summary of its pages may do.
 const HUGE: f64 = 1e6;
 
@@ -304,10 +305,14 @@ impl Planner<'_, '_> {
     /// The relatives of an index that have less in them, the least first, and what they may cost more.
     pub(super) fn narrower(&self, item: usize, config: &AdvisorConfig) -> Vec<(usize, f64)> {
         let full = &self.items[item].candidate;
+        // An estimate of a small saving is worth less than a smaller index; a measured one is worth what it is.
+        let measured = matches!(self.source, Source::Measured(_));
+        let (key, carried) =
+            if measured { (config.min_gain, config.min_gain) } else { (MIN_KEY_GAIN, MIN_CARRIED_GAIN) };
         let mut narrower: Vec<(usize, f64)> = Vec::new();
         for (other, Item { candidate, .. }) in self.items.iter().enumerate() {
             if full.covers(candidate) && candidate != full && candidate.include.is_subset(&full.include) {
-                let allowed = if candidate.parts == full.parts { MIN_CARRIED_GAIN } else { config.min_gain };
+                let allowed = if candidate.parts == full.parts { carried } else { key };
                 narrower.push((other, allowed));
             }
         }
