@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use greenwave_db::index_advisor::{Advice, AdvisorConfig, Workload, WorkloadStatement, postgres::advise};
 use greenwave_test_servers::postgres_database;
 use serde_json::Value;
-use shapes::{SHAPES, Shape, Statement};
+use shapes::{Shape, Statement};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::sync::OnceCell;
 
@@ -20,7 +20,7 @@ const SCHEMA: &str = include_str!("advisor_suite/schema.sql");
 async fn the_best_known_index_of_each_shape_is_used_and_beats_its_rivals() {
     let mut connection = marketplace("rivals").await;
     let mut wrong = Vec::new();
-    for shape in SHAPES.iter().copied().flatten() {
+    for shape in shapes::all() {
         with_existing(&mut connection, shape).await;
         let before = measure(&mut connection, shape.statements, &[]).await;
         let best = measure(&mut connection, shape.statements, &create(shape.best)).await;
@@ -47,26 +47,23 @@ async fn the_best_known_index_of_each_shape_is_used_and_beats_its_rivals() {
 async fn the_best_known_index_is_found_for_nine_shapes_in_ten() {
     let mut connection = marketplace("hypothetical").await;
     sqlx::raw_sql("CREATE EXTENSION hypopg").execute(&mut connection).await.unwrap();
-    let shapes: Vec<_> = SHAPES.iter().copied().flatten().collect();
+    let shapes: Vec<_> = shapes::all().collect();
     judge(&mut connection, &shapes, false).await;
 }
 
 #[tokio::test]
 async fn without_hypopg_advice_is_found_by_execution() {
     let mut connection = marketplace("verified").await;
-    let shapes: Vec<_> =
-        SHAPES.iter().copied().flatten().filter(|shape| shape.only_reads()).step_by(3).collect();
+    let shapes: Vec<_> = shapes::all().filter(|shape| shape.only_reads()).step_by(3).collect();
     judge(&mut connection, &shapes, true).await;
 }
 
 #[tokio::test]
-async fn advice_on_all_statements_at_once_serves_nine_in_ten_like_the_best_known_indexes_together() {
+async fn advice_on_all_statements_at_once_serves_nine_in_ten_nearly_like_all_best_known_indexes() {
     let mut connection = marketplace("together").await;
     sqlx::raw_sql("CREATE EXTENSION hypopg").execute(&mut connection).await.unwrap();
     let (mut statements, mut best) = (Vec::new(), BTreeSet::new());
-    for shape in
-        SHAPES.iter().copied().flatten().filter(|shape| shape.existing.is_empty() && shape.only_reads())
-    {
+    for shape in shapes::all().filter(|shape| shape.existing.is_empty() && shape.only_reads()) {
         statements.extend_from_slice(shape.statements);
         best.extend(shape.best);
     }
@@ -76,10 +73,11 @@ async fn advice_on_all_statements_at_once_serves_nine_in_ten_like_the_best_known
     let best = measure(&mut connection, &statements, &create(&Vec::from_iter(best))).await;
     let advised = measure(&mut connection, &statements, &without_concurrently(&advice)).await;
     let pairs = statements.iter().zip(advised.each.iter().zip(&best.each));
-    let missed: Vec<_> = pairs.filter(|(_, (advised, best))| **advised > 1.1 * **best).collect();
+    // Where one index serves several statements, none of them has the best; twice its buffers are still a fair share.
+    let missed: Vec<_> = pairs.filter(|(_, (advised, best))| **advised > 2.0 * **best).collect();
     println!("advised {}, best known {}, {:#?}", advised.in_short(), best.in_short(), advised.definitions);
     assert!(missed.len() * 10 <= statements.len(), "{} of {}: {missed:#?}", missed.len(), statements.len());
-    assert!(advised.bytes <= 1.2 * best.bytes, "{} : {}", advised.in_short(), best.in_short());
+    assert!(advised.bytes <= best.bytes, "{} : {}", advised.in_short(), best.in_short());
 }
 
 /// Asks for advice on each shape, prints what came of it, and fails below nine in ten.
