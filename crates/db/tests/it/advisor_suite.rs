@@ -7,10 +7,10 @@ mod shapes;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use greenwave_db::index_advisor::{AdvisorConfig, Workload, WorkloadStatement, postgres::advise};
+use greenwave_db::index_advisor::{Advice, AdvisorConfig, Workload, WorkloadStatement, postgres::advise};
 use greenwave_test_servers::postgres_database;
 use serde_json::Value;
-use shapes::{SHAPES, Shape, Statement};
+use shapes::{Shape, Statement};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::sync::OnceCell;
 
@@ -20,10 +20,10 @@ const SCHEMA: &str = include_str!("advisor_suite/schema.sql");
 async fn the_best_known_index_of_each_shape_is_used_and_beats_its_rivals() {
     let mut connection = marketplace("rivals").await;
     let mut wrong = Vec::new();
-    for shape in SHAPES.iter().copied().flatten() {
+    for shape in shapes::all() {
         with_existing(&mut connection, shape).await;
-        let before = measure(&mut connection, shape, &[]).await;
-        let best = measure(&mut connection, shape, &create(shape.best)).await;
+        let before = measure(&mut connection, shape.statements, &[]).await;
+        let best = measure(&mut connection, shape.statements, &create(shape.best)).await;
         let unused = best.names.iter().filter(|name| !best.plans.contains(&format!("\"{name}\""))).count();
         if unused > 0 {
             wrong.push(format!("{}: the plans leave {unused} of {:?} unused", shape.name, shape.best));
@@ -32,7 +32,7 @@ async fn the_best_known_index_of_each_shape_is_used_and_beats_its_rivals() {
             wrong.push(format!("{}: {:?} reads {} of {}", shape.name, shape.best, best.reads, before.reads));
         }
         for rival in shape.rivals {
-            let measured = measure(&mut connection, shape, &create(rival)).await;
+            let measured = measure(&mut connection, shape.statements, &create(rival)).await;
             if measured.beats(&best) {
                 let (theirs, ours) = (measured.in_short(), best.in_short());
                 wrong.push(format!("{}: {rival:?} beats {:?}: {theirs} : {ours}", shape.name, shape.best));
@@ -47,16 +47,37 @@ async fn the_best_known_index_of_each_shape_is_used_and_beats_its_rivals() {
 async fn the_best_known_index_is_found_for_nine_shapes_in_ten() {
     let mut connection = marketplace("hypothetical").await;
     sqlx::raw_sql("CREATE EXTENSION hypopg").execute(&mut connection).await.unwrap();
-    let shapes: Vec<_> = SHAPES.iter().copied().flatten().collect();
+    let shapes: Vec<_> = shapes::all().collect();
     judge(&mut connection, &shapes, false).await;
 }
 
 #[tokio::test]
 async fn without_hypopg_advice_is_found_by_execution() {
     let mut connection = marketplace("verified").await;
-    let reads = |shape: &&Shape| shape.statements.iter().all(|statement| statement.sql.starts_with("SELECT"));
-    let shapes: Vec<_> = SHAPES.iter().copied().flatten().filter(reads).step_by(3).collect();
+    let shapes: Vec<_> = shapes::all().filter(|shape| shape.only_reads()).step_by(3).collect();
     judge(&mut connection, &shapes, true).await;
+}
+
+#[tokio::test]
+async fn advice_on_all_statements_at_once_serves_nine_in_ten_nearly_like_all_best_known_indexes() {
+    let mut connection = marketplace("together").await;
+    sqlx::raw_sql("CREATE EXTENSION hypopg").execute(&mut connection).await.unwrap();
+    let (mut statements, mut best) = (Vec::new(), BTreeSet::new());
+    for shape in shapes::all().filter(|shape| shape.existing.is_empty() && shape.only_reads()) {
+        statements.extend_from_slice(shape.statements);
+        best.extend(shape.best);
+    }
+    let config = AdvisorConfig { max_indexes: statements.len(), ..Default::default() };
+    let advice = advise(&mut connection, &workload(&statements, false), &config).await.unwrap();
+
+    let best = measure(&mut connection, &statements, &create(&Vec::from_iter(best))).await;
+    let advised = measure(&mut connection, &statements, &without_concurrently(&advice)).await;
+    let pairs = statements.iter().zip(advised.each.iter().zip(&best.each));
+    // Where one index serves several statements, none of them has the best; twice its buffers are still a fair share.
+    let missed: Vec<_> = pairs.filter(|(_, (advised, best))| **advised > 2.0 * **best).collect();
+    println!("advised {}, best known {}, {:#?}", advised.in_short(), best.in_short(), advised.definitions);
+    assert!(missed.len() * 10 <= statements.len(), "{} of {}: {missed:#?}", missed.len(), statements.len());
+    assert!(advised.bytes <= best.bytes, "{} : {}", advised.in_short(), best.in_short());
 }
 
 /// Asks for advice on each shape, prints what came of it, and fails below nine in ten.
@@ -68,12 +89,10 @@ async fn judge(connection: &mut PgConnection, shapes: &[&Shape], verify: bool) {
     );
     for shape in shapes {
         with_existing(connection, shape).await;
-        let advice = advise(connection, &workload(shape, verify), &config).await.unwrap();
-        let advised: Vec<_> =
-            advice.indexes.iter().map(|index| index.create.replacen(" CONCURRENTLY", "", 1)).collect();
-        let before = measure(connection, shape, &[]).await;
-        let best = measure(connection, shape, &create(shape.best)).await;
-        let measured = measure(connection, shape, &advised).await;
+        let advice = advise(connection, &workload(shape.statements, verify), &config).await.unwrap();
+        let before = measure(connection, shape.statements, &[]).await;
+        let best = measure(connection, shape.statements, &create(shape.best)).await;
+        let measured = measure(connection, shape.statements, &without_concurrently(&advice)).await;
         without_existing(connection, shape).await;
 
         let found = measured.as_good_as(&best);
@@ -101,18 +120,23 @@ async fn judge(connection: &mut PgConnection, shapes: &[&Shape], verify: bool) {
 }
 
 /// With placeholders, as statistics have the statements; or with values, so that they can be executed.
-fn workload(shape: &Shape, values: bool) -> Workload {
+fn workload(statements: &[Statement], values: bool) -> Workload {
     let statement = |statement: &Statement| WorkloadStatement {
         sql: if values { with_values(statement) } else { statement.sql.to_owned() },
         calls: statement.calls,
         mean_ms: None,
     };
-    Workload { statements: shape.statements.iter().map(statement).collect() }
+    Workload { statements: statements.iter().map(statement).collect() }
 }
 
 fn with_values(statement: &Statement) -> String {
     let numbered = statement.values.iter().enumerate();
     numbered.fold(statement.sql.to_owned(), |sql, (n, value)| sql.replace(&format!("${}", n + 1), value))
+}
+
+/// The advised statements, so that a transaction may hold them.
+fn without_concurrently(advice: &Advice) -> Vec<String> {
+    advice.indexes.iter().map(|index| index.create.replacen(" CONCURRENTLY", "", 1)).collect()
 }
 
 fn create(indexes: &[&str]) -> Vec<String> {
@@ -123,6 +147,8 @@ fn create(indexes: &[&str]) -> Vec<String> {
 struct Measured {
     /// Buffers, by the statements' calls.
     reads: f64,
+    /// Buffers of each statement.
+    each: Vec<f64>,
     /// The size of the indexes.
     bytes: f64,
     names: Vec<String>,
@@ -137,14 +163,13 @@ impl Measured {
         self.definitions == best.definitions || (alike && !best.names.is_empty())
     }
 
-    /// Much less to read at a like size, or much smaller and no more to read; where the best known is no index at all,
-    /// an index must save a fifth.
+    /// Less to read, or much smaller and no more to read; where the best known is no index at all, an index must save
+    /// a fifth.
     fn beats(&self, best: &Measured) -> bool {
         match best.names.is_empty() {
             true => self.reads < 0.8 * best.reads,
             false => {
-                (self.reads * 1.1 < best.reads && self.bytes <= 1.5 * best.bytes)
-                    || (self.reads <= best.reads && self.bytes * 1.5 < best.bytes)
+                self.reads * 1.1 < best.reads || (self.reads <= best.reads && self.bytes * 1.5 < best.bytes)
             }
         }
     }
@@ -155,7 +180,7 @@ impl Measured {
 }
 
 /// Creates the indexes, executes the statements, and takes all of it back.
-async fn measure(connection: &mut PgConnection, shape: &Shape, create: &[String]) -> Measured {
+async fn measure(connection: &mut PgConnection, statements: &[Statement], create: &[String]) -> Measured {
     let mut transaction = connection.begin().await.unwrap();
     let before = indexes(&mut transaction).await;
     for create in create {
@@ -163,22 +188,23 @@ async fn measure(connection: &mut PgConnection, shape: &Shape, create: &[String]
     }
     let mut after = indexes(&mut transaction).await;
     after.retain(|name, _| !before.contains_key(name));
-    let (mut reads, mut plans) = (0.0, String::new());
-    for statement in shape.statements {
+    let (mut each, mut plans) = (Vec::new(), String::new());
+    for statement in statements {
         let plan = plan(&mut transaction, &with_values(statement)).await;
         let buffers = |kind: &str| plan[0]["Plan"][kind].as_f64().unwrap();
-        reads += statement.calls / shape.statements[0].calls
-            * (buffers("Shared Hit Blocks") + buffers("Shared Read Blocks"));
+        each.push(buffers("Shared Hit Blocks") + buffers("Shared Read Blocks"));
         plans += &plan.to_string();
     }
     transaction.rollback().await.unwrap();
-    if shape.statements.iter().any(|statement| !statement.sql.starts_with("SELECT")) {
+    if !statements.iter().all(Statement::only_reads) {
         // What was written and taken back is in the way of the next one.
         sqlx::raw_sql("VACUUM").execute(connection).await.unwrap();
     }
+    let weights = statements.iter().map(|statement| statement.calls / statements[0].calls);
+    let reads = weights.zip(&each).map(|(weight, reads)| weight * reads).sum();
     let bytes = after.values().map(|(_, bytes)| *bytes).sum::<i64>() as f64;
     let (names, definitions) = after.into_iter().map(|(name, (definition, _))| (name, definition)).unzip();
-    Measured { reads, bytes, names, definitions, plans }
+    Measured { reads, each, bytes, names, definitions, plans }
 }
 
 /// The plan as executed the second time, when what the session must first learn of the tables does not count.
@@ -197,9 +223,9 @@ async fn plan(transaction: &mut PgConnection, sql: &str) -> Value {
 /// The indexes by name, each as `table USING …` in PostgreSQL's own spelling, and its size.
 async fn indexes(connection: &mut PgConnection) -> BTreeMap<String, (String, i64)> {
     let list = "SELECT relname::text, pg_get_indexdef(oid), pg_relation_size(oid)
-                FROM pg_class WHERE relkind = 'i' AND relnamespace = 'public'::regnamespace";
+                FROM pg_class WHERE relkind = 'i' AND relnamespace IN ('public'::regnamespace, 'billing'::regnamespace)";
     let rows: Vec<(String, String, i64)> = sqlx::query_as(list).fetch_all(connection).await.unwrap();
-    let definition = |text: &str| text.split_once(" ON public.").unwrap().1.to_owned();
+    let definition = |text: &str| text.split_once(" ON ").unwrap().1.to_owned();
     rows.into_iter().map(|(name, text, bytes)| (name, (definition(&text), bytes))).collect()
 }
 

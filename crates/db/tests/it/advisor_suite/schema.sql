@@ -78,9 +78,9 @@ INSERT INTO orders SELECT
         ELSE 'delivered'
     END,
     round((5 + 500 * random())::numeric, 2),
-    '2025-01-01'::timestamptz + n * interval '3 minutes',
+    '2025-01-01'::timestamptz + n * interval '5 minutes',
     'note of order ' || n || repeat(' and more', 4)
-    FROM (SELECT n, random() AS dice FROM generate_series(1, 200000) AS n) AS orders;
+    FROM (SELECT n, random() AS dice FROM generate_series(1, 120000) AS n) AS orders;
 
 CREATE TABLE order_items (
     id BIGINT PRIMARY KEY,
@@ -90,9 +90,9 @@ CREATE TABLE order_items (
     price NUMERIC(10, 2) NOT NULL
 );
 INSERT INTO order_items SELECT
-    n, 1 + n * 2 / 3 % 200000, 1 + floor(50000 * random() ^ 3), 1 + floor(4 * random()),
+    n, 1 + n * 2 / 3 % 120000, 1 + floor(50000 * random() ^ 3), 1 + floor(4 * random()),
     round((1 + 99 * random())::numeric, 2)
-    FROM generate_series(1, 300000) AS n;
+    FROM generate_series(1, 180000) AS n;
 
 CREATE TABLE payments (
     id BIGINT PRIMARY KEY,
@@ -124,10 +124,10 @@ INSERT INTO messages SELECT
     1 + floor(1000 * random() ^ 2),
     floor(10 * random()),
     'message ' || n || repeat(' text', 12),
-    '2025-06-01'::timestamptz + n * interval '2 minutes',
+    '2025-06-01'::timestamptz + n * interval '3 minutes',
     CASE WHEN random() < 0.96 THEN '2026-03-01'::timestamptz END,
     CASE WHEN random() < 0.75 THEN '2026-03-01'::timestamptz END
-    FROM generate_series(1, 150000) AS n;
+    FROM generate_series(1, 100000) AS n;
 
 CREATE TABLE events (
     id BIGINT PRIMARY KEY,
@@ -145,8 +145,8 @@ INSERT INTO events SELECT
     'kind' || floor(12 * random() ^ 2),
     jsonb_build_object('session', 's' || floor(60000 * random()), 'path', '/' || n % 97),
     random() < 0.998,
-    '2025-06-01'::timestamptz + n / 20 * interval '20 minutes'
-    FROM generate_series(1, 240000) AS n;
+    '2025-06-01'::timestamptz + n / 20 * interval '30 minutes'
+    FROM generate_series(1, 160000) AS n;
 
 CREATE TABLE sessions (
     token TEXT PRIMARY KEY,
@@ -169,7 +169,34 @@ CREATE TABLE readings (
 ) WITH (fillfactor = 70);
 INSERT INTO readings SELECT
     device, slot, random() * 100, '2026-01-01'::timestamptz + random() * interval '60 days'
-    FROM generate_series(1, 300) AS device, generate_series(1, 100) AS slot;
+    FROM generate_series(1, 300) AS device, generate_series(1, 200) AS slot;
+
+-- As an object mapper names things.
+CREATE TABLE "AuditLog" (
+    "id" BIGINT PRIMARY KEY,
+    "actorId" INT NOT NULL,
+    "action" TEXT NOT NULL,
+    "createdAt" TIMESTAMPTZ NOT NULL
+);
+INSERT INTO "AuditLog" SELECT
+    n, 1 + floor(500 * random() ^ 2), 'action ' || floor(30 * random()),
+    '2025-06-01'::timestamptz + n * interval '3 minutes'
+    FROM generate_series(1, 60000) AS n;
+
+CREATE SCHEMA billing;
+CREATE TABLE billing.invoices (
+    id UUID PRIMARY KEY,
+    tenant_id INT NOT NULL,
+    number TEXT NOT NULL,
+    paid BOOLEAN NOT NULL,
+    due DATE NOT NULL
+);
+INSERT INTO billing.invoices SELECT
+    md5('invoice' || n)::uuid, 1 + floor(200 * random() ^ 2), 'INV-' || lpad(n::text, 8, '0'), random() < 0.9,
+    '2025-01-01'::date + floor(365 * random())::int
+    FROM generate_series(1, 60000) AS n;
+
+CREATE VIEW live_users AS SELECT * FROM users WHERE deleted_at IS NULL;
 
 ALTER TABLE orders ADD FOREIGN KEY (user_id) REFERENCES users;
 ALTER TABLE order_items ADD FOREIGN KEY (order_id) REFERENCES orders;

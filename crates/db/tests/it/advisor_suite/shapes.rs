@@ -1,5 +1,10 @@
 //! What services ask of their databases, and the index that an experienced engineer would create for it.
 
+mod filters;
+mod joins;
+mod lists;
+mod others;
+
 /// Statements that are advised on together, and the best that can be done for them.
 pub(super) struct Shape {
     pub(super) name: &'static str,
@@ -12,12 +17,24 @@ pub(super) struct Shape {
     pub(super) rivals: &'static [&'static [&'static str]],
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Statement {
     pub(super) sql: &'static str,
     /// What its placeholders stand for where it is executed.
     pub(super) values: &'static [&'static str],
     pub(super) calls: f64,
+}
+
+impl Shape {
+    pub(super) fn only_reads(&self) -> bool {
+        self.statements.iter().all(Statement::only_reads)
+    }
+}
+
+impl Statement {
+    pub(super) fn only_reads(&self) -> bool {
+        !["INSERT", "UPDATE", "DELETE"].iter().any(|verb| self.sql.starts_with(verb))
+    }
 }
 
 const fn often(sql: &'static str, values: &'static [&'static str]) -> Statement {
@@ -34,373 +51,15 @@ const fn shape(
     Shape { name, existing: &[], statements, best, rivals }
 }
 
-pub(super) const SHAPES: &[&[Shape]] = &[LISTS, FILTERS, JOINS, AGGREGATES, WRITES, NOTHING];
-
-const LISTS: &[Shape] = &[
-    shape(
-        "status, newest first",
-        &[often("SELECT * FROM orders WHERE status = $1 ORDER BY placed_at DESC LIMIT 20", &["'refunded'"])],
-        &["orders (status, placed_at DESC)"],
-        &[&["orders (status)"], &["orders (placed_at DESC)"], &["orders (placed_at, status)"]],
-    ),
-    shape(
-        "a customer's orders, newest first",
-        &[often(
-            "SELECT * FROM orders WHERE user_id = $1 ORDER BY placed_at DESC, id DESC LIMIT 10",
-            &["100"],
-        )],
-        &["orders (user_id, placed_at DESC, id DESC)"],
-        &[&["orders (user_id)"], &["orders (placed_at DESC, id DESC)"]],
-    ),
-    shape(
-        "inbox by priority, then age",
-        &[often(
-            "SELECT * FROM messages WHERE recipient_id = $1 ORDER BY priority DESC, created_at LIMIT 20",
-            &["100"],
-        )],
-        &["messages (recipient_id, priority DESC, created_at)"],
-        &[&["messages (recipient_id)"], &["messages (recipient_id, created_at)"]],
-    ),
-    shape(
-        "keyset, compared as a row",
-        &[often(
-            "SELECT * FROM events WHERE (created_at, id) < ($1, $2) ORDER BY created_at DESC, id DESC LIMIT 50",
-            &["'2025-08-01'", "100000"],
-        )],
-        &["events (created_at DESC, id DESC)"],
-        &[&["events (id DESC)"]],
-    ),
-    shape(
-        "keyset of a tenant, compared as a row",
-        &[often(
-            "SELECT * FROM events WHERE tenant_id = $1 AND (created_at, id) < ($2, $3)
-             ORDER BY created_at DESC, id DESC LIMIT 50",
-            &["30", "'2025-08-01'", "100000"],
-        )],
-        &["events (tenant_id, created_at DESC, id DESC)"],
-        &[&["events (tenant_id)"], &["events (created_at DESC, id DESC)"]],
-    ),
-    shape(
-        "keyset, spelled with OR",
-        &[often(
-            "SELECT * FROM messages
-             WHERE recipient_id = $1 AND (created_at < $2 OR (created_at = $2 AND id < $3))
-             ORDER BY created_at DESC, id DESC LIMIT 20",
-            &["100", "'2025-11-20'", "100000"],
-        )],
-        &["messages (recipient_id, created_at DESC, id DESC)"],
-        &[&["messages (recipient_id)"], &["messages (created_at DESC, id DESC)"]],
-    ),
-    shape(
-        "two statuses, oldest first",
-        &[often(
-            "SELECT * FROM orders WHERE status IN ('packed', 'disputed') ORDER BY placed_at LIMIT 50",
-            &[],
-        )],
-        &["orders (placed_at) WHERE status IN ('packed', 'disputed')"],
-        &[&["orders (status, placed_at)"], &["orders (placed_at)"]],
-    ),
-    shape(
-        "a rare status, oldest first",
-        &[often("SELECT * FROM orders WHERE status = 'pending' ORDER BY placed_at LIMIT 100", &[])],
-        &["orders (placed_at) WHERE status = 'pending'"],
-        &[&["orders (status, placed_at)"], &["orders (placed_at)"]],
-    ),
-    shape(
-        "work taken with SKIP LOCKED",
-        &[often(
-            "SELECT * FROM orders WHERE status = 'packed' ORDER BY placed_at LIMIT 10 FOR UPDATE SKIP LOCKED",
-            &[],
-        )],
-        &["orders (placed_at) WHERE status = 'packed'"],
-        &[&["orders (status, placed_at)"], &["orders (placed_at)"]],
-    ),
-    shape(
-        "an outbox's unpublished rows",
-        &[often("SELECT * FROM events WHERE NOT published ORDER BY id LIMIT 500", &[])],
-        &["events (id) WHERE NOT published"],
-        &[&["events (published, id)"]],
-    ),
-    shape(
-        "nulls last",
-        &[often(
-            "SELECT * FROM users WHERE country = $1 ORDER BY last_login DESC NULLS LAST LIMIT 20",
-            &["'CX'"],
-        )],
-        &["users (country, last_login DESC NULLS LAST)"],
-        &[&["users (country)"], &["users (country, last_login)"]],
-    ),
-    shape(
-        "the latest of all",
-        &[often("SELECT * FROM products ORDER BY updated_at DESC LIMIT 20", &[])],
-        &["products (updated_at DESC)"],
-        &[],
-    ),
-    shape(
-        "soft delete, newest first",
-        &[often(
-            "SELECT * FROM messages WHERE sender_id = $1 AND deleted_at IS NULL ORDER BY created_at DESC LIMIT 20",
-            &["100"],
-        )],
-        &["messages (sender_id, created_at DESC) WHERE deleted_at IS NULL"],
-        &[&["messages (sender_id)"], &["messages (sender_id, created_at DESC)"]],
-    ),
-    shape(
-        "a tenant's events of a kind",
-        &[often(
-            "SELECT * FROM events WHERE tenant_id = $1 AND kind = $2 ORDER BY created_at DESC LIMIT 20",
-            &["30", "'kind7'"],
-        )],
-        &["events (tenant_id, kind, created_at DESC)"],
-        &[
-            &["events (tenant_id)"],
-            &["events (tenant_id, created_at DESC)"],
-            &["events (kind, created_at DESC)"],
-        ],
-    ),
-];
-
-const FILTERS: &[Shape] = &[
-    shape(
-        "range of time",
-        &[often(
-            "SELECT * FROM payments WHERE created_at >= $1 AND created_at < $2",
-            &["'2025-05-01'", "'2025-05-02'"],
-        )],
-        &["payments (created_at)"],
-        &[],
-    ),
-    shape(
-        "equality and range",
-        &[often(
-            "SELECT * FROM products WHERE category_id = $1 AND price BETWEEN $2 AND $3",
-            &["7", "100", "150"],
-        )],
-        &["products (category_id, price)"],
-        &[&["products (category_id)"], &["products (price, category_id)"]],
-    ),
-    shape(
-        "a list of keys",
-        &[often(
-            "SELECT * FROM products WHERE sku = ANY($1)",
-            &["ARRAY['SKU-000100', 'SKU-000200', 'SKU-040000']"],
-        )],
-        &["products (sku)"],
-        &[],
-    ),
-    shape(
-        "LIKE prefix",
-        &[often("SELECT * FROM users WHERE name LIKE 'Ab3%'", &[])],
-        &["users (name text_pattern_ops)"],
-        &[&["users (name)"]],
-    ),
-    shape(
-        "address in lower case",
-        &[often("SELECT * FROM users WHERE lower(email) = $1", &["'user4711@example.com'"])],
-        &["users (lower(email))"],
-        &[&["users (email)"]],
-    ),
-    shape(
-        "a field of JSON",
-        &[often("SELECT * FROM events WHERE payload ->> 'session' = $1", &["'s4711'"])],
-        &["events ((payload ->> 'session'))"],
-        &[&["events USING gin (payload)"]],
-    ),
-    shape(
-        "JSON contains",
-        &[often("SELECT * FROM products WHERE attributes @> '{\"color\": \"color42\"}'", &[])],
-        &["products USING gin (attributes jsonb_path_ops)"],
-        &[&["products (attributes)"]],
-    ),
-    shape(
-        "array contains",
-        &[often("SELECT * FROM products WHERE tags @> ARRAY['tag42']", &[])],
-        &["products USING gin (tags)"],
-        &[&["products (tags)"]],
-    ),
-    shape(
-        "either of two columns",
-        &[often("SELECT * FROM messages WHERE sender_id = $1 OR recipient_id = $1", &["400"])],
-        &["messages (sender_id)", "messages (recipient_id)"],
-        &[&["messages (sender_id)"], &["messages (sender_id, recipient_id)"]],
-    ),
-    shape(
-        "two statements, one index",
-        &[
-            often("SELECT * FROM messages WHERE recipient_id = $1", &["400"]),
-            often("SELECT * FROM messages WHERE recipient_id = $1 AND priority = $2", &["400", "3"]),
-        ],
-        &["messages (recipient_id, priority)"],
-        &[&["messages (recipient_id)"], &["messages (priority, recipient_id)"]],
-    ),
-];
-
-const JOINS: &[Shape] = &[
-    shape(
-        "items of a customer's orders",
-        &[often(
-            "SELECT i.* FROM orders o JOIN order_items i ON i.order_id = o.id WHERE o.user_id = $1",
-            &["2000"],
-        )],
-        &["orders (user_id)", "order_items (order_id)"],
-        &[&["orders (user_id)"], &["order_items (order_id)"]],
-    ),
-    shape(
-        "three tables from an address",
-        &[often(
-            "SELECT o.*, i.* FROM users u
-             JOIN orders o ON o.user_id = u.id JOIN order_items i ON i.order_id = o.id WHERE u.email = $1",
-            &["'User2000@Example.com'"],
-        )],
-        &["users (email)", "orders (user_id)", "order_items (order_id)"],
-        &[&["users (email)"], &["users (email)", "orders (user_id)"]],
-    ),
-    shape(
-        "EXISTS",
-        &[often(
-            "SELECT p.* FROM products p
-             WHERE p.price BETWEEN 500 AND 501 AND EXISTS (SELECT FROM order_items i WHERE i.product_id = p.id)",
-            &[],
-        )],
-        &["products (price)", "order_items (product_id)"],
-        &[&["products (price)"], &["order_items (product_id)"]],
-    ),
-    shape(
-        "anti-join",
-        &[often(
-            "SELECT u.* FROM users u
-             WHERE u.created_at >= '2026-02-20' AND NOT EXISTS (SELECT FROM sessions s WHERE s.user_id = u.id)",
-            &[],
-        )],
-        &["users (created_at)", "sessions (user_id)"],
-        &[&["users (created_at)"], &["sessions (user_id)"]],
-    ),
-    shape(
-        "a day's items",
-        &[often(
-            "SELECT p.category_id, sum(i.quantity * i.price)
-             FROM orders o JOIN order_items i ON i.order_id = o.id JOIN products p ON p.id = i.product_id
-             WHERE o.placed_at >= '2025-10-01 10:00' AND o.placed_at < '2025-10-01 14:00' GROUP BY p.category_id",
-            &[],
-        )],
-        &["orders (placed_at)", "order_items (order_id)"],
-        &[&["orders (placed_at)"], &["order_items (order_id)"]],
-    ),
-];
-
-const AGGREGATES: &[Shape] = &[
-    shape(
-        "unread messages, counted",
-        &[often("SELECT count(*) FROM messages WHERE recipient_id = $1 AND read_at IS NULL", &["100"])],
-        &["messages (recipient_id) WHERE read_at IS NULL"],
-        &[&["messages (recipient_id)"], &["messages (recipient_id, read_at)"]],
-    ),
-    shape(
-        "a customer's total",
-        &[often("SELECT count(*), sum(total) FROM orders WHERE user_id = $1", &["100"])],
-        &["orders (user_id) INCLUDE (total)"],
-        &[&["orders (user_id)"]],
-    ),
-    shape(
-        "a tenant's events by kind",
-        &[often("SELECT kind, count(*) FROM events WHERE tenant_id = $1 GROUP BY kind", &["30"])],
-        &["events (tenant_id, kind)"],
-        &[&["events (tenant_id)"], &["events (kind, tenant_id)"]],
-    ),
-    shape(
-        "the latest of each",
-        &[often(
-            "SELECT DISTINCT ON (user_id) user_id, created_at, kind FROM events WHERE tenant_id = $1
-             ORDER BY user_id, created_at DESC",
-            &["30"],
-        )],
-        &["events (tenant_id, user_id, created_at DESC) INCLUDE (kind)"],
-        &[&["events (tenant_id)"], &["events (tenant_id, user_id, created_at DESC)"]],
-    ),
-    shape(
-        "the latest of one",
-        &[often("SELECT max(placed_at) FROM orders WHERE user_id = $1", &["100"])],
-        &["orders (user_id, placed_at)"],
-        &[&["orders (user_id)"], &["orders (placed_at)"]],
-    ),
-];
-
-const WRITES: &[Shape] = &[
-    shape(
-        "delete what has expired",
-        &[often("DELETE FROM sessions WHERE expires_at < '2026-03-01 02:00'", &[])],
-        &["sessions (expires_at)"],
-        &[],
-    ),
-    shape(
-        "delete by user",
-        &[often("DELETE FROM sessions WHERE user_id = $1", &["4711"])],
-        &["sessions (user_id)"],
-        &[],
-    ),
-    shape(
-        "update by reference",
-        &[often(
-            "UPDATE payments SET status = $2 WHERE reference = $1",
-            &["'ref_' || md5('4711')", "'refunded'"],
-        )],
-        &["payments (reference)"],
-        &[&["payments (reference, status)"]],
-    ),
-];
-
-const NOTHING: &[Shape] = &[
-    shape(
-        "written far more often than read",
-        &[
-            Statement {
-                sql: "INSERT INTO readings VALUES ($1, $2, $3, now())
-                      ON CONFLICT (device_id, slot) DO UPDATE SET value = $3, updated_at = now()",
-                values: &["7", "42", "3.5"],
-                calls: 1_000_000.0,
-            },
-            Statement {
-                sql: "SELECT * FROM readings WHERE updated_at > '2026-03-01'",
-                values: &[],
-                calls: 1.0,
-            },
-        ],
-        &[],
-        &[&["readings (updated_at)"]],
-    ),
-    shape(
-        "a table of one page",
-        &[often("SELECT * FROM categories WHERE name = $1", &["'category 7'"])],
-        &[],
-        &[&["categories (name)"]],
-    ),
-    Shape {
-        name: "served already",
-        existing: &["orders (user_id, placed_at DESC)"],
-        statements: &[often(
-            "SELECT * FROM orders WHERE user_id = $1 ORDER BY placed_at DESC LIMIT 10",
-            &["100"],
-        )],
-        best: &[],
-        rivals: &[&["orders (user_id)"], &["orders (user_id, placed_at DESC, id DESC)"]],
-    },
-    Shape {
-        name: "served by a prefix",
-        existing: &["messages (recipient_id, created_at)"],
-        statements: &[often("SELECT * FROM messages WHERE recipient_id = $1", &["400"])],
-        best: &[],
-        rivals: &[&["messages (recipient_id)"]],
-    },
-    shape(
-        "served by the primary key",
-        &[often("SELECT * FROM users WHERE id = $1", &["4711"])],
-        &[],
-        &[&["users (id)"]],
-    ),
-    shape(
-        "nearly every row",
-        &[often("SELECT * FROM users WHERE status = 'active'", &[])],
-        &[],
-        &[&["users (status)"]],
-    ),
-];
+pub(super) fn all() -> impl Iterator<Item = &'static Shape> {
+    let groups = [
+        lists::LISTS,
+        filters::FILTERS,
+        joins::JOINS,
+        joins::SPELLINGS,
+        others::AGGREGATES,
+        others::WRITES,
+        others::NOTHING,
+    ];
+    groups.into_iter().flatten()
+}
