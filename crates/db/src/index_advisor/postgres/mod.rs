@@ -29,6 +29,35 @@ use super::{
 };
 
 /// The indexes that would serve the workload, and what is wrong with those that exist.
+///
+/// Costs are the planner's, asked with hypothetical indexes: `hypopg` is used where it is installed, or where the role
+/// may create it, in a transaction that is rolled back. Without it, indexes are ranked by the rows that statements read
+/// according to the tables' statistics ([`Unit::Rows`]), which is coarse: verify such advice. A placeholder stands for
+/// values that are taken from the tables. With [`verify`](AdvisorConfig::verify), indexes are created and statements
+/// that only read are executed, in the same transaction; what is measured then decides. Nothing is ever written that
+/// would last. A statement that cannot be judged is in [`Advice::skipped`], with the reason.
+///
+/// # Errors
+///
+/// [`Error::Locked`], when a table stays locked for three seconds, [`Error::Denied`] and [`Error::Database`].
+///
+/// # Cancel safety
+///
+/// When the future is dropped the transaction is rolled back, before the connection does anything else. What hypopg
+/// pretends lives in the server's process: it can show in later `EXPLAIN`s of that connection, never in an execution.
+/// Close a connection on which a dropped future has run.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use greenwave_db::index_advisor::{AdvisorConfig, Workload, postgres};
+/// use sqlx::Connection;
+///
+/// let mut connection = sqlx::PgConnection::connect("postgres://shop@localhost/shop").await?;
+/// let workload = Workload::from_pg_stat_statements(&mut connection, 100).await?;
+/// let advice = postgres::advise(&mut connection, &workload, &AdvisorConfig::default()).await?;
+/// println!("{advice}");
+/// # Ok(()) }
+/// ```
 pub async fn advise(
     connection: &mut PgConnection,
     workload: &Workload,
@@ -39,7 +68,21 @@ pub async fn advise(
     let mut advice = indexes(&mut session, workload, config).await?;
     session.end().await?;
     advice.findings = findings;
+    advice.findings.retain(|finding| !cured(finding, &advice.indexes));
     Ok(advice)
+}
+
+/// Whether an advised index is what a finding asks for.
+fn cured(finding: &Finding, indexes: &[IndexAdvice]) -> bool {
+    let Finding::ForeignKeyWithoutIndex { create, .. } = finding else { return false };
+    let wanted = create.split_once(" ON ").map_or("", |(_, wanted)| wanted.trim_end_matches(')'));
+    // `table (a, b`, and then the end of the key, or more of it.
+    let begins = |create: &str| {
+        let definition = create.split_once(" ON ").map_or("", |(_, definition)| definition);
+        let rest = definition.strip_prefix(wanted);
+        rest.is_some_and(|rest| rest.starts_with([',', ')'])) && !create.contains(" WHERE ")
+    };
+    indexes.iter().any(|index| begins(&index.create))
 }
 
 async fn indexes(

@@ -18,10 +18,12 @@ const PROBES: f64 = 100.0;
 const LIMITED: f64 = 20.0;
 
 /// A part of an index's key, as far as this model sees it.
-struct Access {
+struct Access<'i> {
     keys: Vec<(Key, Flavour)>,
     /// The share of the table's rows that it has.
     share: f64,
+    /// What its rows meet.
+    condition: Option<&'i BTreeSet<String>>,
     item: Option<usize>,
 }
 
@@ -37,6 +39,7 @@ pub(super) fn rows_read(catalog: &Catalog, subject: &Subject, items: &[Item], se
                 Access {
                     keys: keys.map(|column| (Key::Column(column), Flavour::Plain)).collect(),
                     share: 1.0,
+                    condition: None,
                     item: None,
                 }
             })
@@ -47,6 +50,7 @@ pub(super) fn rows_read(catalog: &Catalog, subject: &Subject, items: &[Item], se
             accesses.push(Access {
                 keys,
                 share: definition.entries / table.rows.max(1.0),
+                condition: Some(&candidate.condition),
                 item: Some(*item),
             });
         }
@@ -112,8 +116,14 @@ fn read_by(catalog: &Catalog, table_use: &TableUse, access: &Access) -> Option<f
 
 /// The share of the rows that meet what the index does not look up.
 fn residual(catalog: &Catalog, table_use: &TableUse, access: &Access) -> f64 {
-    let looked_up = |key: &Key| access.keys.iter().any(|(other, _)| other == key);
-    let others = table_use.predicates.iter().filter(|predicate| !looked_up(&predicate.key));
+    let met = |predicate: &Predicate| {
+        access.keys.iter().any(|(key, _)| *key == predicate.key)
+            || predicate
+                .constant
+                .as_ref()
+                .is_some_and(|text| access.condition.is_some_and(|met| met.contains(text)))
+    };
+    let others = table_use.predicates.iter().filter(|predicate| !met(predicate));
     others.map(|predicate| selectivity(catalog, table_use.table, predicate)).product::<f64>().max(1e-9)
 }
 

@@ -27,7 +27,6 @@ const PREPARED: &str = "greenwave_advisor";
 pub(super) struct Subject {
     pub(super) sql: String,
     pub(super) calls: f64,
-    pub(super) mean_ms: Option<f64>,
     pub(super) parsed: Parsed,
     /// The statement with values, as often as it is planned.
     pub(super) variants: Vec<String>,
@@ -45,8 +44,7 @@ impl Subject {
     ) -> Result<Self, String> {
         let sql = statement.sql.trim().trim_end_matches(';').to_owned();
         let (variants, realistic) = variants(session, catalog, &sql, &parsed).await?;
-        let WorkloadStatement { calls, mean_ms, .. } = *statement;
-        Ok(Self { sql, calls, mean_ms, parsed, variants, realistic })
+        Ok(Self { sql, calls: statement.calls, parsed, variants, realistic })
     }
 
     pub(super) fn tables(&self) -> BTreeSet<usize> {
@@ -74,7 +72,7 @@ impl Subject {
 
     /// Whether it only reads.
     pub(super) fn reads(&self) -> bool {
-        self.parsed.kind == Kind::Read
+        self.parsed.only_reads
     }
 }
 
@@ -230,6 +228,7 @@ fn value(
         .into_iter()
         .next()
         .and_then(|column| catalog.tables[table_use.table].columns.get(column));
+    let column = column.filter(|_| matches!(key, Key::Column(_)));
     let kind = column.map(|column| column.kind.as_str()).unwrap_or_default();
     Some(match op {
         Op::Lower | Op::Upper => {
@@ -243,7 +242,7 @@ fn value(
                 Op::Upper => 2,
                 _ => 3,
             };
-            literal(quantiles.get(variant * SHARES_A_VARIANT + share)?)
+            typed(quantiles.get(variant * SHARES_A_VARIANT + share)?, kind)
         }
         Op::In => {
             let values: Vec<String> =
@@ -254,8 +253,16 @@ fn value(
         Op::Search => literal(&format!("%{}%", row.chars().skip(1).take(4).collect::<String>())),
         Op::Contains if kind == "tsvector" => literal(between(row, '\'')?),
         Op::HasKey => literal(between(row, '"')?),
-        _ => literal(row),
+        _ => typed(row, kind),
     })
+}
+
+/// A value with its type, where an operator might otherwise take it for another: `$1 - interval '1 day'`.
+fn typed(value: &str, kind: &str) -> String {
+    let ambiguous =
+        ["date", "timestamp", "timestamptz", "time", "int2", "int4", "int8", "numeric", "float4", "float8"];
+    let text = literal(value);
+    if ambiguous.contains(&kind) { format!("{text}::{kind}") } else { text }
 }
 
 /// A value as an array's text has it.

@@ -5,6 +5,9 @@
 
 mod block;
 pub(crate) mod candidate;
+mod change;
+mod from;
+mod key;
 pub(crate) mod parameters;
 mod predicate;
 mod scope;
@@ -141,6 +144,8 @@ pub(crate) enum Kind {
 #[derive(Clone, Debug)]
 pub(crate) struct Parsed {
     pub(crate) kind: Kind,
+    /// Whether it changes nothing, not even in a WITH.
+    pub(crate) only_reads: bool,
     pub(crate) uses: Vec<TableUse>,
     pub(crate) parameters: BTreeMap<String, Parameter>,
     /// The functions that it calls, in lower case, without their schemas.
