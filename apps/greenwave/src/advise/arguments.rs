@@ -28,7 +28,7 @@ pub(crate) struct AdviseArguments {
     #[arg(long, value_name = "N", default_value_t = 10)]
     max_indexes: usize,
     /// Create the indexes and time the statements that only read, without and with them: on PostgreSQL in a transaction
-    /// that is rolled back, and locks the tables against writes until then; on SQLite in a temporary copy.
+    /// that is rolled back, and locks the tables until then; on SQLite in a temporary copy.
     #[arg(long)]
     pub(super) verify: bool,
     /// The longest that a statement may run with --verify.
