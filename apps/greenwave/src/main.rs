@@ -1,5 +1,6 @@
 //! `greenwave`: runs a service in any language behind a load balancer, with a live dashboard.
 
+mod advise;
 mod child;
 mod config;
 mod log;
@@ -32,6 +33,7 @@ Examples:
   greenwave up --instances max -- node server.js  your own service, an instance a core
   greenwave lab                                   techniques to measure on this machine
   greenwave lab index                             what an index is worth on it
+  greenwave advise --database postgres://…/shop   which indexes a database's statements want
   greenwave shop seed --help                      fill a database for the shop
   greenwave config --reference > greenwave.toml   every setting, with its default";
 
@@ -44,6 +46,8 @@ enum Command {
     Shop(greenwave_shop::cli::Command),
     /// Measure a technique on this machine, before and after.
     Lab(greenwave_lab::cli::LabArgs),
+    /// Say which indexes a database's statements want, and which of its own it could do without.
+    Advise(advise::AdviseArguments),
     /// Show the settings in force.
     Config {
         /// Show every setting there is, with its default and what it means.
@@ -73,6 +77,7 @@ fn run(arguments: Arguments) -> Result<()> {
             block_on(greenwave_shop::cli::run(command, config::load(config)?.shop_defaults()))
         }
         Command::Lab(arguments) => block_on(greenwave_lab::cli::run(arguments)),
+        Command::Advise(arguments) => block_on(advise::run(arguments)),
         Command::Config { reference: true } => {
             print!("{}", config::reference()?);
             Ok(())

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use greenwave_monitor::Monitor;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    task::JoinHandle,
+    task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +16,7 @@ use crate::{
     error::chain,
     http, logging, loopback,
     progress::Bar,
+    query_stats,
     run::{self, Role},
     seed::SeedSize,
     store::{Store, StoreConfig},
@@ -65,6 +66,8 @@ pub struct Serve {
     /// Fill an SQLite database that is empty with a small set
     #[arg(long, env = "SHOP_SAMPLE_DATA", default_value_t = true, action = clap::ArgAction::Set)]
     sample_data: bool,
+    #[command(flatten)]
+    statistics: Statistics,
 }
 
 /// Options of `worker`.
@@ -72,6 +75,8 @@ pub struct Serve {
 pub struct Worker {
     #[command(flatten)]
     database: Database,
+    #[command(flatten)]
+    statistics: Statistics,
 }
 
 /// Options of `seed`.
@@ -99,6 +104,13 @@ struct Database {
         help = format!("postgres://USER:PASSWORD@HOST/DATABASE or sqlite:PATH [default: {DEFAULT_DATABASE_URL}]"),
     )]
     database_url: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct Statistics {
+    /// Keep what each statement costs in DIR/PID.json, for `greenwave advise --workload`
+    #[arg(long, env = "SHOP_QUERY_STATS", value_name = "DIR")]
+    query_stats: Option<PathBuf>,
 }
 
 /// What stands where neither flag nor environment says anything: for a program that embeds the commands and has settings
@@ -162,7 +174,7 @@ async fn serve(options: Serve, defaults: Defaults) -> anyhow::Result<()> {
     // A naive shop has its effects inside the request; nobody waits for a handler.
     let api_only = options.no_worker || options.naive;
     let role = if api_only { Role::Api(listener) } else { Role::Everything(listener) };
-    process.play(shop, role).await
+    process.play(shop, role, options.statistics).await
 }
 
 async fn worker(options: Worker, defaults: &Defaults) -> anyhow::Result<()> {
@@ -171,7 +183,7 @@ async fn worker(options: Worker, defaults: &Defaults) -> anyhow::Result<()> {
         Config { database: options.database.url(defaults)?, sample_data: false, ..Config::default() };
     let Some(shop) = process.open(&config).await? else { return Ok(()) };
     tracing::info!(database = %config.database, "the worker handles events and jobs");
-    process.play(shop, Role::Worker).await
+    process.play(shop, Role::Worker, options.statistics).await
 }
 
 async fn seed(options: Seed, defaults: &Defaults) -> anyhow::Result<()> {
@@ -221,18 +233,21 @@ impl Process {
         }
     }
 
-    async fn play(self, shop: Shop, role: Role) -> anyhow::Result<()> {
+    async fn play(self, shop: Shop, role: Role, statistics: Statistics) -> anyhow::Result<()> {
         let Process { monitor, cancel } = self;
         let end = CancellationToken::new();
         let socket = std::env::var_os(greenwave_monitor::telemetry::SOCKET_ENV);
         let socket = socket.filter(|path| !path.is_empty()).map(PathBuf::from);
-        let measuring: Option<JoinHandle<()>> =
-            socket.map(|path| tokio::spawn(run::serve_monitor(monitor.clone(), path, end.clone())));
+        let mut beside = JoinSet::new();
+        if let Some(path) = socket {
+            beside.spawn(run::serve_monitor(monitor.clone(), path, end.clone()));
+        }
+        if let Some(folder) = statistics.query_stats.filter(|folder| !folder.as_os_str().is_empty()) {
+            beside.spawn(query_stats::keep(shop.store().query_stats().clone(), folder, end.clone()));
+        }
         let played = run::run(shop, role, &monitor, cancel).await;
         end.cancel();
-        if let Some(measuring) = measuring {
-            let _ = measuring.await;
-        }
+        while beside.join_next().await.is_some() {}
         tracing::info!("stopped");
         played.map_err(one_line)
     }

@@ -8,6 +8,7 @@ pub mod http;
 mod logging;
 pub mod model;
 mod progress;
+mod query_stats;
 pub mod request;
 pub mod run;
 pub mod seed;

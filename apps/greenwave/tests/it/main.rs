@@ -1,6 +1,7 @@
 //! `greenwave` as its users start it: the program itself, over HTTP, in a browser, and killed.
 #![allow(clippy::unwrap_used)]
 
+mod advise;
 mod any_command;
 mod client;
 mod dashboard;

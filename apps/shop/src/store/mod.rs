@@ -22,7 +22,7 @@ mod sqlite;
 
 use std::{path::Path, time::Duration};
 
-use greenwave_db::PoolConfig;
+use greenwave_db::{PoolConfig, query_stats::QueryStats};
 use tokio_util::sync::CancellationToken;
 
 pub use self::{postgres::PostgresStore, sqlite::SqliteStore};
@@ -97,6 +97,11 @@ impl Store {
                 SqliteStore::open(path, config).await.map(Store::Sqlite)
             }
         }
+    }
+
+    /// What the statements of requests have cost so far.
+    pub fn query_stats(&self) -> &QueryStats {
+        either!(self, store => store.query_stats())
     }
 
     /// A user by id.

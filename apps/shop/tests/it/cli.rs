@@ -16,7 +16,9 @@ use crate::client::Client;
 fn shop(folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_shop"));
     command.current_dir(folder).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    for name in ["PORT", "DATABASE_URL", "REDIS_URL", "RUST_LOG", "GREENWAVE_MONITOR_SOCKET"] {
+    for name in
+        ["PORT", "DATABASE_URL", "REDIS_URL", "RUST_LOG", "GREENWAVE_MONITOR_SOCKET", "SHOP_QUERY_STATS"]
+    {
         command.env_remove(name);
     }
     command
@@ -163,6 +165,25 @@ async fn api_and_worker_may_be_processes_of_their_own() {
     crate::fixture::eventually("the notification", 1, || db.int(&notified)).await;
     assert!(worker.terminate().contains("the worker handles events and jobs"));
     serving.terminate();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_statements_cost_is_kept_in_a_file_of_the_process() {
+    let folder = TempDir::new().unwrap();
+    let mut command = shop(folder.path());
+    command.arg("serve").env("SHOP_QUERY_STATS", "stats");
+    let serving = Serving::start(&mut command, free_port()).await;
+    let file = folder.path().join(format!("stats/{}.json", serving.child.id()));
+    for id in 1..=3 {
+        serving.client().get(&format!("/orders/{id}")).await;
+    }
+    serving.terminate();
+    let kept: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let orders = kept["statements"].as_array().unwrap().iter().find(|statement| {
+        statement["text"].as_str().unwrap().contains("FROM orders") && statement["calls"] == 3
+    });
+    assert!(orders.is_some_and(|orders| orders["total_ms"].as_f64() > Some(0.0)), "{kept}");
+    assert_eq!(std::fs::read_dir(folder.path().join("stats")).unwrap().count(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -70,6 +70,8 @@ pub enum Finding {
         table: String,
         /// Its size in bytes.
         bytes: u64,
+        /// The day of that reset; `None` if there was none.
+        since: Option<String>,
     },
     /// Another index serves all that this one does.
     DuplicateIndex {

@@ -3,9 +3,19 @@
 //! It changes nothing itself.
 
 mod advice;
+mod error;
+#[cfg(feature = "postgres")]
+pub mod postgres;
+mod report;
+#[cfg(feature = "sqlite")]
+pub mod sqlite;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg_attr(not(feature = "postgres"), allow(dead_code))] // SQLite asks for less.
+mod usage;
 mod workload;
 
 pub use advice::{Advice, Effect, Finding, IndexAdvice, Skipped, Unit};
+pub use error::Error;
 pub use workload::{Workload, WorkloadStatement};
 
 use std::time::Duration;

@@ -2,6 +2,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[cfg(all(feature = "index-advisor", feature = "postgres"))]
+mod advisor;
+#[cfg(all(feature = "postgres", feature = "index-advisor"))]
+mod advisor_findings;
+#[cfg(all(feature = "index-advisor", feature = "sqlite"))]
+mod advisor_sqlite;
+#[cfg(all(feature = "postgres", feature = "index-advisor"))]
+mod advisor_suite;
 mod batch;
 mod batch_lists;
 mod batch_sources;

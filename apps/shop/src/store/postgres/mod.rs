@@ -10,7 +10,7 @@ mod writes;
 
 use std::{sync::Arc, time::Duration};
 
-use greenwave_db::postgres::Pool;
+use greenwave_db::{postgres::Pool, query_stats::QueryStats};
 use greenwave_events::{Bus, BusConfig};
 use greenwave_jobs::Queue;
 use sqlx::{PgPool, postgres::PgPoolOptions};
@@ -66,6 +66,10 @@ impl PostgresStore {
         events.register().await?;
         let batches = (!config.naive).then(|| Batches::new(&pool));
         Ok(PostgresStore { inner: Arc::new(Inner { pool, batches, events, jobs, background }) })
+    }
+
+    pub(super) fn query_stats(&self) -> &QueryStats {
+        self.inner.pool.query_stats()
     }
 
     pub(super) async fn user(&self, id: i64) -> Result<Option<User>, Error> {

@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
 };
 
-use greenwave_db::sqlite::Pool;
+use greenwave_db::{query_stats::QueryStats, sqlite::Pool};
 use greenwave_events::{Bus, BusConfig};
 use greenwave_jobs::Queue;
 use tokio_util::sync::CancellationToken;
@@ -60,6 +60,10 @@ impl SqliteStore {
         // An event finds its subscriptions also when the process that handles it has never run.
         events.register().await?;
         Ok(SqliteStore { inner: Arc::new(Inner { path: path.to_owned(), pool, naive, events, jobs }) })
+    }
+
+    pub(super) fn query_stats(&self) -> &QueryStats {
+        self.inner.pool.query_stats()
     }
 
     pub(super) async fn user(&self, id: i64) -> Result<Option<User>, Error> {

@@ -1,0 +1,241 @@
+//! The transaction in which the advisor looks, and which is always rolled back.
+
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres, Row, Transaction, postgres::PgRow};
+
+use crate::index_advisor::Error;
+
+/// Others are never made to wait behind the advisor for longer than it waits itself.
+const LIMITS: &str = "SET LOCAL lock_timeout = '3s'; SET LOCAL idle_in_transaction_session_timeout = 0; \
+     SET LOCAL statement_timeout = '30s'; SET LOCAL client_min_messages = warning";
+const MARK: &str = "SAVEPOINT greenwave_advisor";
+const MARK_AGAIN: &str = "RELEASE SAVEPOINT greenwave_advisor; SAVEPOINT greenwave_advisor";
+/// What runs cannot write: the server refuses it.
+const READ_ONLY: &str =
+    "SAVEPOINT greenwave_run; SET LOCAL transaction_read_only = on; SET LOCAL statement_timeout = ";
+const RAN: &str = "ROLLBACK TO SAVEPOINT greenwave_run; RELEASE SAVEPOINT greenwave_run";
+
+/// The SQLSTATEs that a caller can do something about.
+const DENIED: &str = "42501";
+pub(super) const LOCKED: &str = "55P03";
+pub(super) const TIMED_OUT: &str = "57014";
+
+pub(super) struct Session<'c> {
+    transaction: Transaction<'c, Postgres>,
+}
+
+impl<'c> Session<'c> {
+    pub(super) async fn begin(connection: &'c mut PgConnection) -> Result<Self, Error> {
+        let doing = "begin a transaction";
+        let transaction = connection.begin().await.map_err(|error| database(doing, error))?;
+        let mut session = Self { transaction };
+        session.command(doing, LIMITS).await?;
+        session.remark().await?;
+        Ok(session)
+    }
+
+    /// What fails from here on undoes nothing that was done before.
+    pub(super) async fn mark(&mut self) -> Result<(), Error> {
+        self.command("set a savepoint", MARK_AGAIN).await
+    }
+
+    /// The same, where the last mark is gone, or is to stay.
+    pub(super) async fn remark(&mut self) -> Result<(), Error> {
+        self.command("set a savepoint", MARK).await
+    }
+
+    /// Runs commands of our own.
+    pub(super) async fn command(&mut self, doing: &'static str, sql: impl Into<String>) -> Result<(), Error> {
+        let result = sqlx::raw_sql(AssertSqlSafe(sql.into())).execute(&mut *self.transaction).await;
+        result.map(|_| ()).map_err(|error| database(doing, error))
+    }
+
+    /// The rows of a query of our own about these oids.
+    pub(super) async fn about(
+        &mut self,
+        doing: &'static str,
+        sql: &'static str,
+        oids: &[i64],
+    ) -> Result<Vec<PgRow>, Error> {
+        let query = sqlx::query(sql).persistent(false);
+        let query = if sql.contains("$1") { query.bind(oids) } else { query };
+        query.fetch_all(&mut *self.transaction).await.map_err(|error| database(doing, error))
+    }
+
+    /// The rows of one statement that may fail, without harm to the transaction.
+    pub(super) async fn attempt(&mut self, sql: String) -> Result<Vec<PgRow>, sqlx::Error> {
+        // The extended protocol takes one statement at a time: what is hidden in a workload cannot end the transaction.
+        let result =
+            sqlx::query(AssertSqlSafe(sql)).persistent(false).fetch_all(&mut *self.transaction).await;
+        if result.is_err() {
+            sqlx::raw_sql("ROLLBACK TO SAVEPOINT greenwave_advisor").execute(&mut *self.transaction).await?;
+        }
+        result
+    }
+
+    /// The plan of a statement.
+    pub(super) async fn explain(&mut self, options: &str, sql: &str) -> Result<Value, sqlx::Error> {
+        let rows = self.attempt(format!("EXPLAIN (FORMAT JSON{options}) {sql}")).await?;
+        let mut plan: Value = rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)?;
+        Ok(plan.get_mut(0).map(Value::take).unwrap_or_default())
+    }
+
+    /// Executes a statement that reads, for at most so many milliseconds, and takes back what it did; its plan, with
+    /// the times.
+    pub(super) async fn execute(&mut self, sql: &str, max_ms: f64) -> Result<Value, sqlx::Error> {
+        let timeout = max_ms.clamp(1.0, f64::from(i32::MAX)) as i32;
+        let prepare = AssertSqlSafe(format!("{READ_ONLY}{timeout}"));
+        sqlx::raw_sql(prepare).execute(&mut *self.transaction).await?;
+        let result = self.explain(", ANALYZE, TIMING OFF", sql).await;
+        if result.is_ok() {
+            sqlx::raw_sql(RAN).execute(&mut *self.transaction).await?;
+        }
+        result
+    }
+
+    pub(super) async fn end(self) -> Result<(), Error> {
+        self.transaction.rollback().await.map_err(|error| database("roll back", error))
+    }
+}
+
+/// The error of a statement of our own.
+pub(super) fn database(doing: &'static str, error: sqlx::Error) -> Error {
+    let source = Box::new(error);
+    match code(&source).as_deref() {
+        Some(DENIED) => Error::Denied {
+            what: doing,
+            cure: "use the tables' owner, or a role that may read all statistics (`GRANT pg_read_all_stats TO …`)",
+            source,
+        },
+        Some(LOCKED) => Error::Locked { table: "a table".to_owned(), source },
+        _ => Error::Database { doing, source },
+    }
+}
+
+pub(super) fn code(error: &sqlx::Error) -> Option<String> {
+    error.as_database_error()?.code().map(|code| code.into_owned())
+}
+
+/// The database's words about a statement that it refused.
+pub(super) fn words(error: &sqlx::Error) -> String {
+    error.as_database_error().map_or_else(|| error.to_string(), |error| error.message().to_owned())
+}
+
+/// A name as SQL needs it.
+pub(super) fn quoted(name: &str) -> String {
+    let plain = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+        && !RESERVED.contains(&name);
+    if plain { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
+}
+
+/// A string as SQL needs it, whatever `standard_conforming_strings` says.
+pub(super) fn literal(text: &str) -> String {
+    let quoted = text.replace('\'', "''");
+    if text.contains('\\') { format!(" E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
+}
+
+/// PostgreSQL's reserved words.
+const RESERVED: [&str; 101] = [
+    "all",
+    "analyse",
+    "analyze",
+    "and",
+    "any",
+    "array",
+    "as",
+    "asc",
+    "asymmetric",
+    "authorization",
+    "binary",
+    "both",
+    "case",
+    "cast",
+    "check",
+    "collate",
+    "collation",
+    "column",
+    "concurrently",
+    "constraint",
+    "create",
+    "cross",
+    "current_catalog",
+    "current_date",
+    "current_role",
+    "current_schema",
+    "current_time",
+    "current_timestamp",
+    "current_user",
+    "default",
+    "deferrable",
+    "desc",
+    "distinct",
+    "do",
+    "else",
+    "end",
+    "except",
+    "false",
+    "fetch",
+    "for",
+    "foreign",
+    "freeze",
+    "from",
+    "full",
+    "grant",
+    "group",
+    "having",
+    "ilike",
+    "in",
+    "initially",
+    "inner",
+    "intersect",
+    "into",
+    "is",
+    "isnull",
+    "join",
+    "lateral",
+    "leading",
+    "left",
+    "like",
+    "limit",
+    "localtime",
+    "localtimestamp",
+    "natural",
+    "not",
+    "notnull",
+    "null",
+    "offset",
+    "on",
+    "only",
+    "or",
+    "order",
+    "outer",
+    "overlaps",
+    "placing",
+    "primary",
+    "references",
+    "returning",
+    "right",
+    "select",
+    "session_user",
+    "similar",
+    "some",
+    "symmetric",
+    "system_user",
+    "table",
+    "tablesample",
+    "then",
+    "to",
+    "trailing",
+    "true",
+    "union",
+    "unique",
+    "user",
+    "using",
+    "variadic",
+    "verbose",
+    "when",
+    "where",
+    "window",
+    "with",
+];
