@@ -7,7 +7,10 @@ use sqlx::{Row, postgres::PgRow};
 use super::session::{Session, database, quoted};
 use crate::index_advisor::{
     Error,
-    usage::{Key, Schema},
+    usage::{
+        Key, Schema,
+        candidate::{Candidate, Flavour},
+    },
 };
 
 const READING: &str = "read the catalog";
@@ -45,9 +48,8 @@ const VIEWS: &str = "
 const INDEXES: &str = "
     SELECT i.indrelid::int8, i.indisvalid,
            ARRAY(SELECT COALESCE(a.attname::text, '') FROM unnest(i.indkey) WITH ORDINALITY k(number, place)
-                 LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.number
-                 WHERE k.place <= i.indnkeyatts ORDER BY k.place),
-           i.indpred IS NOT NULL, m.amname::text
+                 LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.number ORDER BY k.place),
+           ARRAY(SELECT unnest(i.indoption)), i.indpred IS NOT NULL, m.amname::text, pg_get_indexdef(i.indexrelid)
     FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
     JOIN pg_am m ON m.oid = c.relam
     WHERE i.indrelid = ANY($1::oid[])";
@@ -96,10 +98,20 @@ pub(super) struct Column {
 /// An index that exists.
 pub(super) struct Index {
     pub(super) valid: bool,
-    /// The columns of its key; empty names are expressions.
-    pub(super) keys: Vec<String>,
+    /// Its columns; empty names are expressions.
+    pub(super) columns: Vec<String>,
+    /// Of each part of the key: 1 where it descends, 2 where nulls come first.
+    pub(super) options: Vec<i16>,
     pub(super) partial: bool,
     pub(super) method: String,
+    pub(super) definition: String,
+}
+
+impl Index {
+    /// The columns of its key.
+    pub(super) fn keys(&self) -> &[String] {
+        &self.columns[..self.options.len().min(self.columns.len())]
+    }
 }
 
 #[derive(Default)]
@@ -213,11 +225,46 @@ impl Catalog {
         let Some(table) = by_oid.get(&table) else { return Ok(()) };
         self.tables[*table].indexes.push(Index {
             valid: row.try_get(1)?,
-            keys: row.try_get(2)?,
-            partial: row.try_get(3)?,
-            method: row.try_get(4)?,
+            columns: row.try_get(2)?,
+            options: row.try_get(3)?,
+            partial: row.try_get(4)?,
+            method: row.try_get(5)?,
+            definition: row.try_get(6)?,
         });
         Ok(())
+    }
+
+    /// Whether an index that exists does all that the candidate would.
+    pub(super) fn exists(&self, candidate: &Candidate) -> bool {
+        let table = &self.tables[candidate.table];
+        let name = |column: &usize| table.columns.get(*column).map(|column| &column.name);
+        let mut parts = Vec::new();
+        for part in &candidate.parts {
+            match (&part.key, part.flavour) {
+                (Key::Column(column), Flavour::Plain) => parts.push((name(column), part)),
+                _ => return false,
+            }
+        }
+        let same = |index: &Index, flipped: bool| {
+            index.keys().len() >= parts.len()
+                && parts.iter().zip(index.keys()).zip(&index.options).all(|(((name, part), key), option)| {
+                    let (descends, nulls_first) = (option & 1 == 1, option & 2 == 2);
+                    let wanted = part.nulls_first.unwrap_or(part.descending);
+                    *name == Some(key)
+                        && (descends != flipped) == part.descending
+                        && (nulls_first != flipped) == wanted
+                })
+        };
+        table.indexes.iter().any(|index| {
+            index.valid
+                && !index.partial
+                && index.method == "btree"
+                && (same(index, false) || same(index, true))
+                && candidate
+                    .include
+                    .iter()
+                    .all(|column| name(column).is_some_and(|name| index.columns.contains(name)))
+        })
     }
 
     /// How many values a key has, about.

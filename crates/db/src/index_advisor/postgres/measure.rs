@@ -21,9 +21,14 @@ const DOING: &str = "verify the advice";
 const HARMLESS: [&str; 4] = ["random", "clock_timestamp", "gen_random_uuid", "timeofday"];
 /// Until a statement was executed, a unit of the planner's cost counts as this many milliseconds.
 const MS_PER_COST: f64 = 0.003;
-/// What takes less than this is executed again, until it has taken this long, or five times.
-const ENOUGH_MS: f64 = 400.0;
-const REPETITIONS: usize = 5;
+/// What takes less than this is executed again, until it has taken this long, or so many times.
+const ENOUGH_MS: f64 = 300.0;
+const REPETITIONS: usize = 4;
+/// A statement is given this many times what it took with no index, and so many milliseconds more.
+const GIVEN: f64 = 1.5;
+const GIVEN_MS: f64 = 20.0;
+/// A statement that was cut off is tried with a plan of at most this part of its cost.
+const HOPE: f64 = 0.1;
 /// Marks the state in which all indexes are there, for those who may not hide one otherwise.
 const SHOWN: &str = "SAVEPOINT greenwave_shown";
 
@@ -38,6 +43,8 @@ pub(super) struct Measured {
     executable: Vec<bool>,
     /// Milliseconds, by statement, variant and plan.
     times: HashMap<(usize, usize, String), f64>,
+    /// Milliseconds and cost with no index, by statement and variant.
+    first: HashMap<(usize, usize), (f64, f64)>,
     ms_per_cost: f64,
     max_statement: Duration,
 }
@@ -85,9 +92,9 @@ impl Measured {
         planner.session.command(DOING, format!("SET LOCAL statement_timeout = {timeout}")).await?;
         planner.session.remark().await?;
         let may_mark = may_mark(planner.session, built.values().map(|(oid, _)| *oid).next()).await?;
-        let (hidden, times) = Default::default();
+        let (hidden, times, first) = Default::default();
         let (max_statement, ms_per_cost) = (config.max_statement, MS_PER_COST);
-        Ok(Self { built, hidden, may_mark, executable, times, ms_per_cost, max_statement })
+        Ok(Self { built, hidden, may_mark, executable, times, first, ms_per_cost, max_statement })
     }
 
     pub(super) fn has(&self, set: &Set) -> bool {
@@ -102,6 +109,21 @@ impl Measured {
 
     pub(super) fn ms_per_cost(&self) -> f64 {
         self.ms_per_cost
+    }
+
+    fn longest(&self) -> f64 {
+        self.max_statement.as_secs_f64() * 1000.0
+    }
+
+    /// How long a plan of this cost is given; `None` where it need not be tried.
+    fn limit(&self, subject: usize, variant: usize, planned: f64) -> Option<f64> {
+        match self.first.get(&(subject, variant)) {
+            // What takes clearly longer than with no index is out anyway.
+            Some((ms, _)) if *ms < self.longest() => Some((ms * GIVEN + GIVEN_MS).min(self.longest())),
+            // What was cut off is tried again only where the planner expects a great deal.
+            Some((_, cost)) if planned > cost * HOPE => None,
+            _ => Some(self.longest()),
+        }
     }
 
     /// Lets the planner see these of the indexes, and no others.
@@ -177,7 +199,11 @@ impl Planner<'_, '_> {
             let ms = match measured.times.get(&key) {
                 Some(ms) => *ms,
                 None => {
-                    let ms = time(self.session, sql, measured.max_statement).await?;
+                    let ms = match measured.limit(subject, variant, planned) {
+                        Some(limit) => time(self.session, sql, limit).await?,
+                        None => measured.longest(),
+                    };
+                    measured.first.entry((subject, variant)).or_insert((ms, planned));
                     measured.times.insert(key, ms);
                     ms
                 }
@@ -189,11 +215,10 @@ impl Planner<'_, '_> {
 }
 
 /// How long a statement takes, in milliseconds: the shortest of a few times, once it is warm.
-async fn time(session: &mut Session<'_>, sql: &str, max: Duration) -> Result<f64, Error> {
-    let longest = max.as_secs_f64() * 1000.0;
+async fn time(session: &mut Session<'_>, sql: &str, longest: f64) -> Result<f64, Error> {
     let (mut best, mut sum) = (longest, 0.0);
     for _ in 0..REPETITIONS {
-        match session.execute(sql).await {
+        match session.execute(sql, longest).await {
             Ok(plan) => {
                 let ms = plan["Execution Time"].as_f64().unwrap_or(longest);
                 let ms = ms + plan["Planning Time"].as_f64().unwrap_or_default();

@@ -1,6 +1,6 @@
 //! What a statement costs with a set of indexes.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde_json::Value;
 use sqlx::Row;
@@ -73,6 +73,11 @@ pub(super) struct Planner<'p, 'c> {
     known: HashMap<(usize, BTreeSet<usize>), Cost>,
     /// The hypothetical indexes that exist now, with their names.
     present: Vec<(usize, String)>,
+    /// Hypothetical twins of the indexes that exist, by table: hypopg makes an index look cheaper to descend than it is,
+    /// and what exists must not lose by that.
+    twins: BTreeMap<usize, Vec<String>>,
+    /// The tables whose twins exist now.
+    twinned: BTreeSet<usize>,
 }
 
 impl<'p, 'c> Planner<'p, 'c> {
@@ -85,15 +90,31 @@ impl<'p, 'c> Planner<'p, 'c> {
             Some(schema) => Source::Hypothetical(schema),
             None => Source::Statistics,
         };
-        Ok(Self {
-            session,
-            catalog,
-            subjects,
-            items: Vec::new(),
-            source,
-            known: HashMap::new(),
-            present: Vec::new(),
-        })
+        let (items, known, present, twins, twinned) = Default::default();
+        let mut planner = Self { session, catalog, subjects, items, source, known, present, twins, twinned };
+        let tables: BTreeSet<usize> = subjects.iter().flat_map(Subject::tables).collect();
+        for table in tables {
+            let indexes = catalog.tables[table].indexes.iter();
+            for index in indexes.filter(|index| index.valid && index.method == "btree") {
+                if planner.accepts(&index.definition).await? {
+                    planner.twins.entry(table).or_default().push(index.definition.clone());
+                }
+            }
+        }
+        Ok(planner)
+    }
+
+    /// Whether hypopg can pretend that there is such an index.
+    async fn accepts(&mut self, create: &str) -> Result<bool, Error> {
+        let Source::Hypothetical(schema) = &self.source else { return Ok(true) };
+        // It exists from here on, beside those that are known to.
+        self.present = vec![(usize::MAX, String::new())];
+        let sql = format!("SELECT count(*) FROM {schema}.hypopg_create_index({})", literal(create));
+        match self.session.attempt(sql).await {
+            Ok(_) => Ok(true),
+            Err(sqlx::Error::Database(_)) => Ok(false),
+            Err(error) => Err(database("use hypopg", error)),
+        }
     }
 
     /// Goes on with another source of costs.
@@ -161,8 +182,8 @@ impl<'p, 'c> Planner<'p, 'c> {
     }
 
     async fn planned(&mut self, subject: usize, set: &BTreeSet<usize>) -> Result<Cost, Error> {
-        self.pretend(set).await?;
         let subject = &self.subjects[subject];
+        self.pretend(set, subject.tables()).await?;
         let mut cost = Cost::default();
         if subject.inserts_values() {
             cost.written = subject.inserted();
@@ -202,21 +223,26 @@ impl<'p, 'c> Planner<'p, 'c> {
     }
 
     /// Makes these the hypothetical indexes.
-    async fn pretend(&mut self, set: &BTreeSet<usize>) -> Result<(), Error> {
+    async fn pretend(&mut self, set: &BTreeSet<usize>, tables: BTreeSet<usize>) -> Result<(), Error> {
         let Source::Hypothetical(schema) = &self.source else { return Ok(()) };
         let wanted: Vec<usize> = set
             .iter()
             .copied()
             .filter(|item| matches!(self.items[*item].definition.method, "btree" | "brin"))
             .collect();
-        if self.present.iter().map(|(item, _)| *item).eq(wanted.iter().copied()) {
+        let same = self.present.iter().map(|(item, _)| *item).eq(wanted.iter().copied());
+        if same && self.twinned == tables {
             return Ok(());
         }
-        let creates: Vec<String> = wanted.iter().map(|item| literal(&self.create(*item))).collect();
+        let twins =
+            tables.iter().filter_map(|table| self.twins.get(table)).flatten().map(|twin| literal(twin));
+        let creates: Vec<String> =
+            wanted.iter().map(|item| literal(&self.create(*item))).chain(twins).collect();
         let reset = format!("SELECT {schema}.hypopg_reset()");
         self.session.attempt(reset).await.map_err(|error| database("use hypopg", error))?;
         self.present.clear();
-        if wanted.is_empty() {
+        self.twinned = tables;
+        if creates.is_empty() {
             return Ok(());
         }
         let sql = format!(
@@ -242,17 +268,9 @@ impl<'p, 'c> Planner<'p, 'c> {
             return Ok(Some(known));
         }
         let Some(definition) = Definition::new(self.catalog, &candidate, share) else { return Ok(None) };
-        let plannable = matches!(definition.method, "btree" | "brin");
         let create = definition.create(&self.catalog.tables[candidate.table].full_name());
-        if let (Source::Hypothetical(schema), true) = (&self.source, plannable) {
-            let sql = format!("SELECT count(*) FROM {schema}.hypopg_create_index({})", literal(&create));
-            match self.session.attempt(sql).await {
-                Ok(_) => {}
-                Err(sqlx::Error::Database(_)) => return Ok(None),
-                Err(error) => return Err(database("use hypopg", error)),
-            }
-            // It exists now, beside those that are known to.
-            self.present = vec![(usize::MAX, String::new())];
+        if matches!(definition.method, "btree" | "brin") && !self.accepts(&create).await? {
+            return Ok(None);
         }
         self.items.push(Item { candidate, definition });
         Ok(Some(self.items.len() - 1))
@@ -260,7 +278,7 @@ impl<'p, 'c> Planner<'p, 'c> {
 
     /// Forgets the hypothetical indexes, which live in the server's memory and outlast a rollback.
     pub(super) async fn forget(&mut self) -> Result<(), Error> {
-        self.pretend(&BTreeSet::new()).await
+        self.pretend(&BTreeSet::new(), BTreeSet::new()).await
     }
 }
 

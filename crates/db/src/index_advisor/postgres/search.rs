@@ -98,7 +98,7 @@ impl Planner<'_, '_> {
             }
         }
         for candidate in relatives {
-            if self.too_wide(&candidate) {
+            if self.too_wide(&candidate) || self.catalog.exists(&candidate) {
                 continue;
             }
             let share = self.share(&candidate);
@@ -151,7 +151,7 @@ impl Planner<'_, '_> {
                 }
             }
         }
-        found.retain(|candidate| !self.too_wide(candidate));
+        found.retain(|candidate| !self.too_wide(candidate) && !catalog.exists(candidate));
         found
     }
 

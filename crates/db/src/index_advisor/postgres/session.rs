@@ -11,7 +11,8 @@ const LIMITS: &str = "SET LOCAL lock_timeout = '3s'; SET LOCAL idle_in_transacti
 const MARK: &str = "SAVEPOINT greenwave_advisor";
 const MARK_AGAIN: &str = "RELEASE SAVEPOINT greenwave_advisor; SAVEPOINT greenwave_advisor";
 /// What runs cannot write: the server refuses it.
-const READ_ONLY: &str = "SAVEPOINT greenwave_run; SET LOCAL transaction_read_only = on";
+const READ_ONLY: &str =
+    "SAVEPOINT greenwave_run; SET LOCAL transaction_read_only = on; SET LOCAL statement_timeout = ";
 const RAN: &str = "ROLLBACK TO SAVEPOINT greenwave_run; RELEASE SAVEPOINT greenwave_run";
 
 /// The SQLSTATEs that a caller can do something about.
@@ -79,9 +80,12 @@ impl<'c> Session<'c> {
         Ok(plan.get_mut(0).map(Value::take).unwrap_or_default())
     }
 
-    /// Executes a statement that reads, and takes back what it did; its plan, with the times.
-    pub(super) async fn execute(&mut self, sql: &str) -> Result<Value, sqlx::Error> {
-        sqlx::raw_sql(READ_ONLY).execute(&mut *self.transaction).await?;
+    /// Executes a statement that reads, for at most so many milliseconds, and takes back what it did; its plan, with
+    /// the times.
+    pub(super) async fn execute(&mut self, sql: &str, max_ms: f64) -> Result<Value, sqlx::Error> {
+        let timeout = max_ms.clamp(1.0, f64::from(i32::MAX)) as i32;
+        let prepare = AssertSqlSafe(format!("{READ_ONLY}{timeout}"));
+        sqlx::raw_sql(prepare).execute(&mut *self.transaction).await?;
         let result = self.explain(", ANALYZE, TIMING OFF", sql).await;
         if result.is_ok() {
             sqlx::raw_sql(RAN).execute(&mut *self.transaction).await?;

@@ -33,7 +33,7 @@ pub(super) fn rows_read(catalog: &Catalog, subject: &Subject, items: &[Item], se
             table.indexes.iter().filter(|index| index.valid && !index.partial && index.method == "btree");
         let mut accesses: Vec<Access> = existing
             .map(|index| {
-                let keys = index.keys.iter().map_while(|name| catalog.column(table_use.table, name));
+                let keys = index.keys().iter().map_while(|name| catalog.column(table_use.table, name));
                 Access {
                     keys: keys.map(|column| (Key::Column(column), Flavour::Plain)).collect(),
                     share: 1.0,
@@ -171,7 +171,8 @@ fn frequency(column: &Column, text: &str, otherwise: f64) -> f64 {
         ("B", "false") => "f",
         (_, bare) => bare,
     };
-    let known = column.common.iter().find(|(value, _)| value == bare);
+    // A value of `char(n)` is padded.
+    let known = column.common.iter().find(|(value, _)| value.trim_end() == bare.trim_end());
     let common: f64 = column.common.iter().map(|(_, share)| share).sum();
     match known {
         Some((_, share)) => *share,
