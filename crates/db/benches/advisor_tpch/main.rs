@@ -141,7 +141,7 @@ async fn advice(url: &str, queries: &[String]) -> Advice {
     let config = AdvisorConfig {
         max_bytes: Some(BUDGET),
         verify: true,
-        max_statement: Duration::from_secs(20),
+        max_statement: Duration::from_secs(5),
         ..Default::default()
     };
     let mut connection = PgConnection::connect(url).await.unwrap();

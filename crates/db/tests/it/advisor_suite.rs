@@ -8,7 +8,7 @@ mod shapes;
 use std::collections::{BTreeMap, BTreeSet};
 
 use greenwave_db::index_advisor::{Advice, AdvisorConfig, Workload, WorkloadStatement, postgres::advise};
-use greenwave_test_servers::postgres_database;
+use greenwave_test_servers::Server;
 use serde_json::Value;
 use shapes::{Shape, Statement};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -245,29 +245,43 @@ async fn without_existing(connection: &mut PgConnection, shape: &Shape) {
 
 /// A database of a test's own, copied from one that is filled once.
 async fn marketplace(name: &str) -> PgConnection {
-    static FILLED: OnceCell<String> = OnceCell::const_new();
-    let filled = FILLED.get_or_init(fill).await;
-    let (server, template) = filled.rsplit_once('/').unwrap();
-    let copy = format!("{template}_{name}");
-    let statements = [
-        format!("CREATE DATABASE {copy} TEMPLATE {template} STRATEGY file_copy"),
-        format!("ALTER DATABASE {copy} SET random_page_cost = 1.1"),
-        format!("ALTER DATABASE {copy} SET max_parallel_workers_per_gather = 0"),
-        format!("ALTER DATABASE {copy} SET jit = off"),
-    ];
-    let mut connection = PgConnection::connect(&format!("{server}/postgres")).await.unwrap();
-    for statement in statements {
-        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await.unwrap();
-    }
+    static FILLED: OnceCell<Server> = OnceCell::const_new();
+    let server = FILLED.get_or_init(fill).await.url();
+    let mut connection = PgConnection::connect(&server).await.unwrap();
+    let copy = format!("CREATE DATABASE {name} TEMPLATE marketplace STRATEGY file_copy");
+    sqlx::raw_sql(AssertSqlSafe(copy)).execute(&mut connection).await.unwrap();
     connection.close().await.unwrap();
-    PgConnection::connect(&format!("{server}/{copy}")).await.unwrap()
+    PgConnection::connect(&in_database(&server, name)).await.unwrap()
 }
 
-async fn fill() -> String {
-    let url = postgres_database();
-    let mut connection = PgConnection::connect(&url).await.unwrap();
+fn in_database(server: &str, name: &str) -> String {
+    format!("{}/{name}", server.rsplit_once('/').unwrap().0)
+}
+
+/// A server of the suite's own: what autovacuum sees of other tests' work would make plans differ from run to run.
+async fn fill() -> Server {
+    let server = Server::postgres();
+    let mut connection = PgConnection::connect(&server.url()).await.unwrap();
+    let settings = [
+        "ALTER SYSTEM SET autovacuum = off",
+        "ALTER SYSTEM SET random_page_cost = 1.1",
+        "ALTER SYSTEM SET max_parallel_workers_per_gather = 0",
+        "ALTER SYSTEM SET jit = off",
+        "SELECT pg_reload_conf()",
+        "CREATE DATABASE marketplace",
+    ];
+    for setting in settings {
+        sqlx::raw_sql(setting).execute(&mut connection).await.unwrap();
+    }
+    connection.close().await.unwrap();
+    let mut connection = PgConnection::connect(&in_database(&server.url(), "marketplace")).await.unwrap();
     sqlx::raw_sql(SCHEMA).execute(&mut connection).await.unwrap();
     sqlx::raw_sql("VACUUM ANALYZE").execute(&mut connection).await.unwrap();
+    let doubtful =
+        "SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace
+                    AND relallvisible < relpages";
+    let doubtful: i64 = sqlx::query_scalar(doubtful).fetch_one(&mut connection).await.unwrap();
+    assert_eq!(doubtful, 0, "index-only scans would read these tables");
     connection.close().await.unwrap();
-    url
+    server
 }

@@ -1,6 +1,5 @@
 -- A marketplace of many tenants, with the skew that such a service has: few buyers buy most, a status that is worked
 -- off is rare, rows lie in the order of their creation. The same rows every time.
-SET synchronous_commit = off;
 SELECT setseed(0.5);
 
 CREATE TABLE tenants (id INT PRIMARY KEY, name TEXT NOT NULL, plan TEXT NOT NULL);
