@@ -9,7 +9,7 @@ async fn the_batch_brings_more_lists_on_postgres_and_leaves_nothing_behind() {
     let url = greenwave_test_servers::postgres_database();
     let run = run(&batch::experiment(Source { database: Some(url.clone()), orders: 5_000 })).await;
     // A hundred round trips against three; in a debug build, which is slow itself, it is less than that.
-    let report = run.good(1.5);
+    let report = run.good(1.0);
     assert_eq!(
         (fact(report, "orders"), fact(report, "connections")),
         (Some("5,000"), Some("4, for both arms"))
