@@ -98,7 +98,7 @@ impl Planner<'_, '_> {
             }
         }
         for candidate in relatives {
-            if self.too_wide(&candidate) || self.catalog.exists(&candidate) {
+            if self.pointless(&candidate) {
                 continue;
             }
             let share = self.share(&candidate);
@@ -151,15 +151,16 @@ impl Planner<'_, '_> {
                 }
             }
         }
-        found.retain(|candidate| !self.too_wide(candidate) && !catalog.exists(candidate));
+        found.retain(|candidate| !self.pointless(candidate));
         found
     }
 
-    fn too_wide(&self, candidate: &Candidate) -> bool {
+    /// Whether it carries too much, or adds nothing to an index that exists.
+    fn pointless(&self, candidate: &Candidate) -> bool {
         let table = &self.catalog.tables[candidate.table];
         let width: f64 =
             candidate.include.iter().filter_map(|column| table.columns.get(*column)).map(|c| c.width).sum();
-        width > MAX_CARRIED
+        width > MAX_CARRIED || self.catalog.exists(candidate) || self.catalog.goes_on_after_unique(candidate)
     }
 
     /// The share of the table's rows that meet a partial index's condition.
@@ -286,7 +287,7 @@ impl Planner<'_, '_> {
             // Beside an index with the same key, only what it carries is new.
             let only_carries = !full.include.is_empty() && self.catalog.exists(&bare);
             let needless = next.total <= state.total * (1.0 + MIN_TOTAL)
-                || (only_carries && !loses(&state, &next, self.least_gains(config).1));
+                || (only_carries && !loses(&state, &next, MIN_CARRIED_GAIN));
             if needless {
                 state = next;
                 continue;
