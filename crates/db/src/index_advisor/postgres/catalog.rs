@@ -240,6 +240,10 @@ impl Catalog {
     /// Whether an index that exists does all that the candidate would.
     pub(super) fn exists(&self, candidate: &Candidate) -> bool {
         let table = &self.tables[candidate.table];
+        if !candidate.condition.is_empty() {
+            // An index with all rows does not find the few as well.
+            return false;
+        }
         let name = |column: &usize| table.columns.get(*column).map(|column| &column.name);
         let mut parts = Vec::new();
         for part in &candidate.parts {
