@@ -49,7 +49,8 @@ const INDEXES: &str = "
     SELECT i.indrelid::int8, i.indisvalid,
            ARRAY(SELECT COALESCE(a.attname::text, '') FROM unnest(i.indkey) WITH ORDINALITY k(number, place)
                  LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.number ORDER BY k.place),
-           ARRAY(SELECT unnest(i.indoption)), i.indpred IS NOT NULL, m.amname::text, pg_get_indexdef(i.indexrelid)
+           ARRAY(SELECT unnest(i.indoption)), i.indpred IS NOT NULL, m.amname::text, pg_get_indexdef(i.indexrelid),
+           i.indisunique
     FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
     JOIN pg_am m ON m.oid = c.relam
     WHERE i.indrelid = ANY($1::oid[])";
@@ -105,6 +106,7 @@ pub(super) struct Index {
     pub(super) partial: bool,
     pub(super) method: String,
     pub(super) definition: String,
+    unique: bool,
 }
 
 impl Index {
@@ -230,6 +232,7 @@ impl Catalog {
             partial: row.try_get(4)?,
             method: row.try_get(5)?,
             definition: row.try_get(6)?,
+            unique: row.try_get(7)?,
         });
         Ok(())
     }
@@ -237,6 +240,10 @@ impl Catalog {
     /// Whether an index that exists does all that the candidate would.
     pub(super) fn exists(&self, candidate: &Candidate) -> bool {
         let table = &self.tables[candidate.table];
+        if !candidate.condition.is_empty() {
+            // An index with all rows does not find the few as well.
+            return false;
+        }
         let name = |column: &usize| table.columns.get(*column).map(|column| &column.name);
         let mut parts = Vec::new();
         for part in &candidate.parts {
@@ -265,6 +272,21 @@ impl Catalog {
                     .iter()
                     .all(|column| name(column).is_some_and(|name| index.columns.contains(name)))
         })
+    }
+
+    /// Whether the candidate's key goes on after columns that are unique already: there is nothing left to tell apart.
+    pub(super) fn goes_on_after_unique(&self, candidate: &Candidate) -> bool {
+        let table = &self.tables[candidate.table];
+        let leads = |index: &Index| {
+            let names = candidate.parts.iter().map(|part| match &part.key {
+                Key::Column(column) => table.columns.get(*column).map(|column| column.name.as_str()),
+                Key::Expression(..) => None,
+            });
+            let lead: Vec<Option<&str>> = names.take(index.keys().len()).collect();
+            index.keys().len() < candidate.parts.len()
+                && index.keys().iter().all(|key| lead.contains(&Some(key)))
+        };
+        table.indexes.iter().any(|index| index.unique && index.valid && !index.partial && leads(index))
     }
 
     /// How many values a key has, about.

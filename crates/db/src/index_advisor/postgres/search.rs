@@ -98,7 +98,7 @@ impl Planner<'_, '_> {
             }
         }
         for candidate in relatives {
-            if self.too_wide(&candidate) || self.catalog.exists(&candidate) {
+            if self.pointless(&candidate) {
                 continue;
             }
             let share = self.share(&candidate);
@@ -151,15 +151,16 @@ impl Planner<'_, '_> {
                 }
             }
         }
-        found.retain(|candidate| !self.too_wide(candidate) && !catalog.exists(candidate));
+        found.retain(|candidate| !self.pointless(candidate));
         found
     }
 
-    fn too_wide(&self, candidate: &Candidate) -> bool {
+    /// Whether it carries too much, or adds nothing to an index that exists.
+    fn pointless(&self, candidate: &Candidate) -> bool {
         let table = &self.catalog.tables[candidate.table];
         let width: f64 =
             candidate.include.iter().filter_map(|column| table.columns.get(*column)).map(|c| c.width).sum();
-        width > MAX_CARRIED
+        width > MAX_CARRIED || self.catalog.exists(candidate) || self.catalog.goes_on_after_unique(candidate)
     }
 
     /// The share of the table's rows that meet a partial index's condition.
@@ -281,7 +282,13 @@ impl Planner<'_, '_> {
             let mut set = state.set.clone();
             set.remove(&item);
             let next = self.state(set.clone()).await?;
-            if next.total <= state.total * (1.0 + MIN_TOTAL) {
+            let full = &self.items[item].candidate;
+            let bare = Candidate { include: BTreeSet::new(), ..full.clone() };
+            // Beside an index with the same key, only what it carries is new.
+            let only_carries = !full.include.is_empty() && self.catalog.exists(&bare);
+            let needless = next.total <= state.total * (1.0 + MIN_TOTAL)
+                || (only_carries && !loses(&state, &next, MIN_CARRIED_GAIN));
+            if needless {
                 state = next;
                 continue;
             }
@@ -292,8 +299,7 @@ impl Planner<'_, '_> {
                     continue;
                 }
                 let next = self.state(set).await?;
-                let worse = |(before, after): (&Cost, &Cost)| before.value < after.value * (1.0 - allowed);
-                if !state.costs.iter().zip(&next.costs).any(worse) {
+                if !loses(&state, &next, allowed) {
                     state = next;
                     break;
                 }
@@ -302,13 +308,19 @@ impl Planner<'_, '_> {
         Ok(state)
     }
 
+    /// What a last column of a key, and what carried columns must save of a statement to stay.
+    fn least_gains(&self, config: &AdvisorConfig) -> (f64, f64) {
+        // An estimate of a small saving is worth less than a smaller index; a measured one is worth what it is.
+        match self.source {
+            Source::Measured(_) => (config.min_gain, config.min_gain),
+            _ => (MIN_KEY_GAIN, MIN_CARRIED_GAIN),
+        }
+    }
+
     /// The relatives of an index that have less in them, the least first, and what they may cost more.
     pub(super) fn narrower(&self, item: usize, config: &AdvisorConfig) -> Vec<(usize, f64)> {
         let full = &self.items[item].candidate;
-        // An estimate of a small saving is worth less than a smaller index; a measured one is worth what it is.
-        let measured = matches!(self.source, Source::Measured(_));
-        let (key, carried) =
-            if measured { (config.min_gain, config.min_gain) } else { (MIN_KEY_GAIN, MIN_CARRIED_GAIN) };
+        let (key, carried) = self.least_gains(config);
         let mut narrower: Vec<(usize, f64)> = Vec::new();
         for (other, Item { candidate, .. }) in self.items.iter().enumerate() {
             if full.covers(candidate) && candidate != full && candidate.include.is_subset(&full.include) {
@@ -341,6 +353,12 @@ pub(super) fn write_factor(item: &Item, others: usize) -> f64 {
 /// Whether a statement takes clearly longer than with no index.
 fn harms(base: &[f64], next: &State) -> bool {
     base.iter().zip(&next.costs).any(|(before, cost)| cost.value > before * MAX_HARM + MIN_HARM)
+}
+
+/// Whether a statement costs so much more that this part of it is lost.
+fn loses(state: &State, next: &State, part: f64) -> bool {
+    let loses = |(before, after): (&Cost, &Cost)| before.value < after.value * (1.0 - part);
+    state.costs.iter().zip(&next.costs).any(loses)
 }
 
 /// Whether a step saves enough: of one statement, and of the whole.
