@@ -44,6 +44,24 @@ impl fmt::Display for Site {
     }
 }
 
+/// A holder, to be named once the pool's lock is free: to shape its statement takes time.
+pub(super) struct Held {
+    site: Site,
+    since: Instant,
+}
+
+impl Held {
+    fn of(hold: &Hold) -> Self {
+        Self { site: hold.site.clone(), since: hold.since }
+    }
+}
+
+impl From<Held> for Holder {
+    fn from(Held { site, since }: Held) -> Self {
+        Self { site: site.to_string(), held: since.elapsed() }
+    }
+}
+
 struct Hold {
     site: Site,
     since: Instant,
@@ -89,21 +107,20 @@ impl Holds {
         self.slots.len() - self.free.len()
     }
 
-    pub(super) fn longest(&self) -> Vec<Holder> {
+    pub(super) fn longest(&self) -> Vec<Held> {
         let mut holds: Vec<&Hold> = self.slots.iter().flatten().collect();
         holds.sort_by_key(|hold| hold.since);
-        let named = holds.into_iter().take(MAX_NAMED);
-        named.map(|hold| Holder { site: hold.site.to_string(), held: hold.since.elapsed() }).collect()
+        holds.into_iter().take(MAX_NAMED).map(Held::of).collect()
     }
 
     /// Those who have held for longer than `limit`, each told once.
-    pub(super) fn overdue(&mut self, limit: Duration) -> Vec<Holder> {
+    pub(super) fn overdue(&mut self, limit: Duration) -> Vec<Held> {
         let overdue =
             self.slots.iter_mut().flatten().filter(|hold| !hold.warned && hold.since.elapsed() >= limit);
         overdue
             .map(|hold| {
                 hold.warned = true;
-                Holder { site: hold.site.to_string(), held: hold.since.elapsed() }
+                Held::of(hold)
             })
             .collect()
     }

@@ -158,8 +158,14 @@ impl Inner {
         let _ = turn.send(Ok(Lease::new(self, slot, live, now)));
     }
 
+    /// Sends away those whose time is up, and says when to look again.
     pub(super) fn send_away(&self, now: Instant) -> Option<Instant> {
-        self.state().queue.send_away(now)
+        let (late, next) = self.state().queue.take_late(now);
+        for (turn, waiting) in late {
+            // Or it has gone by itself.
+            let _ = turn.send(Err(waiting));
+        }
+        next
     }
 
     /// An idle connection that is alive.
@@ -177,7 +183,11 @@ impl Inner {
                 Ping::Alive => return Some(live),
                 Ping::Broken => {}
                 // The others went the same way; to wait for each would use up the caller's time.
-                Ping::Silent => drop(std::mem::take(&mut self.state().idle)),
+                Ping::Silent => {
+                    // Closed only once the lock is free.
+                    let idle = std::mem::take(&mut self.state().idle);
+                    drop(idle);
+                }
             }
         }
     }
@@ -239,7 +249,8 @@ impl Inner {
     }
 
     pub(super) fn longest_held(&self) -> Vec<crate::Holder> {
-        self.state().holds.longest()
+        let longest = self.state().holds.longest();
+        longest.into_iter().map(crate::Holder::from).collect()
     }
 
     pub(super) fn waiting(&self) -> usize {
@@ -269,7 +280,7 @@ impl Inner {
         drop(state);
         drop(natives);
         closing.into_iter().for_each(|live| self.say_goodbye(live));
-        overdue.iter().for_each(telemetry::long_hold);
+        overdue.into_iter().for_each(|held| telemetry::long_hold(&held.into()));
         telemetry::connections(idle, used, waiting);
     }
 
@@ -299,5 +310,42 @@ impl Inner {
         }
         self.tasks.close();
         self.tasks.wait().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        pin::pin,
+        sync::atomic::{AtomicUsize, Ordering},
+        task::{Context, Wake},
+    };
+
+    use super::*;
+
+    /// Runs what it wakes at once, as tokio's does not, and counts how often the pool's lock was free for that.
+    struct AtOnce(Arc<Inner>, AtomicUsize);
+
+    impl Wake for AtOnce {
+        fn wake(self: Arc<Self>) {
+            self.1.fetch_add(usize::from(self.0.state.try_lock().is_ok()), Ordering::Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn who_is_sent_away_wakes_with_the_lock_free() -> Result<(), Error> {
+        let config = PoolConfig { max_connections: 1, ..PoolConfig::default() };
+        let (options, server) = (PgConnectOptions::new_without_pgpass(), Arc::from("server"));
+        let inner = Arc::new(Inner::new(config, options, server, Handle::current()));
+        let now = Instant::now();
+        let begin = || Arc::clone(&inner).begin_hold(Site::Pool, false, now, now);
+        let _lease = begin()?.ok().expect("the only connection is free");
+        let turn = begin()?.err().expect("the only connection is held");
+        let waker = Arc::new(AtOnce(Arc::clone(&inner), AtomicUsize::new(0)));
+        let mut turn = pin!(turn);
+        assert!(turn.as_mut().poll(&mut Context::from_waker(&Arc::clone(&waker).into())).is_pending());
+        inner.send_away(now);
+        assert_eq!(waker.1.load(Ordering::Relaxed), 1);
+        Ok(())
     }
 }
