@@ -433,13 +433,17 @@ impl<'c> Executor<'c> for Timed<'c> {
     where
         'c: 'e,
     {
-        self.connection.prepare_with(sql, parameters)
+        let limit = self.pool.inner.config.max_statement;
+        Box::pin(async move {
+            within(&mut alarm(), limit, limit, self.connection.prepare_with(sql, parameters)).await
+        })
     }
 
     fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<Postgres>, sqlx::Error>>
     where
         'c: 'e,
     {
-        self.connection.describe(sql)
+        let limit = self.pool.inner.config.max_statement;
+        Box::pin(async move { within(&mut alarm(), limit, limit, self.connection.describe(sql)).await })
     }
 }

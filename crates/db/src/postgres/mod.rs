@@ -24,7 +24,7 @@ use sqlx::{PgConnection, Postgres};
 use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{Error, PoolConfig, query_stats::QueryStats};
+use crate::{Error, PoolConfig, query_stats::QueryStats, telemetry};
 use connector::after;
 use holds::Site;
 use inner::Inner;
@@ -199,10 +199,13 @@ impl<'c> sqlx::Acquire<'c> for &Pool {
             let asked = Instant::now();
             let deadline = after(asked, pool.inner.config.connection_timeout);
             let lease = pool.claim(site, asked, false).await.map_err(Error::into_sqlx)?;
-            match native::begin(&pool.inner, lease, deadline).await {
+            match native::begin(&pool.inner, lease, asked, deadline).await {
                 Ok(transaction) => Ok(transaction),
                 Err(Some(error)) => pool.noting_breakage(Err(error)),
-                Err(None) => Err(pool.no_connection(None, pool.inner.waiting()).await.into_sqlx()),
+                Err(None) => {
+                    telemetry::timed_out();
+                    Err(pool.no_connection(None, pool.inner.waiting()).await.into_sqlx())
+                }
             }
         })
     }

@@ -20,6 +20,7 @@ use super::{
     recover::settle_in_time,
     transaction::beginning,
 };
+use crate::telemetry;
 
 /// sqlx's pool of one, with or without its connection.
 pub(super) struct Native {
@@ -72,10 +73,12 @@ impl Native {
     }
 }
 
-/// Begins one in the right of `lease`, which must have no connection.
+/// Begins one in the right of `lease`, which must have no connection, for a caller that `asked` then. `Err(None)` is a
+/// deadline that passed.
 pub(super) async fn begin(
     inner: &Arc<Inner>,
     mut lease: Lease,
+    asked: Instant,
     deadline: Instant,
 ) -> Result<sqlx::Transaction<'static, Postgres>, Option<sqlx::Error>> {
     lease.condition = Condition::Broken;
@@ -89,6 +92,7 @@ pub(super) async fn begin(
             Err(_) | Ok(Err(sqlx::Error::PoolTimedOut)) => return Err(None),
             Ok(Err(error)) => return Err(Some(error)),
         };
+    telemetry::waited(asked.elapsed());
     let loan = Arc::clone(&native.loan);
     *loan.lock().unwrap_or_else(PoisonError::into_inner) = Some((lease, native));
     let (limit, begin) = (inner.config.max_statement, beginning(&inner.config));

@@ -6,7 +6,7 @@ use expect_test::expect;
 use futures_util::{StreamExt, TryStreamExt};
 use greenwave_db::{Error, PoolConfig, postgres::Pool};
 use greenwave_test_servers::postgres_database;
-use sqlx::Acquire;
+use sqlx::{Acquire, AssertSqlSafe, Executor, SqlSafeStr};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
@@ -14,7 +14,7 @@ use tokio::{
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
     sync::watch,
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 const LIMIT: Duration = Duration::from_millis(300);
@@ -195,6 +195,23 @@ async fn a_network_that_falls_silent_under_a_transaction_ends_it_in_time() {
     is_too_long(&ours.commit().await.unwrap_err());
     drop(sqlxs);
     assert!(start.elapsed() < IN_TIME, "{:?}", start.elapsed());
+    wire.speak();
+    recovers(&pool).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_that_falls_silent_under_a_preparation_ends_it_in_time() {
+    let (wire, pool) = Wire::pool(config()).await;
+    let mut tx = pool.begin().await.unwrap();
+    wire.fall_silent();
+    let start = Instant::now();
+    let sql = || AssertSqlSafe("SELECT 1").into_sql_str();
+    let prepared = timeout(IN_TIME, pool.timed(&mut tx).prepare(sql())).await.unwrap();
+    is_too_long(&prepared.err().unwrap());
+    let described = timeout(IN_TIME, pool.timed(&mut tx).describe(sql())).await.unwrap();
+    is_too_long(&described.err().unwrap());
+    assert!(start.elapsed() < IN_TIME, "{:?}", start.elapsed());
+    drop(tx);
     wire.speak();
     recovers(&pool).await;
 }
