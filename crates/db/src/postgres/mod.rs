@@ -52,7 +52,8 @@ pub use transaction::Transaction;
 /// # Cancel safety
 /// Every future and stream of the pool may be dropped at any time. A connection on which a statement is then still
 /// under way is not handed out before it was made clean: a statement that does not end within 50 ms is cancelled on
-/// the server, through a connection beside the pool; what cannot be made clean within seconds is closed.
+/// the server, through a connection beside the pool; what cannot be made clean within seconds is closed. On a transaction
+/// of sqlx's own type, from [`sqlx::Acquire::begin`], nothing is cancelled, only closed.
 ///
 /// ```no_run
 /// # async fn f() -> Result<(), Box<dyn std::error::Error>> {

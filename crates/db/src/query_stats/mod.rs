@@ -69,8 +69,9 @@ impl Dialect {
 /// Each pool has one of its own, `pool.query_stats()`, as its config asks; `pool.with_query_stats(…)` lets several share
 /// one.
 ///
-/// To count a statement costs some 0.2 µs, without allocation where the statement is known, and no lock that another
-/// thread is likely to hold. The number of series is bounded by
+/// To count a statement costs some 0.8 µs of processor time, a scope of its own included: a twentieth of what a point
+/// query on PostgreSQL costs the client. It allocates nothing where the statement is known, and takes no lock that
+/// another thread is likely to hold. The number of series is bounded by
 /// [`max_series`](QueryStatsConfig::max_series), and with it the memory.
 ///
 /// ```

@@ -17,6 +17,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use crate::signals::Names;
+
 const LIMIT: Duration = Duration::from_millis(300);
 /// Within which an error is in time on a busy machine.
 const IN_TIME: Duration = Duration::from_secs(4);
@@ -228,6 +230,23 @@ async fn a_network_that_fell_silent_is_noticed_on_an_idle_connection() {
     assert!(start.elapsed() < IN_TIME, "{:?}", start.elapsed());
     wire.speak();
     recovers(&pool).await;
+}
+
+#[tokio::test]
+async fn the_wait_for_a_transaction_of_sqlxs_own_type_is_reported_and_so_is_its_timeout() {
+    let wire = Wire::to(&postgres_database()).await;
+    let pool = Pool::connect_lazy(&wire.url, config()).unwrap();
+    let names = Names::default();
+    let _recorder = metrics::set_default_local_recorder(&names);
+    let (wait, timeout) =
+        ("histogram db.client.connection.wait_time", "counter db.client.connection.timeouts");
+    let held = Acquire::begin(&pool).await.unwrap();
+    assert!(names.has(wait) && !names.has(timeout));
+    wire.fall_silent();
+    assert!(Error::in_sqlx(&Acquire::begin(&pool).await.unwrap_err()).is_some());
+    assert!(names.has(timeout));
+    wire.speak();
+    drop(held);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -132,9 +132,16 @@ impl Visit for Fields {
     }
 }
 
-struct Names(Arc<Signals>);
+/// Notes the names of metrics; as a thread's own recorder, only those of one test.
+#[derive(Default)]
+pub(crate) struct Names(Arc<Signals>);
 
 impl Names {
+    #[cfg_attr(not(feature = "postgres"), expect(dead_code))]
+    pub(crate) fn has(&self, kind_and_name: &str) -> bool {
+        self.0.metrics.lock().unwrap().iter().any(|noted| noted.starts_with(kind_and_name))
+    }
+
     fn note(&self, kind: &str, key: &Key) {
         let labels: Vec<&str> = key.labels().map(metrics::Label::key).collect();
         self.0.metrics.lock().unwrap().insert(format!("{kind} {} [{}]", key.name(), labels.join(" ")));
