@@ -37,7 +37,7 @@ pub use transaction::Transaction;
 /// A pool of PostgreSQL connections; clones share it.
 ///
 /// `&Pool` stands wherever sqlx takes an executor. Beyond what sqlx's own pool does, each statement is timed, apart
-/// from the wait for its connection, and reported: see [`telemetry`](crate::telemetry). A wait that ends without a
+/// from the wait for its connection, and reported: see [`telemetry`]. A wait that ends without a
 /// connection says why: the pool exhausted, and by whom; the server unreachable, or refusing.
 ///
 /// A statement costs one round trip. A connection is checked with a ping only after it was idle for a second, or when
