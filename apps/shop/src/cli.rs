@@ -108,7 +108,8 @@ struct Database {
 
 #[derive(Debug, Args)]
 struct Statistics {
-    /// Keep what each statement costs in DIR/PID.json, for `greenwave advise --workload`
+    /// Keep what each statement costs in DIR/PID.json, for `greenwave advise --workload`; old files stay: empty DIR with
+    /// each release
     #[arg(long, env = "SHOP_QUERY_STATS", value_name = "DIR")]
     query_stats: Option<PathBuf>,
 }

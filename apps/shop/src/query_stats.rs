@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 const EVERY: Duration = Duration::from_secs(10);
 
 /// Writes the file of this process, `DIR/PID.json`, every ten seconds and at the end. What cannot be written is said
-/// once, and disturbs nothing.
+/// once, and disturbs nothing. Files of earlier processes stay until someone removes them.
 pub(crate) async fn keep(stats: QueryStats, folder: PathBuf, end: CancellationToken) {
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

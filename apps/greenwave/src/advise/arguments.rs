@@ -28,7 +28,7 @@ pub(crate) struct AdviseArguments {
     #[arg(long, value_name = "N", default_value_t = 10)]
     max_indexes: usize,
     /// Create the indexes and time the statements that only read, without and with them: on PostgreSQL in a transaction
-    /// that is rolled back, and locks the tables until then; on SQLite in a temporary copy.
+    /// that is rolled back, and locks the tables until then; on SQLite in a temporary copy, for which the tables are read.
     #[arg(long)]
     pub(super) verify: bool,
     /// The longest that a statement may run with --verify.
@@ -43,7 +43,8 @@ pub(crate) struct AdviseArguments {
     /// Overwrite the migration file.
     #[arg(long, requires = "migration")]
     pub(super) force: bool,
-    /// Exit with 1 if an index is advised, for CI; without it that is no failure.
+    /// Exit with 1 if an index is advised, and with 2 if no statement could be judged, for CI; without it neither is a
+    /// failure.
     #[arg(long)]
     pub(super) check: bool,
 }

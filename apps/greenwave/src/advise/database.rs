@@ -1,6 +1,11 @@
 //! The two databases, and how each is asked.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use greenwave_db::{
@@ -9,17 +14,21 @@ use greenwave_db::{
     postgres::Pool,
 };
 use greenwave_shop::{DatabaseUrl, error_chain};
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, InterruptHandle, OpenFlags};
 
 use super::{arguments::AdviseArguments, workload::top};
 
-/// How long a server may take to hear that the program ends.
-const CLOSING: Duration = Duration::from_secs(5);
+/// How long a database may take to hear that the program ends.
+pub(super) const CLOSING: Duration = Duration::from_secs(5);
+
+/// How long SQLite waits for a lock.
+const BUSY: Duration = Duration::from_secs(5);
 
 /// A database; its text shows no password.
 pub(super) struct Database {
     shown: DatabaseUrl,
     kind: Kind,
+    interrupt: OnceLock<InterruptHandle>,
 }
 
 enum Kind {
@@ -50,7 +59,7 @@ impl Database {
                 Kind::Postgres(Pool::connect_lazy(&url, config)?)
             }
         };
-        Ok(Database { shown, kind })
+        Ok(Database { shown, kind, interrupt: OnceLock::new() })
     }
 
     /// The advice, and on how many statements it rests.
@@ -69,9 +78,34 @@ impl Database {
                          that a service writes"
                     )
                 };
-                advise_sqlite(path.clone(), top(given, arguments.top), config).await
+                self.advise_sqlite(path.clone(), top(given, arguments.top), config).await
             }
         }
+    }
+
+    async fn advise_sqlite(
+        &self,
+        path: PathBuf,
+        workload: Workload,
+        config: AdvisorConfig,
+    ) -> Result<(Advice, usize)> {
+        // SQLite says of everything that it is unable to open it.
+        ensure!(path.is_file(), "{} is no file: check the path given by --database", path.display());
+        let connection = open(&path).with_context(|| {
+            format!("cannot open {}: check that it is there and may be read", path.display())
+        })?;
+        let _ = self.interrupt.set(connection.get_interrupt_handle());
+        tokio::task::spawn_blocking(move || {
+            let advice = index_advisor::sqlite::advise(&connection, &workload, &config)
+                .with_context(|| format!("no advice on {}", path.display()))?;
+            Ok((advice, workload.statements.len()))
+        })
+        .await?
+    }
+
+    /// Asks SQLite to stop; whether it then has to be waited for, as it closes its file.
+    pub(super) fn interrupt(&self) -> bool {
+        self.interrupt.get().map(InterruptHandle::interrupt).is_some()
     }
 
     /// Ends the connection, and on the server whatever it still does.
@@ -113,17 +147,24 @@ async fn advise_postgres(
     Ok((advice, workload.statements.len()))
 }
 
-async fn advise_sqlite(path: PathBuf, workload: Workload, config: AdvisorConfig) -> Result<(Advice, usize)> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    // SQLite says of everything that it is unable to open it.
-    ensure!(path.is_file(), "{} is no file: check the path given by --database", path.display());
-    let connection = Connection::open_with_flags(&path, flags)
-        .with_context(|| format!("cannot open {}: check that it is there and may be read", path.display()))?;
-    connection.busy_timeout(Duration::from_secs(5))?;
-    tokio::task::spawn_blocking(move || {
-        let advice = index_advisor::sqlite::advise(&connection, &workload, &config)
-            .with_context(|| format!("no advice on {}", path.display()))?;
-        Ok((advice, workload.statements.len()))
-    })
-    .await?
+/// Opens it so that nothing in it can be changed. The last reader of a file in WAL mode removes what SQLite puts beside
+/// it, unless it may only read: so it may write where the file allows it.
+fn open(path: &Path) -> rusqlite::Result<Connection> {
+    let with = |flags| -> rusqlite::Result<Connection> {
+        let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        connection.busy_timeout(BUSY)?;
+        connection.execute_batch("PRAGMA query_only = ON")?;
+        Ok(connection)
+    };
+    let tried = with(OpenFlags::SQLITE_OPEN_READ_WRITE).and_then(|connection| {
+        // Only now is it opened.
+        connection.query_row("SELECT count(*) FROM sqlite_schema", (), |row| row.get::<_, i64>(0))?;
+        Ok(connection)
+    });
+    match tried {
+        Ok(connection) => Ok(connection),
+        // Other errors come again, and are then said with what was to be done.
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => Err(error),
+        Err(_) => with(OpenFlags::SQLITE_OPEN_READ_ONLY),
+    }
 }

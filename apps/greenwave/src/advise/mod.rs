@@ -15,10 +15,13 @@ use tokio::signal::unix::{SignalKind, signal};
 
 pub(crate) use arguments::AdviseArguments;
 use arguments::Format;
-use database::Database;
+use database::{CLOSING, Database};
 use progress::Progress;
 
-/// Asks the database, and prints what it says. Ctrl-C and SIGTERM end it with nothing left behind.
+/// How it exits where nothing could be judged.
+const NOT_JUDGED: i32 = 2;
+
+/// Asks the database, and prints what it says. Ctrl-C, SIGTERM and SIGHUP end it with nothing left behind.
 pub(crate) async fn run(arguments: AdviseArguments) -> Result<()> {
     let database = Database::parse(&arguments.database)?;
     if let Some(file) = &arguments.migration {
@@ -30,14 +33,20 @@ pub(crate) async fn run(arguments: AdviseArguments) -> Result<()> {
     }
     let given = workload::read(&arguments.workload)?;
     let progress = Progress::start(arguments.verify);
-    let asked = database.advise(given, &arguments);
+    let mut asking = Box::pin(database.advise(given, &arguments));
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut hangup = signal(SignalKind::hangup())?;
     let asked = tokio::select! {
-        asked = asked => Some(asked),
+        asked = &mut asking => Some(asked),
         _ = interrupt.recv() => None,
         _ = terminate.recv() => None,
+        _ = hangup.recv() => None,
     };
     progress.end();
+    if asked.is_none() && database.interrupt() {
+        let _ = tokio::time::timeout(CLOSING, &mut asking).await;
+    }
+    drop(asking);
     database.close().await;
     let Some(asked) = asked else {
         eprintln!("stopped; nothing was changed");
@@ -53,6 +62,10 @@ pub(crate) async fn run(arguments: AdviseArguments) -> Result<()> {
         write_migration(file, &advice, arguments.force)?;
     }
     let count = advice.indexes.len();
+    if arguments.check && advice.skipped.len() >= statements {
+        eprintln!("greenwave: no statement could be judged");
+        std::process::exit(NOT_JUDGED)
+    }
     ensure!(!arguments.check || count == 0, "{} advised", report::counted(count, "index is", "indexes are"));
     Ok(())
 }

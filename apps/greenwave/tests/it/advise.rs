@@ -177,6 +177,54 @@ fn a_check_fails_where_an_index_is_advised_and_only_there() {
 }
 
 #[test]
+fn a_check_of_which_nothing_can_be_judged_is_not_passed() {
+    let folder = folder("SELECT * FROM nowhere WHERE id = 7; VACUUM");
+    let arguments = ["--workload", "queries.sql", "--check", "--database", "shop.db"];
+    let output = advise(folder.path(), &arguments);
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(stderr(&output), "greenwave: no statement could be judged\n");
+    stdout(&advise(folder.path(), &[&arguments[..2], &arguments[3..]].concat()));
+}
+
+#[test]
+fn nothing_is_left_beside_a_file_in_wal_mode() {
+    let slow =
+        "SELECT count(*) FROM orders a JOIN orders b ON b.total BETWEEN a.customer_id AND a.customer_id + 1";
+    let folder = folder(&format!("{BY_CUSTOMER}; {slow}"));
+    let db = rusqlite::Connection::open(folder.path().join("shop.db")).unwrap();
+    db.execute_batch("PRAGMA journal_mode = WAL").unwrap();
+    db.close().unwrap();
+    let left = || {
+        let mut names: Vec<String> = fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    let arguments = ["--workload", "queries.sql", "--database", "shop.db"];
+    stdout(&advise(folder.path(), &arguments));
+    assert_eq!(left(), ["queries.sql", "shop.db"]);
+
+    for signal in [Signal::INT, Signal::HUP] {
+        let child = greenwave(&["advise", "--verify", "--timeout", "2s"])
+            .args(arguments)
+            .current_dir(folder.path())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        while !folder.path().join("shop.db-shm").exists() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(130), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(left(), ["queries.sql", "shop.db"]);
+    }
+}
+
+#[test]
 fn what_is_wrong_is_said_with_what_to_do() {
     let folder = folder("-- nothing\n");
     fs::write(folder.path().join("bad.json"), "{\"statements\": 7}").unwrap();

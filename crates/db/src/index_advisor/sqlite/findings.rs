@@ -79,7 +79,7 @@ fn without_index(table: &Table, key: &ForeignKey) -> Finding {
     let name = format!("{}_{}_idx", table.name, key.columns.join("_")).to_lowercase();
     Finding::ForeignKeyWithoutIndex {
         // SQLite's constraints seldom have names.
-        constraint: format!("({}) REFERENCES {}", columns.join(", "), key.references),
+        constraint: format!("({}) REFERENCES {}", columns.join(", "), identifier(&key.references)),
         table: table.name.clone(),
         create: format!(
             "CREATE INDEX {} ON {} ({})",

@@ -15,7 +15,7 @@ mod search;
 mod statement;
 mod verify;
 
-use rusqlite::Connection;
+use rusqlite::{Connection, Transaction};
 
 use super::{Advice, AdvisorConfig, Error, Finding, Skipped, Workload};
 use planner::Planner;
@@ -30,6 +30,9 @@ use statement::Statement;
 /// each table. What was never `ANALYZE`d gets statistics from those rows. Effects are in rows read, estimated along the
 /// planner's choice; with [`verify`](AdvisorConfig::verify) the statements that only read are executed, before and
 /// after, on a temporary copy of the tables that they read, and their effects are in milliseconds.
+///
+/// Others may write while the indexes are searched for and timed: only the reading, and with `verify` the copying, are a
+/// transaction each. If `connection` is in a transaction already, that stays open.
 ///
 /// It blocks, for seconds where there is much to read: in async code run it in `spawn_blocking`. An interrupt, by
 /// [`Connection::get_interrupt_handle`], ends it with an error while it reads.
@@ -55,15 +58,13 @@ use statement::Statement;
 /// # Ok(()) }
 /// ```
 pub fn advise(connection: &Connection, workload: &Workload, config: &AdvisorConfig) -> Result<Advice, Error> {
-    // One transaction, so that all is read from the same state, whatever others write meanwhile.
-    let transaction = match connection.is_autocommit() {
-        true => Some(connection.unchecked_transaction().map_err(reading)?),
-        false => None,
-    };
+    let transaction = same_state(connection).map_err(reading)?;
     let schema = Schema::read(connection).map_err(reading)?;
     let sample = Sample::read(connection, &schema).map_err(reading)?;
     let memory = Connection::open_in_memory().map_err(copying)?;
     let planner = Planner::new(memory, connection, &schema, &sample).map_err(copying)?;
+    // The search takes a while, and needs the database no more.
+    drop(transaction);
 
     let (mut statements, mut skipped) = (Vec::new(), Vec::new());
     for given in &workload.statements {
@@ -81,7 +82,6 @@ pub fn advise(connection: &Connection, workload: &Workload, config: &AdvisorConf
     if config.verify && !indexes.is_empty() {
         verify::verify(connection, &schema, &sample, &chosen, &mut indexes, config)?;
     }
-    drop(transaction);
     let mut findings = findings::findings(&schema, &sample);
     findings.retain(|finding| match finding {
         Finding::ForeignKeyWithoutIndex { create, .. } => indexes.iter().all(|index| index.create != *create),
@@ -98,6 +98,11 @@ pub fn findings(connection: &Connection) -> Result<Vec<Finding>, Error> {
     let schema = Schema::read(connection).map_err(reading)?;
     let sample = Sample::read(connection, &schema).map_err(reading)?;
     Ok(findings::findings(&schema, &sample))
+}
+
+/// A transaction, so that all is read from the same state, whatever others write meanwhile; none where there is one.
+fn same_state(connection: &Connection) -> rusqlite::Result<Option<Transaction<'_>>> {
+    connection.is_autocommit().then(|| connection.unchecked_transaction()).transpose()
 }
 
 fn reading(error: rusqlite::Error) -> Error {

@@ -5,7 +5,10 @@ use std::{
     collections::{HashMap, HashSet},
 };
 
-use rusqlite::{Connection, OptionalExtension, Result, Statement, params_from_iter, types::Value};
+use rusqlite::{
+    Connection, OptionalExtension, Result, Statement,
+    types::{ToSqlOutput, Value, ValueRef},
+};
 
 use super::schema::{Key, Schema, Table, quoted};
 
@@ -323,18 +326,20 @@ impl<'c> Copy<'c> {
 
     /// Copies the row's columns from that one on; whether there is room for more.
     fn row(&mut self, row: &rusqlite::Row<'_>, columns: usize, from: usize) -> Result<bool> {
-        let values: Vec<Value> =
-            (from..from + columns).map(|column| row.get(column)).collect::<Result<_>>()?;
-        self.bytes += values.iter().map(size_of_value).sum::<usize>();
-        self.copied += u32::try_from(self.insert.execute(params_from_iter(values))?).unwrap_or(0);
+        for column in 0..columns {
+            // As it is: text need not be UTF-8.
+            let value = row.get_ref(from + column)?;
+            self.bytes += size_of_value(value);
+            self.insert.raw_bind_parameter(column + 1, ToSqlOutput::Borrowed(value))?;
+        }
+        self.copied += u32::try_from(self.insert.raw_execute()?).unwrap_or(0);
         Ok(self.bytes < MAX_BYTES)
     }
 }
 
-fn size_of_value(value: &Value) -> usize {
+fn size_of_value(value: ValueRef<'_>) -> usize {
     match value {
-        Value::Text(text) => text.len(),
-        Value::Blob(blob) => blob.len(),
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes.len(),
         _ => 8,
     }
 }

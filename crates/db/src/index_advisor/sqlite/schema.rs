@@ -157,17 +157,26 @@ impl Key {
     }
 }
 
+/// SQLite's keywords: some of them may stand bare, depending on its version and on the place.
+const KEYWORDS: &str = "\
+    abort action add after all alter always analyze and as asc attach autoincrement before begin between \
+    by cascade case cast check collate column commit conflict constraint create cross current \
+    current_date current_time current_timestamp database default deferrable deferred delete desc detach \
+    distinct do drop each else end escape except exclude exclusive exists explain fail filter first \
+    following for foreign from full generated glob group groups having if ignore immediate in index \
+    indexed initially inner insert instead intersect into is isnull join key last left like limit match \
+    materialized natural no not nothing notnull null nulls of offset on or order others outer over \
+    partition plan pragma preceding primary query raise range recursive references regexp reindex \
+    release rename replace restrict returning right rollback row rows savepoint select set table temp \
+    temporary then ties to transaction trigger unbounded union unique update using vacuum values view \
+    virtual when where window with within without";
+
 /// An identifier as it may stand in any statement: in quotes where it needs them.
 pub(super) fn identifier(name: &str) -> String {
     let mut characters = name.chars();
     let plain = characters.next().is_some_and(|first| first.is_ascii_lowercase() || first == '_')
         && characters.all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
-    // Of SQLite's keywords, those that a table or column is likely to bear and that cannot stand bare.
-    const RESERVED: [&str; 24] = [
-        "all", "and", "as", "case", "check", "default", "exists", "from", "group", "in", "index", "is",
-        "join", "limit", "not", "null", "on", "or", "order", "select", "table", "to", "values", "where",
-    ];
-    if plain && !RESERVED.contains(&name) { name.to_owned() } else { quoted(name) }
+    if plain && !KEYWORDS.split(' ').any(|keyword| keyword == name) { name.to_owned() } else { quoted(name) }
 }
 
 pub(super) fn quoted(name: &str) -> String {

@@ -9,6 +9,7 @@ use rusqlite::{Connection, ErrorCode, Result, types::Value};
 
 use super::{
     planner::Planner,
+    same_state,
     sample::{Sample, copy_all},
     schema::{Schema, quoted},
     search::{Chosen, gain},
@@ -40,6 +41,11 @@ pub(super) fn verify(
         doing: "try the advice out on a temporary copy of the tables",
         source: error.into(),
     };
+    let go_on = || match source.is_interrupted() {
+        true => Err(interrupted()),
+        false => Ok(()),
+    };
+    go_on().map_err(failed)?;
     let bytes = size(source).map_err(failed)?;
     if bytes > MAX_COPY {
         return Err(Error::TooLarge { bytes, max_bytes: MAX_COPY });
@@ -50,13 +56,21 @@ pub(super) fn verify(
         .filter(|(statement, .., used)| statement.parsed.kind == Kind::Read && !used.is_empty())
         .map(|(statement, ..)| *statement)
         .collect();
+    let transaction = same_state(source).map_err(failed)?;
     let copy = copy(source, schema, sample, &tried).map_err(failed)?;
+    drop(transaction);
     let trial = Trial { copy: copy.connection(), schema, sample, limit: config.max_statement };
-    let measure =
-        || tried.iter().map(|statement| trial.milliseconds(statement)).collect::<Result<Vec<f64>>>();
+    let one = |statement: &&Statement| {
+        go_on()?;
+        unless_a_row_forbids(trial.milliseconds(statement))
+    };
+    let measure = || tried.iter().map(one).collect::<Result<Vec<Option<f64>>>>();
     let before = measure().map_err(failed)?;
     for index in &chosen.indexes {
-        copy.create(index).map_err(failed)?;
+        go_on().map_err(failed)?;
+        if unless_a_row_forbids(copy.create(index)).map_err(failed)?.is_none() {
+            advice.retain(|advised| advised.name != index.name);
+        }
     }
     let after = measure().map_err(failed)?;
     for index in advice.iter_mut() {
@@ -65,18 +79,31 @@ pub(super) fn verify(
             let Some(place) = tried.iter().position(|statement| statement.sql == effect.sql) else {
                 continue;
             };
-            *effect = Effect {
-                before: before[place],
-                after: after[place],
-                unit: Unit::Milliseconds,
-                ..effect.clone()
-            };
+            // What could not be executed stays as it was estimated.
+            if let (Some(before), Some(after)) = (before[place], after[place]) {
+                *effect = Effect { before, after, unit: Unit::Milliseconds, ..effect.clone() };
+            }
         }
         index.effects.sort_by(|a, b| gain(b).total_cmp(&gain(a)));
     }
     let helps = |effect: &Effect| effect.after <= effect.before * (1.0 - config.min_gain);
     advice.retain(|index| index.effects.iter().any(helps));
     Ok(())
+}
+
+/// None where the rows are the reason for a failure, such as text that is not the JSON that an expression takes it for.
+fn unless_a_row_forbids<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(done) => Ok(Some(done)),
+        Err(error) => match error.sqlite_error_code() {
+            Some(ErrorCode::Unknown | ErrorCode::TooBig | ErrorCode::TypeMismatch) => Ok(None),
+            _ => Err(error),
+        },
+    }
+}
+
+fn interrupted() -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_INTERRUPT), None)
 }
 
 fn size(source: &Connection) -> Result<u64> {
