@@ -152,7 +152,8 @@ impl QueryStats {
             && !hit.allowed
             && let Some(series) = table.series(hit.key)
         {
-            scope.keep(Found::new(self, series, count, config.backtraces && !statement.given_up));
+            let trace = config.backtraces && !statement.given_up;
+            scope.keep(Found::new(self, scope, series, count, trace));
         }
         hit.series
     }
