@@ -175,7 +175,9 @@ fn report(scope: &mut Scope, statement: &StmtRef<'_>) {
 /// from SQLite counts for the last statement.
 pub(super) fn failed(error: &rusqlite::Error) {
     if matches!(error, rusqlite::Error::SqliteFailure(..)) {
-        with_scope(|scope| scope.last.take().inspect(|last| scope.caller.stats.fail(*last)));
+        with_scope(|Scope { last, caller, .. }| {
+            last.take().inspect(|last| caller.stats.fail(caller.scope.as_ref(), *last))
+        });
     }
 }
 

@@ -111,6 +111,24 @@ async fn what_has_no_series_left_is_counted_together() {
 }
 
 #[tokio::test]
+async fn what_has_no_series_left_is_named_in_the_log_all_the_same() {
+    let signals = signals();
+    let stats = QueryStatsConfig { max_series: 1, ..Default::default() };
+    let (pool, _directory) = pool(PoolConfig { slow_query: Duration::ZERO, ..with(stats) }).await;
+    for column in ["a", "left_over"] {
+        let sql = format!("SELECT id AS {column} FROM t WHERE id = 7");
+        pool.read(move |db| db.prepare(&sql)?.query(())?.next().map(drop)).await.unwrap();
+    }
+    for target in [QUERY_EVENT, SLOW_QUERY_EVENT] {
+        let events = signals.of(target, "left_over");
+        let [event] = &events[..] else { panic!("{target}: {events:?}") };
+        assert_eq!(event.text(), "SELECT id AS left_over FROM t WHERE id = ?");
+    }
+    let slow = &signals.of(SLOW_QUERY_EVENT, "left_over")[0];
+    assert!(slow.fields["site"].contains("query_stats_sqlite.rs:"), "{slow:?}");
+}
+
+#[tokio::test]
 async fn pools_can_share_their_counts_and_do_without() {
     let stats = QueryStats::default();
     for _ in 0..2 {
@@ -249,7 +267,8 @@ async fn a_test_sees_what_ran() {
     assert_eq!(seen.count(), 8);
     let [reads, writes] = seen.statements() else { panic!("{seen:?}") };
     assert_eq!((reads.calls, reads.n_plus_one, reads.route.as_deref()), (6, true, Some("/watched")));
-    assert_eq!((writes.calls, writes.n_plus_one), (2, false));
+    assert_eq!((writes.calls, writes.errors, writes.n_plus_one), (2, 1, false));
+    assert_eq!(reads.errors, 0);
     seen.assert_at_most(8);
 
     let message = |failed: std::thread::Result<()>| *failed.unwrap_err().downcast::<String>().unwrap();
@@ -295,9 +314,10 @@ async fn the_plan_of_a_slow_statement_is_logged_if_asked_for() {
     let signals = signals();
     let stats = QueryStatsConfig { explain_slow: true, ..Default::default() };
     let (pool, _directory) = pool(PoolConfig { slow_query: Duration::ZERO, ..with(stats) }).await;
-    for _ in 0..3 {
+    for route in ["/a", "/b", "/b"] {
         let sql = "SELECT id AS planned FROM t WHERE name = ?1 OR id > 0";
-        pool.read(move |db| db.prepare(sql)?.query(["Ada"])?.next().map(drop)).await.unwrap();
+        let read = pool.read(move |db| db.prepare(sql)?.query(["Ada"])?.next().map(drop));
+        Scope::new(route).run(read).await.unwrap();
     }
     let plans = signals.eventually(SLOW_QUERY_PLAN_EVENT, |event| event.text().contains("planned")).await;
     assert_eq!(plans.len(), 1, "once a minute: {plans:?}");
