@@ -10,7 +10,7 @@ use greenwave_db::{
 };
 use tempfile::TempDir;
 
-use crate::signals::signals;
+use crate::signals::{Captured, signals};
 
 async fn pool(config: PoolConfig) -> (Pool, TempDir) {
     let directory = tempfile::tempdir().unwrap();
@@ -115,7 +115,7 @@ async fn what_has_no_series_left_is_named_in_the_log_all_the_same() {
     let signals = signals();
     let stats = QueryStatsConfig { max_series: 1, ..Default::default() };
     let (pool, _directory) = pool(PoolConfig { slow_query: Duration::ZERO, ..with(stats) }).await;
-    for column in ["a", "left_over"] {
+    for column in ["a", "left_over", "b", "c"] {
         let sql = format!("SELECT id AS {column} FROM t WHERE id = 7");
         pool.read(move |db| db.prepare(&sql)?.query(())?.next().map(drop)).await.unwrap();
     }
@@ -126,6 +126,8 @@ async fn what_has_no_series_left_is_named_in_the_log_all_the_same() {
     }
     let slow = &signals.of(SLOW_QUERY_EVENT, "left_over")[0];
     assert!(slow.fields["site"].contains("query_stats_sqlite.rs:"), "{slow:?}");
+    let is_warning = |event: &Captured| event.fields.get("max_series").is_some_and(|limit| limit == "1");
+    assert_eq!(signals.eventually("greenwave_db::telemetry", is_warning).await.len(), 1);
 }
 
 #[tokio::test]
@@ -322,6 +324,39 @@ async fn the_plan_of_a_slow_statement_is_logged_if_asked_for() {
     let plans = signals.eventually(SLOW_QUERY_PLAN_EVENT, |event| event.text().contains("planned")).await;
     assert_eq!(plans.len(), 1, "once a minute: {plans:?}");
     assert!(plans[0].fields["plan"].contains("SEARCH t USING"), "{plans:?}");
+}
+
+#[tokio::test]
+async fn what_has_no_plan_shows_no_literal() {
+    let signals = signals();
+    let stats = QueryStatsConfig { explain_slow: true, ..Default::default() };
+    let (pool, _directory) = pool(PoolConfig { slow_query: Duration::ZERO, ..with(stats) }).await;
+    // Which no other connection sees.
+    let write = pool.write(|db| {
+        db.execute_batch("CREATE TEMP TABLE unplanned (a TEXT)")?;
+        db.prepare("SELECT a FROM unplanned WHERE a = 'secret plan'")?.query(())?.next()?;
+        Ok::<_, Error>(())
+    });
+    write.await.unwrap();
+    let said = |event: &Captured| event.fields.values().any(|value| value.contains("could not be explained"));
+    signals.eventually("greenwave_db::sqlite::trace", said).await;
+    let shown = signals.mentioning("secret plan");
+    assert!(shown.is_empty(), "{shown:?}");
+}
+
+#[tokio::test]
+async fn the_warning_of_a_long_statement_is_cut() {
+    let signals = signals();
+    let (pool, _directory) = pool(PoolConfig::default()).await;
+    let request = async {
+        for _ in 0..6 {
+            let sql = format!("SELECT id AS long_winded{} FROM t", ", id".repeat(1500));
+            pool.read(move |db| db.prepare(&sql)?.query(())?.next().map(drop)).await.unwrap();
+        }
+    };
+    Scope::new("/long").run(request).await;
+    let warned = signals.eventually(N_PLUS_ONE_EVENT, |event| event.text().contains("long_winded")).await;
+    assert_eq!(warned[0].text().len(), 4096);
 }
 
 /// Many threads, many statements: nothing is lost.
