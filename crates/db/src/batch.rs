@@ -7,7 +7,7 @@ mod run;
 use std::{collections::HashMap, fmt, future::Future, hash::Hash, iter, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, future::BoxFuture};
-use tokio::sync::oneshot;
+use tokio::{runtime::Handle, sync::oneshot};
 
 use crate::BatchConfig;
 pub use lists::ListLoader;
@@ -172,10 +172,12 @@ where
         callers: impl ExactSizeIterator<Item = (K, oneshot::Sender<Answer<V, E>>)>,
     ) -> Result<(), BatchError<E>> {
         let shared = &self.shared;
+        // Outside a runtime this panics: before slots are taken, for nobody would give them back.
+        let runtime = Handle::current();
         let full =
             |queue::Full| BatchError::QueueFull { loader: shared.name, limit: shared.config.max_queued };
         for batch in shared.queue.push(callers).map_err(full)? {
-            tokio::spawn(Slot::new(Arc::clone(shared)).run(batch));
+            runtime.spawn(Slot::new(Arc::clone(shared)).run(batch));
         }
         Ok(())
     }

@@ -27,6 +27,13 @@ pub const LONG_HOLD_EVENT: &str = "greenwave_db::long_hold";
 /// Histogram: keys in a batch. Label `loader`.
 pub const BATCH_SIZE: &str = "greenwave.db.batch.size";
 
+/// Longer statements are cut in logs: a bulk insert may be megabytes of text.
+const MAX_TEXT: usize = 4096;
+
+fn cut(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_TEXT)]
+}
+
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(crate) use statements::*;
 
@@ -56,9 +63,6 @@ mod statements {
         metrics::with_recorder(|recorder| recorder.register_histogram(key, &METADATA)).record(duration);
     }
 
-    /// Longer statements are cut in logs: a bulk insert may be megabytes of text.
-    const MAX_TEXT: usize = 4096;
-
     /// A statement that ended, well or not.
     pub(crate) struct Finished<'a> {
         pub(crate) statement: Statement<'a>,
@@ -78,17 +82,20 @@ mod statements {
             let (is_logged, is_slow) =
                 (tracing::enabled!(target: QUERY_EVENT, Level::DEBUG), elapsed >= slow);
             let series = self.stats.record(&self.statement, wanted || is_logged || is_slow)?;
+            let own =
+                (series.is_other() && (is_logged || is_slow)).then(|| Arc::new(Series::new(&self.statement)));
+            let named = own.as_ref().unwrap_or(&series);
             if is_logged {
                 tracing::event!(
                     target: QUERY_EVENT,
                     Level::DEBUG,
-                    db.query.text = self.text(&series),
+                    db.query.text = self.text(named),
                     elapsed_us = micros(elapsed),
                     db.response.returned_rows = self.returned,
                 );
             }
             if is_slow {
-                self.log_slow(&series);
+                self.log_slow(named);
             }
             Some(series)
         }
@@ -160,10 +167,6 @@ mod statements {
         );
     }
 
-    fn cut(text: &str) -> &str {
-        &text[..text.floor_char_boundary(MAX_TEXT)]
-    }
-
     /// A caller got a connection.
     pub(crate) fn waited(wait: Duration) {
         record(&WAIT, wait);
@@ -203,6 +206,15 @@ mod statements {
     }
 }
 
+/// Later combinations of statement, route and call site are not told apart.
+pub(crate) fn max_series_reached(max_series: usize) {
+    tracing::warn!(
+        max_series,
+        "query statistics count further statements together, as `other`: raise `max_series`, or keep values out of \
+         statements and routes"
+    );
+}
+
 /// A statement repeats in a scope.
 pub(crate) fn n_plus_one_found(route: Option<&str>) {
     metrics::counter!(N_PLUS_ONE, "http.route" => route.unwrap_or_default().to_owned()).increment(1);
@@ -213,7 +225,7 @@ pub(crate) fn n_plus_one(text: &str, count: u32, route: Option<&str>, site: &str
     tracing::event!(
         target: N_PLUS_ONE_EVENT,
         tracing::Level::WARN,
-        db.query.text = text,
+        db.query.text = cut(text),
         count,
         http.route = route,
         site,

@@ -44,7 +44,14 @@ impl Pool {
                     let shown = if log_values { plan } else { redacted(&plan) };
                     telemetry::slow_query_plan(if log_values { sql.as_str() } else { series.text() }, &shown);
                 }
-                Ok(Err(error)) => tracing::debug!(%error, "a slow statement could not be explained"),
+                Ok(Err(error)) => match error.as_database_error() {
+                    // Not its message, which may quote a literal.
+                    Some(error) => {
+                        let code = error.code();
+                        tracing::debug!(code = code.as_deref(), "a slow statement could not be explained");
+                    }
+                    None => tracing::debug!(%error, "a slow statement could not be explained"),
+                },
                 Err(_) => tracing::debug!("a slow statement could not be explained in time"),
             }
         });
@@ -69,11 +76,37 @@ async fn plan(connection: &mut PgConnection, sql: &str) -> Result<String, sqlx::
 
 /// Without the literals of the statement, which conditions show.
 fn redacted(plan: &str) -> String {
-    let lines = plan.lines().map(|line| match line.split_once(": ") {
-        Some((name, condition)) => format!("{name}: {}", Shape::of(condition, Dialect::Postgres).text),
-        None => line.to_owned(),
+    let mut shown = Vec::new();
+    let mut rest = plan;
+    while !rest.is_empty() {
+        let (line, after) = rest.split_once('\n').unwrap_or((rest, ""));
+        let Some((name, _)) = line.split_once(": ") else {
+            shown.push(line.to_owned());
+            rest = after;
+            continue;
+        };
+        // A literal may hold line breaks: its condition ends where a line does outside of quotes.
+        let (whole, after) = rest.split_at(unquoted_line(rest));
+        let condition = whole.get(name.len() + 2..).unwrap_or_default();
+        shown.push(format!("{name}: {}", Shape::of(condition, Dialect::Postgres).text));
+        rest = after.strip_prefix('\n').unwrap_or(after);
+    }
+    shown.join("\n")
+}
+
+/// Where the first line break stands that is in no quotes; or the end. PostgreSQL doubles what it quotes: backslashes
+/// escape no quote here.
+fn unquoted_line(text: &str) -> usize {
+    let mut open = None;
+    let end = text.bytes().position(|byte| {
+        match (open, byte) {
+            (None, b'\'' | b'"') => open = Some(byte),
+            (Some(quote), _) if quote == byte => open = None,
+            _ => {}
+        }
+        byte == b'\n' && open.is_none()
     });
-    lines.collect::<Vec<_>>().join("\n")
+    end.unwrap_or(text.len())
 }
 
 #[cfg(test)]
@@ -87,5 +120,16 @@ mod tests {
             redacted(plan),
             "Seq Scan on users  (cost=0.00..25.88 rows=6 width=36)\n  Filter: (name = $1::text)"
         );
+    }
+
+    #[test]
+    fn a_literal_of_several_lines_does_not_show_either() {
+        let plan =
+            "Seq Scan on users\n  Filter: (name = 'a''\nsecret: x\n\\'::text)\n  Rows: 'b'\n  ->  Result";
+        assert_eq!(
+            redacted(plan),
+            "Seq Scan on users\n  Filter: (name = $1::text)\n  Rows: $1\n  ->  Result"
+        );
+        assert_eq!(redacted("  Filter: (name = 'never\nclosed"), "  Filter: (name = $1");
     }
 }

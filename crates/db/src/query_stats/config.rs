@@ -17,7 +17,8 @@ pub struct QueryStatsConfig {
     /// Whether statements are counted, and N+1 is looked for. Default: true.
     pub enabled: bool,
     /// The most combinations of statement, route and call site that are told apart; what comes later is counted
-    /// together, under the fingerprint `other`. Default: 1000.
+    /// together, under the fingerprint `other`, after one warning. The logs name it all the same; its plan is not
+    /// taken. Default: 1000.
     pub max_series: usize,
     /// A statement that runs so many times in one scope, from one call site, is an N+1; zero looks for none.
     /// Default: 5.

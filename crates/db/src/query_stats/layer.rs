@@ -110,7 +110,9 @@ where
     if let Some(route) = route.0
         && let Some(span) = context.span(id)
     {
-        span.extensions_mut().replace(SpanScope(Scope::new(route)));
+        let old = span.extensions_mut().replace(SpanScope(Scope::of_span(route)));
+        // Not under the extensions' lock: its end may warn, and other layers look into them.
+        drop(old);
     }
 }
 

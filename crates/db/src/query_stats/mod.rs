@@ -21,6 +21,7 @@ mod table;
 mod watch;
 
 use std::{
+    collections::HashMap,
     fmt,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -40,7 +41,7 @@ pub(crate) use table::Series;
 pub(crate) use watch::Watcher;
 
 use n_plus_one::{Findings, Found};
-use table::{ByKey, Table, lock};
+use table::{Table, lock};
 
 /// A statement's plan is taken once in this time.
 const PLAN_PAUSE: Duration = Duration::from_secs(60);
@@ -97,8 +98,8 @@ struct Shared {
     config: QueryStatsConfig,
     table: Table,
     findings: Findings,
-    /// When plans were last taken, by series.
-    plans: Mutex<ByKey<Instant>>,
+    /// When plans were last taken, by fingerprint. No more of them than series.
+    plans: Mutex<HashMap<String, Instant>>,
 }
 
 impl QueryStats {
@@ -153,14 +154,20 @@ impl QueryStats {
             && !hit.allowed
             && let Some(series) = table.series(hit.key)
         {
-            scope.keep(Found::new(self, series, count, config.backtraces && !statement.given_up));
+            let trace = config.backtraces && !statement.given_up;
+            scope.keep(Found::new(self, scope, series, count, trace));
         }
         hit.series
     }
 
     /// A statement that was recorded on this thread has failed.
-    pub(crate) fn fail(&self, key: u64) {
+    pub(crate) fn fail(&self, scope: Option<&Scope>, key: u64) {
         self.0.table.fail(key);
+        if let Some(scope) = scope
+            && let Some(watcher) = scope.watcher()
+        {
+            watcher.fail(scope, key);
+        }
     }
 
     /// Whether the plan of this slow statement is to be taken now.
@@ -170,9 +177,10 @@ impl QueryStats {
             return false;
         }
         let (mut plans, now) = (lock(plans), Instant::now());
-        let due = plans.get(&series.key).is_none_or(|last| now.duration_since(*last) >= PLAN_PAUSE);
+        let due =
+            plans.get(&series.shape.fingerprint).is_none_or(|last| now.duration_since(*last) >= PLAN_PAUSE);
         if due {
-            plans.insert(series.key, now);
+            plans.insert(series.shape.fingerprint.clone(), now);
         }
         due
     }

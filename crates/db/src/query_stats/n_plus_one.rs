@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use tracing::Span;
 
 use super::{
-    QueryStats, Shape,
+    QueryStats, Scope, Shape,
     site::{Site, Trace},
     table::{ByKey, Series, lock},
 };
@@ -146,12 +146,20 @@ pub(super) struct Found {
 
 impl Found {
     /// With the call site of the statement that is just ending, if `trace`.
-    pub(super) fn new(stats: &QueryStats, series: Arc<Series>, count: u32, trace: bool) -> Self {
+    pub(super) fn new(
+        stats: &QueryStats,
+        scope: &Scope,
+        series: Arc<Series>,
+        count: u32,
+        trace: bool,
+    ) -> Self {
         let trace = match (series.site, trace) {
             (Site::Unknown, true) => Trace::capture(),
             _ => Trace::default(),
         };
-        let found = Self { stats: stats.clone(), series, trace: Arc::new(trace), span: Span::current() };
+        // A scope that a span keeps must not keep the span: neither would ever end.
+        let span = if scope.is_of_span() { Span::none() } else { Span::current() };
+        let found = Self { stats: stats.clone(), series, trace: Arc::new(trace), span };
         stats.0.findings.begin(&found, count);
         telemetry::n_plus_one_found(found.series.route.as_deref());
         found

@@ -69,6 +69,8 @@ struct Inner {
     /// Stands for the route where statements are looked up.
     route_key: u64,
     loader: Option<&'static str>,
+    /// Whether it lives in a span.
+    of_span: bool,
     counts: Mutex<Counts>,
 }
 
@@ -114,17 +116,25 @@ impl Scope {
     /// A scope whose statements are counted under `route`: a pattern such as `/users/{id}`, for each route counts for
     /// itself.
     pub fn new(route: impl Into<Arc<str>>) -> Self {
-        Self { inner: Inner::new(Some(route.into()), None), watcher: None }
+        Self { inner: Arc::new(Inner::new(Some(route.into()), None)), watcher: None }
+    }
+
+    /// That of a span, which keeps it.
+    #[cfg(feature = "tracing-layer")]
+    pub(super) fn of_span(route: String) -> Self {
+        let mut inner = Inner::new(Some(route.into()), None);
+        inner.of_span = true;
+        Self { inner: Arc::new(inner), watcher: None }
     }
 
     /// That of a loader's batch, whose statements nobody repeats.
     pub(crate) fn loader(name: &'static str, watcher: Option<Arc<Watcher>>) -> Self {
-        Self { inner: Inner::new(None, Some(name)), watcher }
+        Self { inner: Arc::new(Inner::new(None, Some(name))), watcher }
     }
 
     /// Runs `future` watched: in the same scope as now, or in one without a route.
     pub(super) async fn watched<F: Future>(watcher: Arc<Watcher>, future: F) -> F::Output {
-        let inner = Self::current().map_or_else(|| Inner::new(None, None), |scope| scope.inner);
+        let inner = Self::current().map_or_else(|| Arc::new(Inner::new(None, None)), |scope| scope.inner);
         let scope = Self { inner, watcher: Some(Arc::clone(&watcher)) };
         WATCHER.scope(watcher, scope.run(future)).await
     }
@@ -171,6 +181,10 @@ impl Scope {
         self.inner.loader
     }
 
+    pub(super) fn is_of_span(&self) -> bool {
+        self.inner.of_span
+    }
+
     pub(crate) fn watcher(&self) -> Option<&Arc<Watcher>> {
         self.watcher.as_ref()
     }
@@ -190,9 +204,9 @@ impl Scope {
 }
 
 impl Inner {
-    fn new(route: Option<Arc<str>>, loader: Option<&'static str>) -> Arc<Self> {
+    fn new(route: Option<Arc<str>>, loader: Option<&'static str>) -> Self {
         let route_key = route.as_ref().map_or(0, |route| KEYS.hash_one(route));
-        Arc::new(Self { id: AtomicU64::new(0), route, route_key, loader, counts: Mutex::default() })
+        Self { id: AtomicU64::new(0), route, route_key, loader, of_span: false, counts: Mutex::default() }
     }
 
     fn counts(&self) -> MutexGuard<'_, Counts> {

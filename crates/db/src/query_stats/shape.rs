@@ -45,6 +45,8 @@ const BEFORE_OPERAND: [&str; 31] = [
 ];
 /// Types whose literals are a word before a string.
 const TYPES: [&str; 6] = ["date", "interval", "time", "timestamp", "timestamptz", "timetz"];
+/// Words after which double quotes make a string, on SQLite.
+const BEFORE_STRING: [&str; 4] = ["glob", "like", "match", "regexp"];
 /// What ends a list of columns to order or group by.
 const AFTER_POSITIONS: [&str; 9] =
     ["except", "fetch", "for", "having", "intersect", "limit", "offset", "union", "window"];
@@ -77,8 +79,14 @@ impl Shape {
     /// ```
     pub fn of(text: &str, dialect: Dialect) -> Self {
         let mut builder = Builder { out: Vec::new(), frames: vec![Frame::new(Group::Whole, 0)], dialect };
-        for token in Lexer::new(text, dialect) {
-            builder.push(token);
+        let mut tokens = Lexer::new(text, dialect).peekable();
+        while let Some(token) = tokens.next() {
+            let qualifies = tokens.peek().is_some_and(|next| next.is("."));
+            if !qualifies && builder.is_string(&token) {
+                builder.push(Token { kind: Kind::Text, ..token });
+            } else {
+                builder.push(token);
+            }
         }
         let out = builder.finish();
         let is_any = |words: &[&str]| out.iter().any(|token| token.is_any(words));
@@ -149,6 +157,7 @@ enum Group {
 
 struct Frame {
     group: Group,
+    start: usize,
     /// Where its present element begins.
     element: usize,
     /// Its earlier elements, by their hashes.
@@ -158,8 +167,8 @@ struct Frame {
 }
 
 impl Frame {
-    fn new(group: Group, element: usize) -> Self {
-        Self { group, element, seen: HashSet::new(), positions: false }
+    fn new(group: Group, start: usize) -> Self {
+        Self { group, start, element: start, seen: HashSet::new(), positions: false }
     }
 }
 
@@ -193,6 +202,28 @@ impl<'a> Builder<'a> {
             _ if token.kind == Kind::Digits && self.is_position() => self.out.push(token),
             _ if matches!(token.kind, Kind::Value | Kind::Text | Kind::Digits) => self.value(token),
             _ => self.out.push(token),
+        }
+    }
+
+    /// Whether this is in double quotes, which on SQLite make a name or, where there is no such column, a string; and
+    /// stands where a string is likelier.
+    fn is_string(&self, token: &Token<'_>) -> bool {
+        if self.dialect != Dialect::Sqlite || token.kind != Kind::Quoted || !token.text.starts_with('"') {
+            return false;
+        }
+        let Some(last) = self.out.last() else { return false };
+        let compares = ["=", "<", ">"].iter().any(|sign| last.is(sign));
+        compares || last.is_any(&BEFORE_STRING) || ((last.is("(") || last.is(",")) && self.lists_values())
+    }
+
+    /// Whether the innermost list is of values: after `IN`, or a row after `VALUES`.
+    fn lists_values(&self) -> bool {
+        match &self.frames[..] {
+            [.., Frame { group: Group::Rows, .. }, Frame { group: Group::Plain, .. }] => true,
+            [.., Frame { group: Group::List, start, .. }] => {
+                !self.out.get(*start).is_some_and(|first| first.is_any(&["select", "values", "with"]))
+            }
+            _ => false,
         }
     }
 

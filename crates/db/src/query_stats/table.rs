@@ -5,7 +5,7 @@ use std::{
     hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -15,6 +15,7 @@ use super::{
     histogram::Histogram,
     site::{Site, Trace},
 };
+use crate::telemetry;
 
 /// Threads share a shard only where there are more of them.
 const SHARDS: usize = 16;
@@ -36,6 +37,8 @@ pub(crate) struct Series {
     pub(super) trace: Trace,
     /// Whether it may repeat.
     pub(super) allowed: bool,
+    /// Whether it is that of all statements that have none.
+    other: bool,
 }
 
 impl Series {
@@ -52,6 +55,7 @@ impl Series {
             site: statement.site(),
             trace: Trace::default(),
             allowed: false,
+            other: false,
         }
     }
 
@@ -59,7 +63,12 @@ impl Series {
     fn other(dialect: Dialect) -> Self {
         let shape = Shape { fingerprint: "other".into(), text: String::new(), inserts: false, reads: false };
         let (route, site, trace) = (None, Site::Unknown, Trace::default());
-        Self { key: 0, shape, dialect, route, site, trace, allowed: true }
+        Self { key: 0, shape, dialect, route, site, trace, allowed: true, other: true }
+    }
+
+    /// Whether it is that of all statements that have none, and so names none.
+    pub(crate) fn is_other(&self) -> bool {
+        self.other
     }
 
     pub(crate) fn site_name(&self) -> Arc<str> {
@@ -159,6 +168,8 @@ pub(super) struct Table {
     /// All series there are, by their keys.
     registry: Mutex<ByKey<Arc<Series>>>,
     max_series: usize,
+    /// Whether it was said that there is room for no more.
+    told_full: AtomicBool,
     /// Fingerprints that may repeat.
     allowed: Vec<String>,
     backtraces: bool,
@@ -175,6 +186,7 @@ impl Table {
             shards: Default::default(),
             registry: Mutex::default(),
             max_series: config.max_series,
+            told_full: AtomicBool::new(false),
             allowed: shapes.collect(),
             backtraces: config.backtraces,
         }
@@ -220,7 +232,12 @@ impl Table {
                 let other = registry
                     .entry(key)
                     .or_insert_with(|| Arc::new(Series { key, ..Series::other(statement.dialect) }));
-                return Arc::clone(other);
+                let other = Arc::clone(other);
+                drop(registry);
+                if !self.told_full.swap(true, Ordering::Relaxed) {
+                    tell_full(self.max_series);
+                }
+                return other;
             }
         }
         // A statement that was given up ends on another stack than it ran on.
@@ -269,6 +286,14 @@ impl Table {
     pub(super) fn clear(&self) {
         lock(&self.registry).clear();
         self.shards.iter().for_each(|shard| *lock(&shard.0) = Local::default());
+    }
+}
+
+/// Not inside of a subscriber, where `SqlxLayer` counts.
+fn tell_full(max_series: usize) {
+    match tokio::runtime::Handle::try_current() {
+        Ok(runtime) => drop(runtime.spawn_blocking(move || telemetry::max_series_reached(max_series))),
+        Err(_) => telemetry::max_series_reached(max_series),
     }
 }
 

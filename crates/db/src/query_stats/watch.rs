@@ -68,8 +68,7 @@ impl Watcher {
         threshold: u32,
     ) {
         let mut entries = lock(&self.0);
-        // All batches of a loader are one.
-        let scope_id = if scope.loader_name().is_some() { 0 } else { scope.id() };
+        let scope_id = scope_id(scope);
         let known =
             entries.iter().position(|entry| entry.scope == scope_id && entry.series.key == series.key);
         let place = known.unwrap_or_else(|| {
@@ -98,6 +97,15 @@ impl Watcher {
         entry.elapsed += statement.elapsed;
     }
 
+    /// Notes an error of a statement that has been noted already.
+    pub(super) fn fail(&self, scope: &Scope, key: u64) {
+        let (mut entries, scope_id) = (lock(&self.0), scope_id(scope));
+        let known = entries.iter_mut().find(|entry| entry.scope == scope_id && entry.series.key == key);
+        if let Some(entry) = known {
+            entry.errors += 1;
+        }
+    }
+
     fn seen(&self) -> Seen {
         let entries = lock(&self.0);
         let statements = entries.iter().map(|entry| SeenStatement {
@@ -117,6 +125,11 @@ impl Watcher {
         });
         Seen { statements: statements.collect() }
     }
+}
+
+/// All batches of a loader are one.
+fn scope_id(scope: &Scope) -> u64 {
+    if scope.loader_name().is_some() { 0 } else { scope.id() }
 }
 
 /// The statements that a [`watch`]ed future ran.

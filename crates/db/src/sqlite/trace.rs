@@ -175,7 +175,9 @@ fn report(scope: &mut Scope, statement: &StmtRef<'_>) {
 /// from SQLite counts for the last statement.
 pub(super) fn failed(error: &rusqlite::Error) {
     if matches!(error, rusqlite::Error::SqliteFailure(..)) {
-        with_scope(|scope| scope.last.take().inspect(|last| scope.caller.stats.fail(*last)));
+        with_scope(|Scope { last, caller, .. }| {
+            last.take().inspect(|last| caller.stats.fail(caller.scope.as_ref(), *last))
+        });
     }
 }
 
@@ -184,7 +186,11 @@ fn explain(path: Arc<Path>, text: String, series: Arc<Series>, log_values: bool)
     let plan = move || match plan(&path, &text) {
         // No literal stands in it.
         Ok(plan) => telemetry::slow_query_plan(if log_values { &text } else { series.text() }, &plan),
-        Err(error) => tracing::debug!(%error, "a slow statement could not be explained"),
+        // Not the error's message, which shows the statement.
+        Err(error) => {
+            let code = error.sqlite_error().map(|error| error.extended_code);
+            tracing::debug!(code, "a slow statement could not be explained");
+        }
     };
     // If there is no thread to be had, there is no plan.
     drop(thread::Builder::new().name("greenwave-explain".into()).spawn(plan));

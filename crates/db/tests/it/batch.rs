@@ -369,6 +369,23 @@ async fn a_dropped_caller_harms_nobody() {
     assert_eq!(rig.calls(), [[0], [2]], "key 1 had nobody left");
 }
 
+#[tokio::test(start_paused = true)]
+async fn keys_asked_for_outside_a_runtime_cost_no_slot() {
+    let both = Arc::new(tokio::sync::Barrier::new(2));
+    let config = BatchConfig { max_batch: 1, max_in_flight: 2, ..Default::default() };
+    let loader = BatchLoader::new("numbers", config, move |keys: Vec<u32>| {
+        let both = Arc::clone(&both);
+        async move {
+            both.wait().await;
+            Ok::<_, io::Error>(keys.into_iter().map(|key| (key, key)).collect())
+        }
+    });
+    let outside = loader.clone();
+    let panicked = std::thread::spawn(move || outside.load_many([1, 2]).now_or_never()).join();
+    assert!(panicked.is_err());
+    assert_eq!(loader.load_many([1, 2]).await.unwrap(), [Some(1), Some(2)], "both slots are there");
+}
+
 #[test]
 fn a_runtime_that_ends_lets_go_of_those_who_wait_elsewhere() {
     let rig = Rig::new(BatchConfig { max_in_flight: 1, ..Default::default() });

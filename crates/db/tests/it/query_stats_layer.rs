@@ -1,10 +1,15 @@
 //! Statements of sqlx's own pool, seen through its events.
 
+use std::process::Command;
+
 use greenwave_db::query_stats::{Dialect, QueryStats, Scope, SqlxLayer, StatementStats};
 use greenwave_test_servers::postgres_database;
 use sqlx::PgPool;
-use tracing::{Instrument, field::Empty, info_span, subscriber::DefaultGuard};
-use tracing_subscriber::layer::SubscriberExt;
+use tracing::{Event, Instrument, Subscriber, field::Empty, info_span, span::Id, subscriber::DefaultGuard};
+use tracing_subscriber::{
+    layer::{Context, Layer, SubscriberExt},
+    registry::LookupSpan,
+};
 
 /// On this thread, so each test has its own.
 async fn watched_pool() -> (PgPool, QueryStats, DefaultGuard) {
@@ -68,4 +73,49 @@ async fn a_route_may_be_recorded_late_and_a_scope_stands_above_spans() {
     stats.reset();
     Scope::new("/scope").run(read(&pool, 1)).instrument(request).await;
     assert_eq!(only(&stats).route.as_deref(), Some("/scope"));
+}
+
+/// Set in the process that sets a subscriber for all of itself.
+const CHILD: &str = "GREENWAVE_TEST_GLOBAL_SUBSCRIBER";
+
+/// Says on stdout which spans close, and which statements are warned of.
+struct Told;
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Told {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        if event.metadata().target() == greenwave_db::telemetry::N_PLUS_ONE_EVENT {
+            println!("told of it");
+        }
+    }
+
+    fn on_close(&self, _: Id, _: Context<'_, S>) {
+        println!("closed a span");
+    }
+}
+
+#[test]
+fn sets_a_subscriber_for_all() {
+    if std::env::var_os(CHILD).is_none() {
+        return; // It is the next test's child.
+    }
+    let stats = QueryStats::default();
+    let layers = tracing_subscriber::registry().with(SqlxLayer::new(stats, Dialect::Postgres)).with(Told);
+    tracing::subscriber::set_global_default(layers).unwrap();
+    info_span!("request", http.route = "/spans").in_scope(|| {
+        for _ in 0..6 {
+            tracing::debug!(target: "sqlx::query", summary = "SELECT 1", elapsed_secs = 0.001);
+        }
+    });
+}
+
+/// A subscriber set for one thread hides `Span::current` from its layers; one set for the process does not.
+#[test]
+fn a_span_in_which_statements_repeat_closes_and_is_told_of() {
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "query_stats_layer::sets_a_subscriber_for_all", "--nocapture"])
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&child.stdout);
+    assert!(said.contains("closed a span") && said.contains("told of it"), "{said}");
 }

@@ -60,6 +60,39 @@ fn every_kind_of_string_is_one_value() {
 }
 
 #[test]
+fn double_quotes_make_strings_where_sqlite_compares_and_names_elsewhere() {
+    check(
+        Sqlite,
+        r#"SELECT "id", "name" FROM "users" AS "u" WHERE "name" = "Ada" AND "u"."a" != "x" AND b LIKE "A%""#,
+        expect![[
+            r#"SELECT "id", "name" FROM "users" AS "u" WHERE "name" = ? AND "u"."a" != ? AND b LIKE ?"#
+        ]],
+    );
+    check(
+        Sqlite,
+        r#"SELECT 1 FROM t JOIN u ON "t"."id" = "u"."t" WHERE lower("a") IN ("x", "y") ORDER BY "a", "b""#,
+        expect![[
+            r#"SELECT ? FROM t JOIN u ON "t"."id" = "u"."t" WHERE lower("a") IN (?) ORDER BY "a", "b""#
+        ]],
+    );
+    check(
+        Sqlite,
+        r#"INSERT INTO "t" ("a", "b") VALUES ("x", lower("y")), ("z", lower("y")) ON CONFLICT ("a") DO NOTHING"#,
+        expect![[r#"INSERT INTO "t" ("a", "b") VALUES (?, lower("y")) ON CONFLICT ("a") DO NOTHING"#]],
+    );
+    check(
+        Sqlite,
+        r#"SELECT a FROM t WHERE (a, b) IN (SELECT "a", "b" FROM u)"#,
+        expect![[r#"SELECT a FROM t WHERE (a, b) IN (SELECT "a", "b" FROM u)"#]],
+    );
+    check(
+        Postgres,
+        r#"SELECT "a" FROM t WHERE "a" = "b" AND c IN ("d", "e")"#,
+        expect![[r#"SELECT "a" FROM t WHERE "a" = "b" AND c IN ("d", "e")"#]],
+    );
+}
+
+#[test]
 fn a_sign_belongs_to_its_number_where_no_operand_stands_before_it() {
     check(
         Postgres,

@@ -10,7 +10,7 @@ use greenwave_db::{
 };
 use tempfile::TempDir;
 
-use crate::signals::signals;
+use crate::signals::{Captured, signals};
 
 async fn pool(config: PoolConfig) -> (Pool, TempDir) {
     let directory = tempfile::tempdir().unwrap();
@@ -108,6 +108,26 @@ async fn what_has_no_series_left_is_counted_together() {
     let mut calls: Vec<_> = snapshot.statements.iter().map(|s| (s.fingerprint == "other", s.calls)).collect();
     calls.sort_unstable();
     assert_eq!(calls, [(false, 1), (false, 1), (true, 3)]);
+}
+
+#[tokio::test]
+async fn what_has_no_series_left_is_named_in_the_log_all_the_same() {
+    let signals = signals();
+    let stats = QueryStatsConfig { max_series: 1, ..Default::default() };
+    let (pool, _directory) = pool(PoolConfig { slow_query: Duration::ZERO, ..with(stats) }).await;
+    for column in ["a", "left_over", "b", "c"] {
+        let sql = format!("SELECT id AS {column} FROM t WHERE id = 7");
+        pool.read(move |db| db.prepare(&sql)?.query(())?.next().map(drop)).await.unwrap();
+    }
+    for target in [QUERY_EVENT, SLOW_QUERY_EVENT] {
+        let events = signals.of(target, "left_over");
+        let [event] = &events[..] else { panic!("{target}: {events:?}") };
+        assert_eq!(event.text(), "SELECT id AS left_over FROM t WHERE id = ?");
+    }
+    let slow = &signals.of(SLOW_QUERY_EVENT, "left_over")[0];
+    assert!(slow.fields["site"].contains("query_stats_sqlite.rs:"), "{slow:?}");
+    let is_warning = |event: &Captured| event.fields.get("max_series").is_some_and(|limit| limit == "1");
+    assert_eq!(signals.eventually("greenwave_db::telemetry", is_warning).await.len(), 1);
 }
 
 #[tokio::test]
@@ -249,7 +269,8 @@ async fn a_test_sees_what_ran() {
     assert_eq!(seen.count(), 8);
     let [reads, writes] = seen.statements() else { panic!("{seen:?}") };
     assert_eq!((reads.calls, reads.n_plus_one, reads.route.as_deref()), (6, true, Some("/watched")));
-    assert_eq!((writes.calls, writes.n_plus_one), (2, false));
+    assert_eq!((writes.calls, writes.errors, writes.n_plus_one), (2, 1, false));
+    assert_eq!(reads.errors, 0);
     seen.assert_at_most(8);
 
     let message = |failed: std::thread::Result<()>| *failed.unwrap_err().downcast::<String>().unwrap();
@@ -295,13 +316,47 @@ async fn the_plan_of_a_slow_statement_is_logged_if_asked_for() {
     let signals = signals();
     let stats = QueryStatsConfig { explain_slow: true, ..Default::default() };
     let (pool, _directory) = pool(PoolConfig { slow_query: Duration::ZERO, ..with(stats) }).await;
-    for _ in 0..3 {
+    for route in ["/a", "/b", "/b"] {
         let sql = "SELECT id AS planned FROM t WHERE name = ?1 OR id > 0";
-        pool.read(move |db| db.prepare(sql)?.query(["Ada"])?.next().map(drop)).await.unwrap();
+        let read = pool.read(move |db| db.prepare(sql)?.query(["Ada"])?.next().map(drop));
+        Scope::new(route).run(read).await.unwrap();
     }
     let plans = signals.eventually(SLOW_QUERY_PLAN_EVENT, |event| event.text().contains("planned")).await;
     assert_eq!(plans.len(), 1, "once a minute: {plans:?}");
     assert!(plans[0].fields["plan"].contains("SEARCH t USING"), "{plans:?}");
+}
+
+#[tokio::test]
+async fn what_has_no_plan_shows_no_literal() {
+    let signals = signals();
+    let stats = QueryStatsConfig { explain_slow: true, ..Default::default() };
+    let (pool, _directory) = pool(PoolConfig { slow_query: Duration::ZERO, ..with(stats) }).await;
+    // Which no other connection sees.
+    let write = pool.write(|db| {
+        db.execute_batch("CREATE TEMP TABLE unplanned (a TEXT)")?;
+        db.prepare("SELECT a FROM unplanned WHERE a = 'secret plan'")?.query(())?.next()?;
+        Ok::<_, Error>(())
+    });
+    write.await.unwrap();
+    let said = |event: &Captured| event.fields.values().any(|value| value.contains("could not be explained"));
+    signals.eventually("greenwave_db::sqlite::trace", said).await;
+    let shown = signals.mentioning("secret plan");
+    assert!(shown.is_empty(), "{shown:?}");
+}
+
+#[tokio::test]
+async fn the_warning_of_a_long_statement_is_cut() {
+    let signals = signals();
+    let (pool, _directory) = pool(PoolConfig::default()).await;
+    let request = async {
+        for _ in 0..6 {
+            let sql = format!("SELECT id AS long_winded{} FROM t", ", id".repeat(1500));
+            pool.read(move |db| db.prepare(&sql)?.query(())?.next().map(drop)).await.unwrap();
+        }
+    };
+    Scope::new("/long").run(request).await;
+    let warned = signals.eventually(N_PLUS_ONE_EVENT, |event| event.text().contains("long_winded")).await;
+    assert_eq!(warned[0].text().len(), 4096);
 }
 
 /// Many threads, many statements: nothing is lost.
