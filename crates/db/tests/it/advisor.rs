@@ -267,3 +267,56 @@ async fn a_table_that_stays_locked_is_an_error_and_leaves_the_connection_clean()
     let advice = postgres::advise(&mut connection, &workload, &config).await.unwrap();
     assert_eq!(definitions(&advice), ["orders (customer_id)"]);
 }
+
+#[tokio::test]
+async fn others_can_lock_a_table_while_the_advisor_thinks() {
+    let url = greenwave_test_servers::postgres_database();
+    let mut connection = PgConnection::connect(&url).await.unwrap();
+    run(&mut connection, ORDERS).await;
+    run(&mut connection, "VACUUM ANALYZE").await;
+    let mut other = PgConnection::connect(&url).await.unwrap();
+    run(&mut other, "SET lock_timeout = '150ms'").await;
+    let text = |n| format!("SELECT * FROM orders WHERE customer_id = $1 AND total > $2 AND id <> {n}");
+    let statements = (0..150).map(|n| statement(&text(n), 1.0)).collect();
+    let workload = Workload { statements };
+    let config = AdvisorConfig::default();
+    let advising = postgres::advise(&mut connection, &workload, &config);
+    tokio::pin!(advising);
+    let mut alters = 0;
+    let advice = loop {
+        let alter = async {
+            run(
+                &mut other,
+                "ALTER TABLE orders ALTER note SET NOT NULL; ALTER TABLE orders ALTER note DROP NOT NULL",
+            )
+            .await;
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        };
+        tokio::pin!(alter);
+        tokio::select! {
+            advice = &mut advising => break advice,
+            () = &mut alter => alters += 1,
+        }
+    };
+    assert!(!advice.unwrap().indexes.is_empty());
+    assert!(alters > 3, "the advisor was too quick for {alters} changes of the table to tell anything");
+}
+
+#[tokio::test]
+async fn a_statement_that_fails_when_executed_hides_no_other_advice() {
+    let mut connection = database(ORDERS).await;
+    run(&mut connection, "CREATE TABLE \"it's\" (id int, k int); INSERT INTO \"it's\" SELECT n, n FROM generate_series(1, 20000) n; ANALYZE")
+        .await;
+    let statements = [
+        "SELECT total / (id - id) FROM orders WHERE total = 5",
+        "SELECT id FROM \"it's\" WHERE k = 7",
+        BY_CUSTOMER,
+    ];
+    let config = AdvisorConfig { verify: true, ..Default::default() };
+    let advice = advise(&mut connection, &statements, &config).await;
+    let by_customer = advice.indexes.iter().find(|index| index.create.contains("(customer_id)"));
+    assert!(by_customer.is_some_and(|index| index.effects[0].unit == Unit::Milliseconds), "{advice}");
+    assert!(advice.indexes.iter().any(|index| index.create.contains("(total)")), "{advice}");
+    let effects = advice.indexes.iter().flat_map(|index| &index.effects);
+    assert!(effects.clone().all(|effect| effect.before < 10_000.0), "{advice}");
+}

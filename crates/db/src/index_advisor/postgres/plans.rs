@@ -174,7 +174,7 @@ impl<'p, 'c> Planner<'p, 'c> {
             return None;
         }
         for sql in &self.subjects[subject].variants {
-            if let Err(error) = self.session.explain("", sql).await {
+            if let Err(error) = self.session.explain(sql).await {
                 return Some(words(&error));
             }
         }
@@ -193,7 +193,7 @@ impl<'p, 'c> Planner<'p, 'c> {
             self.present.iter().map(|(item, name)| (name.as_str(), *item)).collect();
         let each = 1.0 / subject.variants.len().max(1) as f64;
         for sql in &subject.variants {
-            let plan = match self.session.explain("", sql).await {
+            let plan = match self.session.explain(sql).await {
                 Ok(plan) => plan,
                 Err(sqlx::Error::Database(_)) => continue,
                 Err(error) => return Err(database("ask for a plan", error)),
@@ -291,8 +291,7 @@ async fn hypopg(session: &mut Session<'_>) -> Option<String> {
     if let Some(schema) = found(session.attempt(sql.to_owned()).await.ok()?) {
         return Some(schema);
     }
-    session.attempt("CREATE EXTENSION hypopg".to_owned()).await.ok()?;
-    session.mark().await.ok()?;
+    session.keep("CREATE EXTENSION hypopg".to_owned()).await.ok()?;
     found(session.attempt(sql.to_owned()).await.ok()?)
 }
 

@@ -5,15 +5,17 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres, Row, Transaction, 
 
 use crate::index_advisor::Error;
 
-/// Others are never made to wait behind the advisor for longer than it waits itself.
-const LIMITS: &str = "SET LOCAL lock_timeout = '3s'; SET LOCAL idle_in_transaction_session_timeout = 0; \
+/// Others are never made to wait behind the advisor for longer than it waits itself, nor behind one that is gone.
+const LIMITS: &str = "SET LOCAL lock_timeout = '3s'; SET LOCAL idle_in_transaction_session_timeout = '60s'; \
      SET LOCAL statement_timeout = '30s'; SET LOCAL client_min_messages = warning";
+/// A server that executes a statement notices in no other way that its client is gone. Not every one has it.
+const CHECK_CLIENT: &str = "SET LOCAL client_connection_check_interval = '2s'";
 const MARK: &str = "SAVEPOINT greenwave_advisor";
+const BACK: &str = "ROLLBACK TO SAVEPOINT greenwave_advisor";
 const MARK_AGAIN: &str = "RELEASE SAVEPOINT greenwave_advisor; SAVEPOINT greenwave_advisor";
 /// What runs cannot write: the server refuses it.
 const READ_ONLY: &str =
     "SAVEPOINT greenwave_run; SET LOCAL transaction_read_only = on; SET LOCAL statement_timeout = ";
-const RAN: &str = "ROLLBACK TO SAVEPOINT greenwave_run; RELEASE SAVEPOINT greenwave_run";
 
 /// The SQLSTATEs that a caller can do something about.
 const DENIED: &str = "42501";
@@ -31,7 +33,10 @@ impl<'c> Session<'c> {
         let mut session = Self { transaction };
         session.command(doing, LIMITS).await?;
         session.remark().await?;
-        Ok(session)
+        match session.keep(CHECK_CLIENT.to_owned()).await {
+            Ok(()) | Err(sqlx::Error::Database(_)) => Ok(session),
+            Err(error) => Err(database(doing, error)),
+        }
     }
 
     /// What fails from here on undoes nothing that was done before.
@@ -59,43 +64,56 @@ impl<'c> Session<'c> {
     ) -> Result<Vec<PgRow>, Error> {
         let query = sqlx::query(sql).persistent(false);
         let query = if sql.contains("$1") { query.bind(oids) } else { query };
-        query.fetch_all(&mut *self.transaction).await.map_err(|error| database(doing, error))
+        let rows = query.fetch_all(&mut *self.transaction).await.map_err(|error| database(doing, error))?;
+        self.command(doing, BACK).await?;
+        Ok(rows)
     }
 
-    /// The rows of one statement that may fail, without harm to the transaction.
+    /// The rows of one statement that may fail, without harm to the transaction. Nothing of it stays, not even its
+    /// locks: others would wait for them until the advisor has ended.
     pub(super) async fn attempt(&mut self, sql: String) -> Result<Vec<PgRow>, sqlx::Error> {
         // The extended protocol takes one statement at a time: what is hidden in a workload cannot end the transaction.
         let result =
             sqlx::query(AssertSqlSafe(sql)).persistent(false).fetch_all(&mut *self.transaction).await;
-        if result.is_err() {
-            sqlx::raw_sql("ROLLBACK TO SAVEPOINT greenwave_advisor").execute(&mut *self.transaction).await?;
-        }
+        sqlx::raw_sql(BACK).execute(&mut *self.transaction).await?;
         result
     }
 
+    /// Executes one statement that may fail, without harm to the transaction, and keeps what it did.
+    pub(super) async fn keep(&mut self, sql: String) -> Result<(), sqlx::Error> {
+        let result = sqlx::query(AssertSqlSafe(sql)).persistent(false).execute(&mut *self.transaction).await;
+        let next = if result.is_ok() { MARK_AGAIN } else { BACK };
+        sqlx::raw_sql(next).execute(&mut *self.transaction).await?;
+        result.map(|_| ())
+    }
+
+    /// The rows of one statement that cannot write, and may take so many milliseconds.
+    pub(super) async fn read(&mut self, sql: String, max_ms: f64) -> Result<Vec<PgRow>, sqlx::Error> {
+        let timeout = max_ms.clamp(1.0, f64::from(i32::MAX)) as i32;
+        let prepare = AssertSqlSafe(format!("{READ_ONLY}{timeout}"));
+        sqlx::raw_sql(prepare).execute(&mut *self.transaction).await?;
+        self.attempt(sql).await
+    }
+
     /// The plan of a statement.
-    pub(super) async fn explain(&mut self, options: &str, sql: &str) -> Result<Value, sqlx::Error> {
-        let rows = self.attempt(format!("EXPLAIN (FORMAT JSON{options}) {sql}")).await?;
-        let mut plan: Value = rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)?;
-        Ok(plan.get_mut(0).map(Value::take).unwrap_or_default())
+    pub(super) async fn explain(&mut self, sql: &str) -> Result<Value, sqlx::Error> {
+        plan(self.attempt(format!("EXPLAIN (FORMAT JSON) {sql}")).await?)
     }
 
     /// Executes a statement that reads, for at most so many milliseconds, and takes back what it did; its plan, with
     /// the times.
     pub(super) async fn execute(&mut self, sql: &str, max_ms: f64) -> Result<Value, sqlx::Error> {
-        let timeout = max_ms.clamp(1.0, f64::from(i32::MAX)) as i32;
-        let prepare = AssertSqlSafe(format!("{READ_ONLY}{timeout}"));
-        sqlx::raw_sql(prepare).execute(&mut *self.transaction).await?;
-        let result = self.explain(", ANALYZE, TIMING OFF", sql).await;
-        if result.is_ok() {
-            sqlx::raw_sql(RAN).execute(&mut *self.transaction).await?;
-        }
-        result
+        plan(self.read(format!("EXPLAIN (FORMAT JSON, ANALYZE, TIMING OFF) {sql}"), max_ms).await?)
     }
 
     pub(super) async fn end(self) -> Result<(), Error> {
         self.transaction.rollback().await.map_err(|error| database("roll back", error))
     }
+}
+
+fn plan(rows: Vec<PgRow>) -> Result<Value, sqlx::Error> {
+    let mut plan: Value = rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)?;
+    Ok(plan.get_mut(0).map(Value::take).unwrap_or_default())
 }
 
 /// The error of a statement of our own.
