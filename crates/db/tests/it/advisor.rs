@@ -320,3 +320,29 @@ async fn a_statement_that_fails_when_executed_hides_no_other_advice() {
     let effects = advice.indexes.iter().flat_map(|index| &index.effects);
     assert!(effects.clone().all(|effect| effect.before < 10_000.0), "{advice}");
 }
+
+#[tokio::test]
+async fn functions_of_the_workload_are_not_called() {
+    let mut connection = database(&format!(
+        "{ORDERS} CREATE SEQUENCE calls;
+        CREATE FUNCTION \"logAccess\"(n int) RETURNS bigint LANGUAGE sql VOLATILE AS 'SELECT nextval(''calls'') + n';"
+    ))
+    .await;
+    let statements = [
+        "SELECT * FROM orders WHERE \"logAccess\"(id) = $1",
+        "SELECT id, \"logAccess\"(id) FROM orders WHERE total = 5",
+        "SELECT o.id FROM orders o, LATERAL \"logAccess\"(o.id) WHERE o.total = 5",
+        "SELECT o.id FROM orders o JOIN \"logAccess\"(7) l ON true WHERE o.total = 5",
+        "SELECT id FROM orders WHERE total = 5 LIMIT \"logAccess\"(3)",
+        "SELECT * FROM (SELECT id FROM orders WHERE note = 'y' FOR UPDATE) mine",
+        BY_CUSTOMER,
+    ];
+    for verify in [false, true] {
+        let config = AdvisorConfig { verify, ..Default::default() };
+        let advice = advise(&mut connection, &statements, &config).await;
+        assert!(definitions(&advice).iter().any(|body| body.starts_with("orders (customer_id")), "{advice}");
+        let called: bool =
+            sqlx::query_scalar("SELECT is_called FROM calls").fetch_one(&mut connection).await.unwrap();
+        assert!(!called, "verify: {verify}");
+    }
+}

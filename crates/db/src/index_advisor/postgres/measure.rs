@@ -2,7 +2,7 @@
 //! rolled back.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     time::Duration,
 };
 
@@ -17,8 +17,6 @@ use super::{
 use crate::index_advisor::{AdvisorConfig, Error, Unit};
 
 const DOING: &str = "verify the advice";
-/// These are volatile, and yet change nothing.
-const HARMLESS: [&str; 4] = ["random", "clock_timestamp", "gen_random_uuid", "timeofday"];
 /// Until a statement was executed, a unit of the planner's cost counts as this many milliseconds.
 const MS_PER_COST: f64 = 0.003;
 /// Creating an index may take so many times as long as a statement.
@@ -278,20 +276,12 @@ fn describe(node: &Value, shape: &mut String) {
 
 /// Which statements only read, with values that make sense, and call nothing that could change anything.
 async fn executable(planner: &mut Planner<'_, '_>) -> Result<Vec<bool>, Error> {
-    let called = planner.subjects.iter().flat_map(|subject| &subject.parsed.functions);
-    let names: BTreeSet<&str> = called.map(String::as_str).filter(|name| !HARMLESS.contains(name)).collect();
-    let names: Vec<String> = names.into_iter().map(literal).collect();
-    let sql = format!(
-        "SELECT DISTINCT proname::text FROM pg_catalog.pg_proc WHERE provolatile = 'v' AND proname = ANY (ARRAY[{}]::text[])",
-        names.join(", ")
-    );
-    let rows = planner.session.attempt(sql).await.map_err(|error| database(DOING, error))?;
-    let volatile = rows.iter().map(|row| row.try_get(0)).collect::<Result<BTreeSet<String>, _>>();
-    let volatile = volatile.map_err(|error| database(DOING, error))?;
+    let called = planner.subjects.iter().flat_map(|subject| &subject.parsed.functions).cloned().collect();
+    let harmless = planner.session.functions(&called, false).await;
+    let harmless = harmless.map_err(|error| database(DOING, error))?;
     let executable = planner.subjects.iter();
-    let harmless = |functions: &BTreeSet<String>| functions.is_disjoint(&volatile);
     Ok(executable
-        .map(|subject| subject.reads() && subject.realistic && harmless(&subject.parsed.functions))
+        .map(|subject| subject.reads() && subject.realistic && subject.parsed.functions.is_subset(&harmless))
         .collect())
 }
 

@@ -1,5 +1,7 @@
 //! The transaction in which the advisor looks, and which is always rolled back.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres, Row, Transaction, postgres::PgRow};
 
@@ -11,6 +13,7 @@ const LIMITS: &str = "SET LOCAL lock_timeout = '3s'; SET LOCAL idle_in_transacti
 /// A server that executes a statement notices in no other way that its client is gone. Not every one has it.
 const CHECK_CLIENT: &str = "SET LOCAL client_connection_check_interval = '2s'";
 const MARK: &str = "SAVEPOINT greenwave_advisor";
+const PLANNING_MS: f64 = 30_000.0;
 const BACK: &str = "ROLLBACK TO SAVEPOINT greenwave_advisor";
 const MARK_AGAIN: &str = "RELEASE SAVEPOINT greenwave_advisor; SAVEPOINT greenwave_advisor";
 /// What runs cannot write: the server refuses it.
@@ -21,6 +24,29 @@ const READ_ONLY: &str =
 const DENIED: &str = "42501";
 pub(super) const LOCKED: &str = "55P03";
 pub(super) const TIMED_OUT: &str = "57014";
+
+/// These are volatile, and yet change nothing.
+const HARMLESS: [&str; 4] = ["random", "clock_timestamp", "gen_random_uuid", "timeofday"];
+/// These are written like functions, and are none.
+const SYNTAX: [&str; 17] = [
+    "coalesce",
+    "nullif",
+    "greatest",
+    "least",
+    "row",
+    "grouping",
+    "array",
+    "current_date",
+    "current_time",
+    "current_timestamp",
+    "localtime",
+    "localtimestamp",
+    "current_user",
+    "session_user",
+    "user",
+    "current_role",
+    "current_catalog",
+];
 
 pub(super) struct Session<'c> {
     transaction: Transaction<'c, Postgres>,
@@ -97,13 +123,38 @@ impl<'c> Session<'c> {
 
     /// The plan of a statement.
     pub(super) async fn explain(&mut self, sql: &str) -> Result<Value, sqlx::Error> {
-        plan(self.attempt(format!("EXPLAIN (FORMAT JSON) {sql}")).await?)
+        // The planner itself calls the functions whose arguments it knows.
+        plan(self.read(format!("EXPLAIN (FORMAT JSON) {sql}"), PLANNING_MS).await?)
     }
 
     /// Executes a statement that reads, for at most so many milliseconds, and takes back what it did; its plan, with
     /// the times.
     pub(super) async fn execute(&mut self, sql: &str, max_ms: f64) -> Result<Value, sqlx::Error> {
         plan(self.read(format!("EXPLAIN (FORMAT JSON, ANALYZE, TIMING OFF) {sql}"), max_ms).await?)
+    }
+
+    /// Those of the functions that change nothing, whatever their arguments: all that exist by the name are known not
+    /// to, and with `fixed`, each is immutable, or comes with PostgreSQL.
+    pub(super) async fn functions(
+        &mut self,
+        names: &BTreeSet<String>,
+        fixed: bool,
+    ) -> Result<BTreeSet<String>, sqlx::Error> {
+        let texts: Vec<String> = names.iter().map(|name| literal(name)).collect();
+        let sql = format!(
+            "SELECT proname::text FROM pg_catalog.pg_proc WHERE proname = ANY (ARRAY[{}]::text[]) GROUP BY proname \
+             HAVING bool_and(provolatile = 'i' OR provolatile = 's' \
+             AND (NOT {fixed} OR pronamespace = 'pg_catalog'::regnamespace))",
+            texts.join(", ")
+        );
+        let rows = self.attempt(sql).await?;
+        let mut harmless: BTreeSet<String> =
+            rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+        let known = names
+            .iter()
+            .filter(|name| SYNTAX.contains(&name.as_str()) || !fixed && HARMLESS.contains(&name.as_str()));
+        harmless.extend(known.cloned());
+        Ok(harmless)
     }
 
     pub(super) async fn end(self) -> Result<(), Error> {
