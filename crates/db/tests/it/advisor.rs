@@ -346,3 +346,30 @@ async fn functions_of_the_workload_are_not_called() {
         assert!(!called, "verify: {verify}");
     }
 }
+
+#[tokio::test]
+async fn what_the_server_refuses_or_has_already_is_not_advised() {
+    let mut connection = database(&format!(
+        "{ORDERS} CREATE INDEX ON customers (lower(email)); CREATE INDEX ON orders USING gin (document jsonb_path_ops);
+        CREATE INDEX ON orders (created_at) WHERE status = 'pending';
+        CREATE ROLE advisor_without_hypopg; GRANT SELECT ON ALL TABLES IN SCHEMA public TO advisor_without_hypopg"
+    ))
+    .await;
+    let statements = [
+        "SELECT * FROM customers WHERE lower(email) = lower($1)",
+        "SELECT * FROM orders WHERE document @> $1",
+        "SELECT * FROM orders WHERE status = 'pending' ORDER BY created_at LIMIT 10",
+        "SELECT * FROM orders WHERE date_trunc('day', created_at) = $1",
+        "SELECT * FROM orders WHERE to_tsvector(note) @@ to_tsquery('y')",
+    ];
+    run(&mut connection, "SET ROLE advisor_without_hypopg").await;
+    let advice = advise(&mut connection, &statements, &AdvisorConfig::default()).await;
+    run(
+        &mut connection,
+        "RESET ROLE; DROP OWNED BY advisor_without_hypopg; DROP ROLE advisor_without_hypopg",
+    )
+    .await;
+    let bodies = definitions(&advice);
+    let wrong = ["lower", "gin", "WHERE status = 'pending'", "date_trunc", "to_tsvector"];
+    assert!(!bodies.iter().any(|body| wrong.iter().any(|word| body.contains(word))), "{advice}");
+}

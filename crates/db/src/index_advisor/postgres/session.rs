@@ -133,6 +133,25 @@ impl<'c> Session<'c> {
         plan(self.read(format!("EXPLAIN (FORMAT JSON, ANALYZE, TIMING OFF) {sql}"), max_ms).await?)
     }
 
+    /// What the server calls an index on an empty copy of the table, or its refusal; `None` where there can be no copy.
+    pub(super) async fn defined(&mut self, table: &str, body: &str) -> Result<Option<String>, sqlx::Error> {
+        let copy = format!("CREATE TEMP TABLE greenwave_advisor (LIKE {table})");
+        if let Err(error) = sqlx::raw_sql(AssertSqlSafe(copy)).execute(&mut *self.transaction).await {
+            sqlx::raw_sql(BACK).execute(&mut *self.transaction).await?;
+            return if error.as_database_error().is_some() { Ok(None) } else { Err(error) };
+        }
+        let create = format!("CREATE INDEX greenwave_advisor_index ON pg_temp.greenwave_advisor {body}");
+        let created =
+            sqlx::query(AssertSqlSafe(create)).persistent(false).execute(&mut *self.transaction).await;
+        if let Err(error) = created {
+            sqlx::raw_sql(BACK).execute(&mut *self.transaction).await?;
+            return Err(error);
+        }
+        let sql = "SELECT pg_get_indexdef('pg_temp.greenwave_advisor_index'::regclass)";
+        let rows = self.attempt(sql.to_owned()).await?;
+        rows.first().map(|row| row.try_get(0)).transpose()
+    }
+
     /// Those of the functions that change nothing, whatever their arguments: all that exist by the name are known not
     /// to, and with `fixed`, each is immutable, or comes with PostgreSQL.
     pub(super) async fn functions(
