@@ -275,7 +275,7 @@ async fn others_can_lock_a_table_while_the_advisor_thinks() {
     run(&mut connection, ORDERS).await;
     run(&mut connection, "VACUUM ANALYZE").await;
     let mut other = PgConnection::connect(&url).await.unwrap();
-    run(&mut other, "SET lock_timeout = '150ms'").await;
+    run(&mut other, "SET lock_timeout = '1s'").await;
     let text = |n| format!("SELECT * FROM orders WHERE customer_id = $1 AND total > $2 AND id <> {n}");
     let statements = (0..150).map(|n| statement(&text(n), 1.0)).collect();
     let workload = Workload { statements };
