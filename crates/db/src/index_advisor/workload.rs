@@ -1,5 +1,7 @@
 //! The statements that indexes are to serve, and how often each is called.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 use sqlparser::{
     dialect::GenericDialect,
@@ -37,11 +39,13 @@ impl Workload {
     /// ```
     pub fn from_sql(text: &str) -> Self {
         let mut workload = Self::default();
+        let mut places: HashMap<String, usize> = HashMap::new();
         for sql in split(text).iter().map(|sql| sql.trim()).filter(|sql| !sql.is_empty()) {
-            match workload.statements.iter_mut().find(|statement| statement.sql == sql) {
-                Some(statement) => statement.calls += 1.0,
+            match places.get(sql) {
+                Some(place) => workload.statements[*place].calls += 1.0,
                 None => {
                     let sql = sql.to_owned();
+                    places.insert(sql.clone(), workload.statements.len());
                     workload.statements.push(WorkloadStatement { sql, calls: 1.0, mean_ms: None });
                 }
             }

@@ -267,3 +267,109 @@ async fn a_table_that_stays_locked_is_an_error_and_leaves_the_connection_clean()
     let advice = postgres::advise(&mut connection, &workload, &config).await.unwrap();
     assert_eq!(definitions(&advice), ["orders (customer_id)"]);
 }
+
+#[tokio::test]
+async fn others_can_lock_a_table_while_the_advisor_thinks() {
+    let url = greenwave_test_servers::postgres_database();
+    let mut connection = PgConnection::connect(&url).await.unwrap();
+    run(&mut connection, ORDERS).await;
+    run(&mut connection, "VACUUM ANALYZE").await;
+    let mut other = PgConnection::connect(&url).await.unwrap();
+    run(&mut other, "SET lock_timeout = '1s'").await;
+    let text = |n| format!("SELECT * FROM orders WHERE customer_id = $1 AND total > $2 AND id <> {n}");
+    let statements = (0..150).map(|n| statement(&text(n), 1.0)).collect();
+    let workload = Workload { statements };
+    let config = AdvisorConfig::default();
+    let advising = postgres::advise(&mut connection, &workload, &config);
+    tokio::pin!(advising);
+    let mut alters = 0;
+    let advice = loop {
+        let alter = async {
+            run(
+                &mut other,
+                "ALTER TABLE orders ALTER note SET NOT NULL; ALTER TABLE orders ALTER note DROP NOT NULL",
+            )
+            .await;
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        };
+        tokio::pin!(alter);
+        tokio::select! {
+            advice = &mut advising => break advice,
+            () = &mut alter => alters += 1,
+        }
+    };
+    assert!(!advice.unwrap().indexes.is_empty());
+    assert!(alters > 3, "the advisor was too quick for {alters} changes of the table to tell anything");
+}
+
+#[tokio::test]
+async fn a_statement_that_fails_when_executed_hides_no_other_advice() {
+    let mut connection = database(ORDERS).await;
+    run(&mut connection, "CREATE TABLE \"it's\" (id int, k int); INSERT INTO \"it's\" SELECT n, n FROM generate_series(1, 20000) n; ANALYZE")
+        .await;
+    let statements = [
+        "SELECT total / (id - id) FROM orders WHERE total = 5",
+        "SELECT id FROM \"it's\" WHERE k = 7",
+        BY_CUSTOMER,
+    ];
+    let config = AdvisorConfig { verify: true, ..Default::default() };
+    let advice = advise(&mut connection, &statements, &config).await;
+    let by_customer = advice.indexes.iter().find(|index| index.create.contains("(customer_id)"));
+    assert!(by_customer.is_some_and(|index| index.effects[0].unit == Unit::Milliseconds), "{advice}");
+    assert!(advice.indexes.iter().any(|index| index.create.contains("(total)")), "{advice}");
+    let effects = advice.indexes.iter().flat_map(|index| &index.effects);
+    assert!(effects.clone().all(|effect| effect.before < 10_000.0), "{advice}");
+}
+
+#[tokio::test]
+async fn functions_of_the_workload_are_not_called() {
+    let mut connection = database(&format!(
+        "{ORDERS} CREATE SEQUENCE calls;
+        CREATE FUNCTION \"logAccess\"(n int) RETURNS bigint LANGUAGE sql VOLATILE AS 'SELECT nextval(''calls'') + n';"
+    ))
+    .await;
+    let statements = [
+        "SELECT * FROM orders WHERE \"logAccess\"(id) = $1",
+        "SELECT id, \"logAccess\"(id) FROM orders WHERE total = 5",
+        "SELECT o.id FROM orders o, LATERAL \"logAccess\"(o.id) WHERE o.total = 5",
+        "SELECT o.id FROM orders o JOIN \"logAccess\"(7) l ON true WHERE o.total = 5",
+        "SELECT id FROM orders WHERE total = 5 LIMIT \"logAccess\"(3)",
+        "SELECT * FROM (SELECT id FROM orders WHERE note = 'y' FOR UPDATE) mine",
+        BY_CUSTOMER,
+    ];
+    for verify in [false, true] {
+        let config = AdvisorConfig { verify, ..Default::default() };
+        let advice = advise(&mut connection, &statements, &config).await;
+        assert!(definitions(&advice).iter().any(|body| body.starts_with("orders (customer_id")), "{advice}");
+        let called: bool =
+            sqlx::query_scalar("SELECT is_called FROM calls").fetch_one(&mut connection).await.unwrap();
+        assert!(!called, "verify: {verify}");
+    }
+}
+
+#[tokio::test]
+async fn what_the_server_refuses_or_has_already_is_not_advised() {
+    let mut connection = database(&format!(
+        "{ORDERS} CREATE INDEX ON customers (lower(email)); CREATE INDEX ON orders USING gin (document jsonb_path_ops);
+        CREATE INDEX ON orders (created_at) WHERE status = 'pending';
+        CREATE ROLE advisor_without_hypopg; GRANT SELECT ON ALL TABLES IN SCHEMA public TO advisor_without_hypopg"
+    ))
+    .await;
+    let statements = [
+        "SELECT * FROM customers WHERE lower(email) = lower($1)",
+        "SELECT * FROM orders WHERE document @> $1",
+        "SELECT * FROM orders WHERE status = 'pending' ORDER BY created_at LIMIT 10",
+        "SELECT * FROM orders WHERE date_trunc('day', created_at) = $1",
+        "SELECT * FROM orders WHERE to_tsvector(note) @@ to_tsquery('y')",
+    ];
+    run(&mut connection, "SET ROLE advisor_without_hypopg").await;
+    let advice = advise(&mut connection, &statements, &AdvisorConfig::default()).await;
+    run(
+        &mut connection,
+        "RESET ROLE; DROP OWNED BY advisor_without_hypopg; DROP ROLE advisor_without_hypopg",
+    )
+    .await;
+    let bodies = definitions(&advice);
+    let wrong = ["lower", "gin", "WHERE status = 'pending'", "date_trunc", "to_tsvector"];
+    assert!(!bodies.iter().any(|body| wrong.iter().any(|word| body.contains(word))), "{advice}");
+}

@@ -2,7 +2,7 @@
 //! rolled back.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     time::Duration,
 };
 
@@ -12,15 +12,15 @@ use sqlx::Row;
 use super::{
     plans::{Cost, Planner, walk},
     search::Set,
-    session::{Session, TIMED_OUT, code, database, quoted},
+    session::{Session, TIMED_OUT, code, database, literal, quoted},
 };
 use crate::index_advisor::{AdvisorConfig, Error, Unit};
 
 const DOING: &str = "verify the advice";
-/// These are volatile, and yet change nothing.
-const HARMLESS: [&str; 4] = ["random", "clock_timestamp", "gen_random_uuid", "timeofday"];
 /// Until a statement was executed, a unit of the planner's cost counts as this many milliseconds.
 const MS_PER_COST: f64 = 0.003;
+/// Creating an index may take so many times as long as a statement.
+const BUILD: u128 = 10;
 /// What takes less than this is executed again, until it has taken this long, or so many times.
 const ENOUGH_MS: f64 = 300.0;
 const REPETITIONS: usize = 4;
@@ -57,36 +57,30 @@ impl Measured {
         config: &AdvisorConfig,
     ) -> Result<Self, Error> {
         let executable = executable(planner).await?;
-        // An index may take longer than a statement may.
-        planner.session.command(DOING, "SET LOCAL statement_timeout = 0").await?;
+        // An index may take longer than a statement may. Writers wait for it.
+        let longest = config.max_statement.as_millis().saturating_mul(BUILD).clamp(1, i32::MAX as u128);
+        planner.session.command(DOING, format!("SET LOCAL statement_timeout = {longest}")).await?;
         planner.session.mark().await?;
         let mut built = BTreeMap::new();
-        let mut expressions = BTreeSet::new();
         for item in set {
             let name = format!("greenwave_advisor_{item}");
             let create = planner.create(*item).replacen("CREATE INDEX", &format!("CREATE INDEX {name}"), 1);
-            match planner.session.attempt(create).await {
-                Ok(_) => {}
+            match planner.session.keep(create).await {
+                Ok(()) => {}
                 Err(error) if code(&error).is_some_and(|code| code != super::session::LOCKED) => continue,
                 Err(error) => return Err(database(DOING, error)),
             }
-            planner.session.mark().await?;
             let schema = planner.catalog.tables[planner.items[*item].candidate.table].schema.clone();
             let name = format!("{}.{name}", quoted(&schema));
-            let sql = format!("SELECT '{name}'::regclass::oid::int8, pg_relation_size('{name}'::regclass)");
+            let text = literal(&name);
+            let sql = format!("SELECT {text}::regclass::oid::int8, pg_relation_size({text}::regclass)");
             let rows = planner.session.attempt(sql).await.map_err(|error| database(DOING, error))?;
             let row = rows.first().ok_or_else(|| database(DOING, sqlx::Error::RowNotFound))?;
             let (oid, bytes) = (row.try_get(0), row.try_get::<i64, _>(1));
             planner.items[*item].definition.bytes = bytes.map_err(|error| database(DOING, error))? as f64;
             built.insert(*item, (oid.map_err(|error| database(DOING, error))?, name));
-            if planner.items[*item].has_expression() {
-                expressions.insert(planner.catalog.tables[planner.items[*item].candidate.table].full_name());
-            }
         }
-        for table in expressions {
-            // Only now can the planner know how selective an expression is.
-            planner.session.command(DOING, format!("ANALYZE {table}")).await?;
-        }
+        // No ANALYZE, although it would tell the planner how selective an expression is: its counts outlast a rollback.
         planner.session.command(DOING, SHOWN).await?;
         let timeout = config.max_statement.as_millis().clamp(1, i32::MAX as u128);
         planner.session.command(DOING, format!("SET LOCAL statement_timeout = {timeout}")).await?;
@@ -169,16 +163,30 @@ impl Planner<'_, '_> {
         set: &Set,
     ) -> Result<Cost, Error> {
         measured.show(self.session, set).await?;
+        if let Some(cost) = self.executed(measured, subject, set).await? {
+            return Ok(cost);
+        }
+        measured.executable[subject] = false;
+        Ok(self.executed(measured, subject, set).await?.unwrap_or_default())
+    }
+
+    /// The same; `None` where the statement fails when it is executed.
+    async fn executed(
+        &mut self,
+        measured: &mut Measured,
+        subject: usize,
+        set: &Set,
+    ) -> Result<Option<Cost>, Error> {
         let names: HashMap<String, usize> =
             measured.built.keys().map(|item| (format!("greenwave_advisor_{item}"), *item)).collect();
         let mut cost = Cost { unit: Unit::Milliseconds, ..Cost::default() };
         if self.subjects[subject].inserts_values() {
             cost.written = self.subjects[subject].inserted();
-            return Ok(cost);
+            return Ok(Some(cost));
         }
         let each = 1.0 / self.subjects[subject].variants.len().max(1) as f64;
         for (variant, sql) in self.subjects[subject].variants.iter().enumerate() {
-            let plan = match self.session.explain("", sql).await {
+            let plan = match self.session.explain(sql).await {
                 Ok(plan) => plan,
                 Err(sqlx::Error::Database(_)) => continue,
                 Err(error) => return Err(database(DOING, error)),
@@ -201,7 +209,12 @@ impl Planner<'_, '_> {
                 None => {
                     let ms = match measured.limit(subject, variant, planned) {
                         Some(limit) => time(self.session, sql, limit).await?,
-                        None => measured.longest(),
+                        None => Some(measured.longest()),
+                    };
+                    // What fails with an index only, after all, must not look better for it.
+                    let ms = if set.is_empty() { ms } else { ms.or(Some(measured.longest())) };
+                    let Some(ms) = ms else {
+                        return Ok(None);
                     };
                     measured.first.entry((subject, variant)).or_insert((ms, planned));
                     measured.times.insert(key, ms);
@@ -210,12 +223,13 @@ impl Planner<'_, '_> {
             };
             cost.value += ms * each;
         }
-        Ok(cost)
+        Ok(Some(cost))
     }
 }
 
 /// How long a statement takes, in milliseconds: the shortest of a few times, once it is warm.
-async fn time(session: &mut Session<'_>, sql: &str, longest: f64) -> Result<f64, Error> {
+/// `None` where it fails.
+async fn time(session: &mut Session<'_>, sql: &str, longest: f64) -> Result<Option<f64>, Error> {
     let (mut best, mut sum) = (longest, 0.0);
     for _ in 0..REPETITIONS {
         match session.execute(sql, longest).await {
@@ -225,16 +239,16 @@ async fn time(session: &mut Session<'_>, sql: &str, longest: f64) -> Result<f64,
                 best = best.min(ms);
                 sum += ms;
             }
-            // What is cut off counts as the limit; what fails otherwise, too.
-            Err(error) if code(&error).as_deref() == Some(TIMED_OUT) => return Ok(longest),
-            Err(sqlx::Error::Database(_)) => return Ok(longest),
+            // What is cut off counts as the limit.
+            Err(error) if code(&error).as_deref() == Some(TIMED_OUT) => return Ok(Some(longest)),
+            Err(sqlx::Error::Database(_)) => return Ok(None),
             Err(error) => return Err(database(DOING, error)),
         }
         if sum > ENOUGH_MS {
             break;
         }
     }
-    Ok(best)
+    Ok(Some(best))
 }
 
 /// A plan without its numbers: two that are alike take the same time.
@@ -262,20 +276,12 @@ fn describe(node: &Value, shape: &mut String) {
 
 /// Which statements only read, with values that make sense, and call nothing that could change anything.
 async fn executable(planner: &mut Planner<'_, '_>) -> Result<Vec<bool>, Error> {
-    let called = planner.subjects.iter().flat_map(|subject| &subject.parsed.functions);
-    let names: BTreeSet<&str> = called.map(String::as_str).filter(|name| !HARMLESS.contains(name)).collect();
-    let names: Vec<String> = names.into_iter().map(super::session::literal).collect();
-    let sql = format!(
-        "SELECT DISTINCT proname::text FROM pg_catalog.pg_proc WHERE provolatile = 'v' AND proname = ANY (ARRAY[{}]::text[])",
-        names.join(", ")
-    );
-    let rows = planner.session.attempt(sql).await.map_err(|error| database(DOING, error))?;
-    let volatile = rows.iter().map(|row| row.try_get(0)).collect::<Result<BTreeSet<String>, _>>();
-    let volatile = volatile.map_err(|error| database(DOING, error))?;
+    let called = planner.subjects.iter().flat_map(|subject| &subject.parsed.functions).cloned().collect();
+    let harmless = planner.session.functions(&called, false).await;
+    let harmless = harmless.map_err(|error| database(DOING, error))?;
     let executable = planner.subjects.iter();
-    let harmless = |functions: &BTreeSet<String>| functions.is_disjoint(&volatile);
     Ok(executable
-        .map(|subject| subject.reads() && subject.realistic && harmless(&subject.parsed.functions))
+        .map(|subject| subject.reads() && subject.realistic && subject.parsed.functions.is_subset(&harmless))
         .collect())
 }
 

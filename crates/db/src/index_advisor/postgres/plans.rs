@@ -15,7 +15,10 @@ use super::{
 };
 use crate::index_advisor::{
     Error, Unit,
-    usage::{Key, candidate::Candidate},
+    usage::{
+        Key,
+        candidate::{Candidate, Flavour, Part},
+    },
 };
 
 /// Finding a row by an inverted index, in the planner's units: a page, mostly in memory, and its check.
@@ -48,8 +51,10 @@ impl Default for Cost {
 }
 
 impl Item {
-    pub(super) fn has_expression(&self) -> bool {
-        self.candidate.parts.iter().any(|part| matches!(part.key, Key::Expression(..)))
+    /// Whether only the server can tell if there may be such an index, and what it would call it.
+    fn is_special(&self) -> bool {
+        let special = |part: &Part| matches!(part.key, Key::Expression(..)) || part.flavour != Flavour::Plain;
+        !self.candidate.condition.is_empty() || self.candidate.parts.iter().any(special)
     }
 }
 
@@ -174,7 +179,7 @@ impl<'p, 'c> Planner<'p, 'c> {
             return None;
         }
         for sql in &self.subjects[subject].variants {
-            if let Err(error) = self.session.explain("", sql).await {
+            if let Err(error) = self.session.explain(sql).await {
                 return Some(words(&error));
             }
         }
@@ -193,7 +198,7 @@ impl<'p, 'c> Planner<'p, 'c> {
             self.present.iter().map(|(item, name)| (name.as_str(), *item)).collect();
         let each = 1.0 / subject.variants.len().max(1) as f64;
         for sql in &subject.variants {
-            let plan = match self.session.explain("", sql).await {
+            let plan = match self.session.explain(sql).await {
                 Ok(plan) => plan,
                 Err(sqlx::Error::Database(_)) => continue,
                 Err(error) => return Err(database("ask for a plan", error)),
@@ -272,8 +277,28 @@ impl<'p, 'c> Planner<'p, 'c> {
         if matches!(definition.method, "btree" | "brin") && !self.accepts(&create).await? {
             return Ok(None);
         }
-        self.items.push(Item { candidate, definition });
+        let item = Item { candidate, definition };
+        if item.is_special() && !self.is_new(&item).await? {
+            return Ok(None);
+        }
+        self.items.push(item);
         Ok(Some(self.items.len() - 1))
+    }
+
+    /// Whether the server takes such an index, tried on an empty table, and none is defined like it.
+    async fn is_new(&mut self, item: &Item) -> Result<bool, Error> {
+        let table = &self.catalog.tables[item.candidate.table];
+        match self.session.defined(&table.full_name(), &item.definition.body).await {
+            Ok(Some(definition)) => {
+                let kind = |text: &str| text.split_once(" USING ").map(|(_, kind)| kind.to_owned());
+                let kind_of_it = kind(&definition);
+                Ok(!table.indexes.iter().any(|index| index.valid && kind(&index.definition) == kind_of_it))
+            }
+            // A role without temporary tables goes without the trial.
+            Ok(None) => Ok(true),
+            Err(sqlx::Error::Database(_)) => Ok(false),
+            Err(error) => Err(database("try an index on an empty table", error)),
+        }
     }
 
     /// Forgets the hypothetical indexes, which live in the server's memory and outlast a rollback.
@@ -291,8 +316,7 @@ async fn hypopg(session: &mut Session<'_>) -> Option<String> {
     if let Some(schema) = found(session.attempt(sql.to_owned()).await.ok()?) {
         return Some(schema);
     }
-    session.attempt("CREATE EXTENSION hypopg".to_owned()).await.ok()?;
-    session.mark().await.ok()?;
+    session.keep("CREATE EXTENSION hypopg".to_owned()).await.ok()?;
     found(session.attempt(sql.to_owned()).await.ok()?)
 }
 

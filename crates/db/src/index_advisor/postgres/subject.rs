@@ -12,7 +12,7 @@ use super::{
 use crate::index_advisor::{
     WorkloadStatement,
     usage::{
-        Key, Kind, Op, Parameter, Parsed, TableUse,
+        Key, Kind, Op, Parameter, Parsed, TableUse, functions,
         parameters::{replaced, typed_strings},
     },
 };
@@ -21,6 +21,7 @@ use crate::index_advisor::{
 const VARIANTS: usize = 3;
 /// About as many rows are looked at for values.
 const SAMPLED: f64 = 2000.0;
+const SAMPLING_MS: f64 = 30_000.0;
 const LIMIT: &str = "20";
 const PREPARED: &str = "greenwave_advisor";
 
@@ -167,6 +168,9 @@ impl Sample {
         if sample.keys.is_empty() {
             return sample;
         }
+        if !harmless(session, &sample.keys).await {
+            return Self::default();
+        }
         let table = &catalog.tables[table_use.table];
         let texts: Vec<String> = sample
             .keys
@@ -188,7 +192,7 @@ impl Sample {
                 from(share),
                 filled.join(" AND ")
             );
-            let rows = session.attempt(sql).await.unwrap_or_default();
+            let rows = session.read(sql, SAMPLING_MS).await.unwrap_or_default();
             sample.rows = rows.iter().filter_map(|row| row.try_get(0).ok()).collect();
             if !sample.rows.is_empty() {
                 break;
@@ -199,11 +203,25 @@ impl Sample {
                 "SELECT (percentile_disc('{SHARES}'::float8[]) WITHIN GROUP (ORDER BY {text}))::text[] FROM {}",
                 from(share.max(SAMPLED / 10.0 / table.rows.max(1.0)))
             );
-            let rows = session.attempt(sql).await.unwrap_or_default();
+            let rows = session.read(sql, SAMPLING_MS).await.unwrap_or_default();
             sample.quantiles.push(rows.first().and_then(|row| row.try_get(0).ok()).unwrap_or_default());
         }
         sample
     }
+}
+
+/// Whether nothing that could change anything is called when these are computed.
+async fn harmless(session: &mut Session<'_>, keys: &[Key]) -> bool {
+    let mut called = BTreeSet::new();
+    for key in keys {
+        if let Key::Expression(text, _) = key {
+            match functions(text, &PostgreSqlDialect {}) {
+                Some(functions) => called.extend(functions),
+                None => return false,
+            }
+        }
+    }
+    called.is_empty() || session.functions(&called, true).await.is_ok_and(|harmless| harmless == called)
 }
 
 /// The text of a parameter's value; `None` where nothing is known of it.

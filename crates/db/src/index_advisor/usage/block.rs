@@ -11,7 +11,7 @@ use sqlparser::ast::{
 use super::{
     Key, Kind, Op, Operand, OrderKey, Parameter, Parsed, Predicate, Schema, TableUse,
     from::renamed,
-    scope::{Mentions, Outputs, Scope, fold, parts},
+    scope::{Calls, Mentions, Outputs, Scope, fold, parts},
 };
 
 /// Walks one statement.
@@ -19,7 +19,7 @@ pub(super) struct Walker<'s> {
     pub(super) schema: &'s dyn Schema,
     pub(super) uses: Vec<TableUse>,
     pub(super) parameters: BTreeMap<String, Parameter>,
-    functions: BTreeSet<String>,
+    pub(super) functions: BTreeSet<String>,
     writes: bool,
     pub(super) depth: usize,
 }
@@ -39,13 +39,18 @@ impl<'s> Walker<'s> {
 
     pub(super) fn statement(mut self, statement: Statement) -> Result<Parsed, String> {
         let kind = self.top(&statement)?;
+        let mut calls = Calls::of(&statement);
         let unlocked = match statement {
             Statement::Query(mut query) if !query.locks.is_empty() => {
                 query.locks.clear();
+                // Those within stay, and keep it from being executed.
+                calls.locks = Calls::of(&query).locks;
                 Some(query.to_string())
             }
             _ => None,
         };
+        self.writes |= calls.locks;
+        self.functions.extend(calls.functions);
         let Self { mut uses, parameters, functions, writes, .. } = self;
         for table_use in &mut uses {
             let mentioned = table_use.predicates.iter().chain(table_use.arms.iter().flatten());
@@ -132,7 +137,11 @@ impl<'s> Walker<'s> {
                 let _ = self.top(statement);
                 Outputs::new()
             }
-            SetExpr::Merge(_) | SetExpr::Table(_) => Outputs::new(),
+            SetExpr::Merge(_) => {
+                self.writes = true;
+                Outputs::new()
+            }
+            SetExpr::Table(_) => Outputs::new(),
         }
     }
 
@@ -281,9 +290,6 @@ impl<'s> Walker<'s> {
             if let Some((of, column)) = self.resolve(name, scope) {
                 self.uses[of].columns.insert(column);
             }
-        }
-        for function in &mentions.functions {
-            self.functions.insert(parts(&function.name).1.to_lowercase());
         }
         for query in &mentions.queries {
             let outputs = self.query(query, Some(scope));

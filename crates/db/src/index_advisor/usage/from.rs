@@ -9,7 +9,7 @@ use sqlparser::{
 use super::{
     Key, Op, Operand, Predicate, TableUse,
     block::Walker,
-    scope::{Outputs, Scope, Source, fold, parts},
+    scope::{Calls, Outputs, Scope, Source, fold, parts},
 };
 
 /// Views within views are followed this deep.
@@ -95,14 +95,18 @@ impl Walker<'_> {
             return Source::Table(self.uses.len() - 1);
         }
         let mut outputs = Outputs::new();
+        let Some(definition) = self.schema.view(schema, name) else { return Source::Derived(outputs) };
         if self.depth < MAX_DEPTH
-            && let Some(definition) = self.schema.view(schema, name)
             && let Ok(statements) = Parser::parse_sql(&GenericDialect {}, &definition)
             && let [Statement::Query(query)] = statements.as_slice()
         {
+            self.functions.extend(Calls::of(query.as_ref()).functions);
             self.depth += 1;
             outputs = self.query(query, None);
             self.depth -= 1;
+        } else {
+            // What it calls is not known: no function has this name.
+            self.functions.insert(String::new());
         }
         Source::Derived(outputs)
     }

@@ -148,7 +148,7 @@ pub(crate) struct Parsed {
     pub(crate) only_reads: bool,
     pub(crate) uses: Vec<TableUse>,
     pub(crate) parameters: BTreeMap<String, Parameter>,
-    /// The functions that it calls, in lower case, without their schemas.
+    /// The functions that it and its views call, as the catalog names them, without their schemas.
     pub(crate) functions: BTreeSet<String>,
     /// The statement without `FOR UPDATE`, where it has that.
     pub(crate) unlocked: Option<String>,
@@ -174,6 +174,13 @@ impl Parsed {
         }
         Ok(parsed)
     }
+}
+
+/// The functions that an expression calls; `None` where that is not known.
+#[cfg_attr(not(feature = "postgres"), allow(dead_code))]
+pub(crate) fn functions(expression: &str, dialect: &dyn Dialect) -> Option<BTreeSet<String>> {
+    let mut parser = Parser::new(dialect).try_with_sql(expression).ok()?;
+    Some(scope::Calls::of(&parser.parse_expr().ok()?).functions)
 }
 
 /// Whether the token may deepen the syntax tree without a bracket, for which the parser has a limit.

@@ -1,8 +1,13 @@
 //! Names: which table a column belongs to.
 
-use std::{collections::BTreeMap, ops::ControlFlow};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::ControlFlow,
+};
 
-use sqlparser::ast::{Expr, Function, Ident, ObjectName, Query, Value, ValueWithSpan, Visit, Visitor};
+use sqlparser::ast::{
+    Expr, Function, Ident, ObjectName, Query, TableFactor, Value, ValueWithSpan, Visit, Visitor,
+};
 
 use super::{Schema, TableUse};
 
@@ -102,6 +107,44 @@ impl Mentions {
     /// Whether it is made of literals alone.
     pub(super) fn is_literal(&self) -> bool {
         self.is_constant() && self.functions.is_empty() && self.placeholders.is_empty()
+    }
+}
+
+/// The functions that a statement calls wherever it does, and whether it locks rows.
+#[derive(Default)]
+pub(super) struct Calls {
+    pub(super) functions: BTreeSet<String>,
+    pub(super) locks: bool,
+}
+
+impl Calls {
+    pub(super) fn of(part: &impl Visit) -> Self {
+        let mut calls = Self::default();
+        let _ = part.visit(&mut calls);
+        calls
+    }
+}
+
+impl Visitor for Calls {
+    type Break = ();
+
+    fn pre_visit_query(&mut self, query: &Query) -> ControlFlow<()> {
+        self.locks |= !query.locks.is_empty();
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+        if let Expr::Function(function) = expr {
+            self.functions.insert(parts(&function.name).1);
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_table_factor(&mut self, factor: &TableFactor) -> ControlFlow<()> {
+        if let TableFactor::Table { name, args: Some(_), .. } | TableFactor::Function { name, .. } = factor {
+            self.functions.insert(parts(name).1);
+        }
+        ControlFlow::Continue(())
     }
 }
 
