@@ -8,6 +8,8 @@ mod advisor;
 mod advisor_findings;
 #[cfg(all(feature = "index-advisor", feature = "sqlite"))]
 mod advisor_sqlite;
+#[cfg(all(feature = "index-advisor", feature = "sqlite"))]
+mod advisor_sqlite_odd;
 #[cfg(all(feature = "postgres", feature = "index-advisor"))]
 mod advisor_suite;
 mod batch;
