@@ -10,13 +10,22 @@ use serde::{Deserialize, Serialize};
 ///
 /// let config = CacheConfig { ttl: Duration::from_secs(30), ..Default::default() };
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CacheConfig {
     /// How many entries the process keeps at most; default 100000.
     ///
     /// Beyond that the least useful entries go. 0 keeps none.
     pub max_entries: usize,
+
+    /// How many bytes the process keeps at most, as [`CacheBuilder::weigher`](crate::CacheBuilder::weigher) counts
+    /// them; default 0, which bounds by entries alone.
+    pub max_bytes: u64,
+
+    /// How large a value may be to be kept; default 0, any size. A larger one is passed on to those who wait for it.
+    ///
+    /// In memory that is what the weigher says, in the remote the bytes that it encodes to.
+    pub max_value_bytes: u64,
 
     /// How long an entry is served from this process's memory before anybody is asked again; default 5m.
     ///
@@ -29,7 +38,44 @@ pub struct CacheConfig {
     #[serde(with = "humantime_serde")]
     pub ttl: Duration,
 
-    /// How long the remote keeps an entry, where a cache has one; default 1h.
+    /// How much of its TTL an entry may lose at random, from 0.0 to 1.0; default 0.1.
+    ///
+    /// Entries that came together, as after a start, then don't end together.
+    pub ttl_jitter: f64,
+
+    /// How long `Ok(None)`, the source's word that there is no such thing, is kept; default 0s, which is not at all.
+    ///
+    /// Whoever creates the thing must then [`invalidate`](crate::Cache::invalidate) its key too.
+    #[serde(with = "humantime_serde")]
+    pub absent_ttl: Duration,
+
+    /// How long a failed load answers those who come after it; default 100ms. An invalidation ends it.
+    #[serde(with = "humantime_serde")]
+    pub error_ttl: Duration,
+
+    /// When a fresh entry that is asked for is loaded anew in the background, as a part of its TTL; default 0.0, never.
+    ///
+    /// 0.8 is a good value for what must not become slow: nobody waits for the load of what is asked for often enough.
+    pub refresh_after: f64,
+
+    /// How long after its TTL an entry is still served at once, while it is loaded anew in the background; default 0s.
+    #[serde(with = "humantime_serde")]
+    pub stale_while_revalidate: Duration,
+
+    /// How long after its TTL an entry is still served when the source fails, or is slower than `soft_timeout`;
+    /// default 0s.
+    #[serde(with = "humantime_serde")]
+    pub stale_if_error: Duration,
+
+    /// How long the source is left alone after a failure for which a stale entry was served; default 1s.
+    #[serde(with = "humantime_serde")]
+    pub retry_after: Duration,
+
+    /// How long a caller waits for a load when there is a stale entry to serve instead; default 0s, to the load's end.
+    #[serde(with = "humantime_serde")]
+    pub soft_timeout: Duration,
+
+    /// How long the remote holds an entry fresh, where a cache has one; default 1h.
     ///
     /// 0 writes nothing to the remote.
     #[serde(with = "humantime_serde")]
@@ -45,7 +91,17 @@ impl Default for CacheConfig {
     fn default() -> CacheConfig {
         CacheConfig {
             max_entries: 100_000,
+            max_bytes: 0,
+            max_value_bytes: 0,
             ttl: Duration::from_secs(5 * 60),
+            ttl_jitter: 0.1,
+            absent_ttl: Duration::ZERO,
+            error_ttl: Duration::from_millis(100),
+            refresh_after: 0.0,
+            stale_while_revalidate: Duration::ZERO,
+            stale_if_error: Duration::ZERO,
+            retry_after: Duration::from_secs(1),
+            soft_timeout: Duration::ZERO,
             remote_ttl: Duration::from_secs(60 * 60),
             load_timeout: Duration::from_secs(30),
         }
@@ -61,17 +117,48 @@ pub struct RemoteConfig {
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
 
-    /// How long the remote is left alone after a failure; default 1s.
-    ///
-    /// After that time one operation tries again, and the others follow when it succeeds. So a dead remote costs reads
-    /// one `timeout` in each of these intervals. Invalidations are always tried.
+    /// How often a remote that does not answer is tried in the background; default 200ms. Nobody waits for that.
     #[serde(with = "humantime_serde")]
     pub retry_after: Duration,
+
+    /// How this process hears of changes that others make; default `tracking`.
+    pub coherence: CoherenceMode,
+
+    /// How long an answer from memory is trusted while changes cannot be heard; default 1s.
+    #[serde(with = "humantime_serde")]
+    pub untracked_ttl: Duration,
+
+    /// What all keys begin with, so that several services can share one Redis; default "".
+    pub namespace: String,
+
+    /// How many bytes a value may have before it is compressed, with LZ4; default 4096. 0 compresses none.
+    pub compress_above: usize,
+}
+
+/// How a process hears of changes that others make in a [`Remote`](crate::Remote).
+#[cfg(feature = "redis")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CoherenceMode {
+    /// Redis tells (RESP3 client tracking), whoever makes the change. Needs Redis 6 or Valkey; not with a cluster, which
+    /// gets `Published` instead.
+    Tracking,
+    /// The caches of this crate tell each other through Redis' pub/sub. Changes by other programs go unheard.
+    Published,
+    /// Nobody tells: memory trusts nothing for longer than `untracked_ttl`.
+    Off,
 }
 
 #[cfg(feature = "redis")]
 impl Default for RemoteConfig {
     fn default() -> RemoteConfig {
-        RemoteConfig { timeout: Duration::from_millis(250), retry_after: Duration::from_secs(1) }
+        RemoteConfig {
+            timeout: Duration::from_millis(250),
+            retry_after: Duration::from_millis(200),
+            coherence: CoherenceMode::Tracking,
+            untracked_ttl: Duration::from_secs(1),
+            namespace: String::new(),
+            compress_above: 4096,
+        }
     }
 }

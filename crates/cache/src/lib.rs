@@ -6,8 +6,10 @@ mod clock;
 mod config;
 mod error;
 mod invalidate;
+mod loaded;
 mod memory;
 mod singleflight;
+mod tags;
 pub mod telemetry;
 
 #[cfg(feature = "redis")]
@@ -20,9 +22,10 @@ pub use builder::CacheBuilder;
 pub use cache::Cache;
 pub use config::CacheConfig;
 #[cfg(feature = "redis")]
-pub use config::RemoteConfig;
+pub use config::{CoherenceMode, RemoteConfig};
 #[cfg(feature = "redis")]
 pub use error::Error;
 pub use error::LoadError;
+pub use loaded::Loaded;
 #[cfg(feature = "redis")]
 pub use remote::Remote;

@@ -1,6 +1,7 @@
 //! L2: Redis, shared by processes. It may fail at any time, and then costs little.
 
 mod breaker;
+mod coherence;
 mod tier;
 
 use std::{

@@ -1,0 +1,181 @@
+//! Whether what was read from the remote is still what it has.
+//!
+//! Redis tells of changes to the keys that this process has read. Each key has one of many stamps, by its hash, and a
+//! change of the key changes the stamp. Whoever is about to read takes a [`Seal`], which notes the stamp; it goes with
+//! the value into memory, and is looked at whenever the value is. So there is no moment in which news of a change can
+//! come too early or too late, no channel that may overflow, and no list of which key is where. Keys that share a stamp
+//! fall together, which costs a read.
+//!
+//! When the connection breaks, changes go unheard: each connection is an epoch, and a seal is good in its own only.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// One mebibyte of stamps for each remote. With as many entries, a change takes one other entry along.
+const STAMPS: usize = 1 << 18;
+
+pub(crate) struct Coherence {
+    stamps: Box<[AtomicU32]>,
+    hasher: RandomState,
+    /// Even while changes are heard, odd while they are not.
+    epoch: AtomicU32,
+    lost: Mutex<Instant>,
+    untracked_ttl: Duration,
+}
+
+/// What was known of a key before it was read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seal {
+    slot: u32,
+    stamp: u32,
+    epoch: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Standing {
+    Current,
+    /// It was changed by somebody: it must not be served.
+    Changed,
+    /// Nobody told of a change, and nobody would have.
+    Unheard,
+}
+
+impl Coherence {
+    /// Begins deaf. `untracked_ttl` is how long what memory has is trusted while changes are not heard.
+    pub(crate) fn new(untracked_ttl: Duration) -> Coherence {
+        Coherence {
+            stamps: (0..STAMPS).map(|_| AtomicU32::new(0)).collect(),
+            hasher: RandomState::new(),
+            epoch: AtomicU32::new(1),
+            lost: Mutex::new(Instant::now()),
+            untracked_ttl,
+        }
+    }
+
+    /// To be taken before the read whose result it seals.
+    pub(crate) fn seal(&self, redis_key: &[u8]) -> Seal {
+        let slot = self.slot(redis_key);
+        let epoch = self.epoch.load(Ordering::SeqCst);
+        Seal { slot: slot as u32, stamp: self.stamps[slot].load(Ordering::SeqCst), epoch }
+    }
+
+    #[inline]
+    pub(crate) fn standing(&self, seal: Seal) -> Standing {
+        if self.stamps[seal.slot as usize].load(Ordering::SeqCst) != seal.stamp {
+            return Standing::Changed;
+        }
+        match self.epoch.load(Ordering::SeqCst) {
+            epoch if epoch == seal.epoch => Standing::Current,
+            epoch => self.in_another_epoch(seal, epoch),
+        }
+    }
+
+    #[cold]
+    fn in_another_epoch(&self, seal: Seal, epoch: u32) -> Standing {
+        let just_lost = epoch == seal.epoch.wrapping_add(1) && !hears(epoch);
+        let lost = || *self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        match just_lost && lost().elapsed() < self.untracked_ttl {
+            true => Standing::Current,
+            false => Standing::Unheard,
+        }
+    }
+
+    /// How long memory may keep what has this seal, of `ttl`.
+    pub(crate) fn bound(&self, seal: Seal, ttl: Duration) -> Duration {
+        match hears(seal.epoch) {
+            true => ttl,
+            false => ttl.min(self.untracked_ttl),
+        }
+    }
+
+    /// Somebody changed the key.
+    pub(crate) fn changed(&self, redis_key: &[u8]) {
+        self.stamps[self.slot(redis_key)].fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Somebody changed everything, as by `FLUSHALL`.
+    pub(crate) fn changed_all(&self) {
+        for stamp in &self.stamps {
+            stamp.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// From now on changes go unheard.
+    pub(crate) fn lose(&self) {
+        *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        let _ = self.epoch.try_update(Ordering::SeqCst, Ordering::SeqCst, |epoch| {
+            hears(epoch).then(|| epoch.wrapping_add(1))
+        });
+    }
+
+    /// From now on changes of what is read are heard.
+    pub(crate) fn hear(&self) {
+        let _ = self.epoch.try_update(Ordering::SeqCst, Ordering::SeqCst, |epoch| {
+            (!hears(epoch)).then(|| epoch.wrapping_add(1))
+        });
+    }
+
+    /// Tells apart what was learnt on one connection from what was learnt on another.
+    pub(crate) fn epoch(&self) -> u32 {
+        self.epoch.load(Ordering::SeqCst)
+    }
+
+    fn slot(&self, redis_key: &[u8]) -> usize {
+        self.hasher.hash_one(redis_key) as usize % STAMPS
+    }
+}
+
+fn hears(epoch: u32) -> bool {
+    epoch.is_multiple_of(2)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_breaks_the_seals_from_before_and_no_other() {
+        let coherence = Coherence::new(SECOND);
+        coherence.hear();
+        let (before, other) = (coherence.seal(b"a"), coherence.seal(b"b"));
+        coherence.changed(b"a");
+        assert_eq!(coherence.standing(before), Standing::Changed);
+        assert_eq!(coherence.standing(other), Standing::Current);
+        assert_eq!(coherence.standing(coherence.seal(b"a")), Standing::Current);
+        coherence.changed_all();
+        assert_eq!(coherence.standing(other), Standing::Changed);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_goes_unheard_is_trusted_for_a_short_time() {
+        let coherence = Coherence::new(SECOND);
+        coherence.hear();
+        let seal = coherence.seal(b"a");
+        assert_eq!(coherence.bound(seal, SECOND * 9), SECOND * 9);
+        coherence.lose();
+        assert_eq!(coherence.standing(seal), Standing::Current);
+        advance(SECOND).await;
+        assert_eq!(coherence.standing(seal), Standing::Unheard);
+
+        let deaf = coherence.seal(b"a");
+        assert_eq!(coherence.standing(deaf), Standing::Current);
+        assert_eq!(coherence.bound(deaf, SECOND * 9), SECOND);
+        coherence.hear();
+        assert_eq!(coherence.standing(deaf), Standing::Unheard, "it may have been changed meanwhile");
+        assert_eq!(coherence.standing(seal), Standing::Unheard);
+        coherence.changed(b"a");
+        assert_eq!(coherence.standing(seal), Standing::Changed);
+    }
+}
