@@ -31,7 +31,7 @@ use crate::{
 /// # }
 /// ```
 pub struct Cache<K, V> {
-    inner: Arc<Inner<K, V>>,
+    pub(crate) inner: Arc<Inner<K, V>>,
 }
 
 pub(crate) struct Inner<K, V> {

@@ -8,9 +8,13 @@ mod error;
 mod invalidate;
 mod loaded;
 mod memory;
+mod observe;
 mod singleflight;
+mod stats;
+mod striped;
 mod tags;
 pub mod telemetry;
+mod would_be;
 
 #[cfg(feature = "redis")]
 mod remote;
@@ -27,5 +31,8 @@ pub use config::{CoherenceMode, RemoteConfig};
 pub use error::Error;
 pub use error::LoadError;
 pub use loaded::Loaded;
+pub use observe::{Observed, observe};
 #[cfg(feature = "redis")]
 pub use remote::Remote;
+pub use stats::CacheStats;
+pub use would_be::{SizeUnit, WouldBe, WouldBeRatio};

@@ -57,6 +57,14 @@ impl<K: Hash + Eq, V> Memory<K, V> {
         Removed { _evicted: Some(evicted), _removed: None }
     }
 
+    pub(crate) fn entries(&self) -> u64 {
+        self.entries.len() as u64
+    }
+
+    pub(crate) fn weight(&self) -> u64 {
+        self.entries.weight()
+    }
+
     pub(crate) fn remove(&self, key: &K) -> Removed<K, V> {
         Removed { _evicted: None, _removed: self.entries.remove(key) }
     }
