@@ -3,7 +3,8 @@ use std::{fmt, hash::Hash, sync::Arc};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    Cache, CacheConfig, cache::Inner, invalidate::Table, memory::Memory, remote::Tier, telemetry::Metrics,
+    Cache, CacheConfig, cache::Inner, invalidate::Table, memory::Memory, remote::Tier, tags::Tags,
+    telemetry::Metrics,
 };
 
 /// Puts a [`Cache`] together.
@@ -13,13 +14,13 @@ pub struct CacheBuilder<K, V> {
     tier: Option<MakeTier<K, V>>,
 }
 
-type MakeTier<K, V> = Box<dyn FnOnce(&'static str, &CacheConfig) -> Tier<K, V> + Send>;
+type MakeTier<K, V> = Box<dyn FnOnce(&'static str, &CacheConfig, Arc<Tags>) -> Tier<K, V> + Send>;
 
 impl<K, V> CacheBuilder<K, V> {
     pub(crate) fn new(name: &'static str) -> CacheBuilder<K, V> {
         assert!(
-            !name.contains(':'),
-            "a cache's name must hold no colon, which ends it in the remote's keys: {name}"
+            !name.contains([':', '\0']),
+            "a cache's name must hold no colon or zero, which end it in the remote's keys: {name}"
         );
         CacheBuilder { name, config: CacheConfig::default(), tier: None }
     }
@@ -32,16 +33,61 @@ impl<K, V> CacheBuilder<K, V> {
 
     /// Keeps values in Redis too, behind this process's memory and in front of the source.
     ///
-    /// Only this asks that values can be serialised. The key there is `{name}:{key}`, so different keys must have
-    /// different `Display` texts. Mind [`CacheConfig::ttl`]: it bounds how old an answer from memory may be when
-    /// another process writes.
+    /// Only this asks that values can be serialised: they are kept as [`MessagePack`](crate::MessagePack). The key there
+    /// is `{namespace}:{name}:{key}`, so different keys must have different `Display` texts; where they have not, or
+    /// have none, use [`remote_with`](CacheBuilder::remote_with).
     #[cfg(feature = "redis")]
-    pub fn remote(mut self, remote: crate::Remote) -> CacheBuilder<K, V>
+    pub fn remote(self, remote: crate::Remote) -> CacheBuilder<K, V>
     where
-        K: fmt::Display,
-        V: serde::Serialize + serde::de::DeserializeOwned,
+        K: fmt::Display + 'static,
+        V: serde::Serialize + serde::de::DeserializeOwned + 'static,
     {
-        self.tier = Some(Box::new(move |name, config| Tier::new(remote, name, config)));
+        self.remote_by(remote, Box::new(crate::remote::display), crate::MessagePack)
+    }
+
+    /// The same with keys and values written as you like.
+    ///
+    /// `key` gives the bytes that stand for a key, which may be any, and must be others for another key. All processes
+    /// must write the same key the same way, or they will not hear of each other's changes.
+    ///
+    /// ```
+    /// # use greenwave_cache::{Cache, MessagePack, Remote};
+    /// # fn main() -> Result<(), greenwave_cache::Error> {
+    /// let remote = Remote::connect("redis://127.0.0.1:6379")?;
+    /// let key = |(x, y): &(u32, u32)| [x.to_be_bytes(), y.to_be_bytes()].concat();
+    /// let tiles = Cache::<(u32, u32), String>::builder("tile").remote_with(remote, key, MessagePack).build();
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "redis")]
+    pub fn remote_with<B: AsRef<[u8]>>(
+        self,
+        remote: crate::Remote,
+        key: impl Fn(&K) -> B + Send + Sync + 'static,
+        codec: impl crate::Codec<V>,
+    ) -> CacheBuilder<K, V>
+    where
+        K: 'static,
+        V: 'static,
+    {
+        let append = move |of: &K, bytes: &mut Vec<u8>| bytes.extend_from_slice(key(of).as_ref());
+        self.remote_by(remote, Box::new(append), codec)
+    }
+
+    #[cfg(feature = "redis")]
+    fn remote_by(
+        mut self,
+        remote: crate::Remote,
+        key: crate::remote::MakeKey<K>,
+        codec: impl crate::Codec<V>,
+    ) -> CacheBuilder<K, V>
+    where
+        K: 'static,
+        V: 'static,
+    {
+        let codec = Box::new(codec);
+        self.tier =
+            Some(Box::new(move |name, config, tags| Tier::new(remote, name, config, tags, key, codec)));
         self
     }
 
@@ -60,8 +106,9 @@ impl<K, V> CacheBuilder<K, V> {
             name: self.name,
             memory: Memory::new(self.config.max_entries, self.config.ttl),
             table: Arc::new(Table::new()),
-            remote: self.tier.map(|make| make(self.name, &self.config)),
+            remote: self.tier.map(|make| make(self.name, &self.config, Arc::default())),
             load_timeout: self.config.load_timeout,
+            remote_ttl: self.config.remote_ttl,
             metrics: Metrics::new(self.name),
             tasks,
         })

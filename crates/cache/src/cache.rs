@@ -7,7 +7,7 @@ use crate::{
     CacheBuilder, LoadError,
     invalidate::{Entrance, Table},
     memory::Memory,
-    remote::Tier,
+    remote::{Outgoing, Tier},
     singleflight::{self, Landing},
     telemetry::Metrics,
 };
@@ -40,6 +40,7 @@ pub(crate) struct Inner<K, V> {
     pub(crate) table: Arc<Table<K, V>>,
     pub(crate) remote: Option<Tier<K, V>>,
     pub(crate) load_timeout: Duration,
+    pub(crate) remote_ttl: Duration,
     pub(crate) metrics: Metrics,
     /// Loads, and writes to the remote: each ends by its own deadline.
     pub(crate) tasks: TaskTracker,
@@ -207,7 +208,7 @@ where
     async fn look_remotely(&self, key: &K) -> Option<Arc<V>> {
         let remote = self.remote.as_ref()?;
         let claim = self.table.claim(key);
-        let value = Arc::new(remote.get(key).await?);
+        let value = remote.get(key).await.filter(|kept| !kept.fresh_for.is_zero())?.value?;
         let removed = claim.store(|| self.memory.insert(key.clone(), Arc::clone(&value)));
         drop(removed);
         Some(value)
@@ -222,7 +223,8 @@ where
         let writes = claim.remote_writes();
         let _turn = writes.write().await;
         self.put(&key, &value);
-        remote.set(&key, &value).await;
+        let (fresh_for, stale_for) = (self.remote_ttl, Duration::ZERO);
+        remote.set(&key, Outgoing { value: Some(&value), fresh_for, stale_for, tags: &[] }).await;
         self.put(&key, &value);
     }
 
@@ -231,7 +233,7 @@ where
         let claim = self.table.claim(&key);
         let writes = claim.remote_writes();
         let _turn = writes.read().await;
-        remote.delete(&key).await;
+        remote.delete(&[key.clone()]).await;
         self.forget(&key);
     }
 }

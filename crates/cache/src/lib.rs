@@ -27,5 +27,7 @@ pub use config::{CoherenceMode, RemoteConfig};
 pub use error::Error;
 pub use error::LoadError;
 pub use loaded::Loaded;
+#[cfg(feature = "postcard")]
+pub use remote::Postcard;
 #[cfg(feature = "redis")]
-pub use remote::Remote;
+pub use remote::{Codec, MessagePack, Remote};

@@ -18,7 +18,13 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{LoadError, cache::Inner, invalidate::Claim, telemetry::Metrics};
+use crate::{
+    LoadError,
+    cache::Inner,
+    invalidate::Claim,
+    remote::{Outgoing, Turn},
+    telemetry::Metrics,
+};
 
 /// A load that is under way, as those see it who wait for it.
 pub(crate) struct Flight<V> {
@@ -92,18 +98,25 @@ where
     V: Send + Sync + 'static,
 {
     let cache = Arc::clone(&landing.cache);
-    if let Some(remote) = &cache.remote
-        && let Some(value) = remote.get(landing.claim.key()).await
-    {
-        cache.metrics.remote_hits.increment(1);
-        landing.land(Ok(Some(Arc::new(value))));
-        return;
+    let mut lease = None;
+    if let Some(remote) = &cache.remote {
+        let key = landing.claim.key();
+        let found = match remote.get(key).await.filter(|kept| !kept.fresh_for.is_zero()) {
+            Some(kept) => Some(kept),
+            None => match remote.turn(key).await {
+                Turn::Found(kept) => Some(kept),
+                Turn::Lead(led) => {
+                    lease = led;
+                    None
+                }
+            },
+        };
+        if let Some(kept) = found {
+            cache.metrics.remote_hits.increment(1);
+            landing.land(Ok(kept.value));
+            return;
+        }
     }
-
-    let lease = match &cache.remote {
-        Some(remote) => remote.lease(landing.claim.key()).await,
-        None => None,
-    };
     let started = Instant::now();
     let outcome = within(cache.load_timeout, load).await;
     cache.metrics.load_duration.record(started.elapsed());
@@ -118,7 +131,15 @@ where
     // The callers have their answer; the remote may take its time.
     if let (Some(remote), Some(lease)) = (&cache.remote, lease) {
         let value = value.filter(|_| landing.claim.is_current());
-        remote.fill(landing.claim.key(), value.as_deref(), lease).await;
+        let key = landing.claim.key();
+        let (fresh_for, stale_for) = (cache.remote_ttl, Duration::ZERO);
+        match value {
+            Some(value) => {
+                let out = Outgoing { value: Some(&*value), fresh_for, stale_for, tags: &[] };
+                let _ = remote.fill(key, lease, out).await;
+            }
+            None => remote.give_back(key, lease).await,
+        }
     }
 }
 

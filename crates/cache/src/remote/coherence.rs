@@ -123,6 +123,11 @@ impl Coherence {
         });
     }
 
+    /// Whether changes are heard of now.
+    pub(crate) fn hears(&self) -> bool {
+        hears(self.epoch.load(Ordering::SeqCst))
+    }
+
     /// Tells apart what was learnt on one connection from what was learnt on another.
     pub(crate) fn epoch(&self) -> u32 {
         self.epoch.load(Ordering::SeqCst)
