@@ -12,13 +12,16 @@ use crate::{
     Loaded,
     cache::Inner,
     invalidate::Claim,
-    loaded::Answer,
     memory::{Age, Item, Old},
-    policy::Life,
-    remote::{Filled, Kept, Lease, Outgoing, Seal, Tier, Turn},
+    policy::{Life, Weight},
+    remote::{Kept, Lease, Tier, Turn},
     singleflight::{Failed, Failure, Flight, Landed, Load, LoadMany, within},
     tags::TagSet,
 };
+
+/// How long a failure is remembered at most, and how many are.
+const MAX_LINGER: Duration = Duration::from_secs(24 * 60 * 60);
+const MAX_FAILED: usize = 100_000;
 
 /// A leader's duty to tell those who wait, which holds whatever becomes of its task.
 pub(crate) struct Landing<K: Hash + Eq + Clone, V> {
@@ -161,6 +164,9 @@ impl<K: Hash + Eq + Clone, V> Landing<K, V> {
         let weight = memory.weigh(key, kept.value.as_ref());
         let item = Item { value: kept.value, tags: kept.tags, seal: Some(kept.seal) };
         if fresh_for.is_zero() {
+            if self.prior.as_ref().is_some_and(Old::is_served) {
+                return false;
+            }
             let stored = self.claim.store(|| memory.insert_stale(key, item, weight, stale_for));
             if let Some((removed, old)) = stored {
                 metrics.evictions.increment(removed.evicted);
@@ -195,9 +201,14 @@ impl<K: Hash + Eq + Clone, V> Landing<K, V> {
         let answered = cache.answered(loaded, self.prior.as_ref(), self.flight.tags_seen);
         let key = self.claim.key();
         let weight = cache.memory.weigh(key, answered.value.as_ref());
-        cache.note_kept(&answered, weight);
-        let ttl = cache.unconfirmed_ttl(self.flight.seal, answered.life.memory);
-        let item = Item { value: answered.value.clone(), tags: answered.tags.clone(), seal: self.flight.seal };
+        match (weight, &answered.value) {
+            (Weight::TooLarge, _) => cache.metrics.too_large.increment(1),
+            (_, None) => cache.metrics.absent.increment(1),
+            _ => {}
+        }
+        let ttl = cache.unconfirmed_ttl(answered.life.memory);
+        let item =
+            Item { value: answered.value.clone(), tags: answered.tags.clone(), seal: self.flight.seal };
         let removed = self.claim.land(&self.flight, || cache.memory.insert(key, item, weight, ttl));
         match (&removed, &answered.value) {
             (Some(removed), _) => cache.metrics.evictions.increment(removed.evicted),
@@ -210,16 +221,16 @@ impl<K: Hash + Eq + Clone, V> Landing<K, V> {
         Some(answered)
     }
 
-    /// A load that fails while there was something to fall back on stays longer, so that the source is left alone.
+    /// How long a failed load stays. While there is something to fall back on, the source is left alone for longer.
     fn lingers(&self) -> Duration {
         let policy = self.cache.policy();
-        match (self.flight.outcome(), &self.prior) {
-            (Some(Err(Failed { failure: Failure::Aborted, .. })) | None | Some(Ok(_)), _) => Duration::ZERO,
-            (Some(Err(_)), Some(Old { age: Age::Ripe | Age::Stale | Age::Fallback, .. })) => {
-                policy.retry_after.max(policy.error_ttl)
-            }
-            (Some(Err(_)), _) => policy.error_ttl,
-        }
+        let has_fallback = self.prior.as_ref().is_some_and(|prior| prior.age != Age::Over);
+        let lingers = match self.flight.outcome() {
+            Some(Err(Failed { failure: Failure::Aborted, .. })) | Some(Ok(_)) | None => Duration::ZERO,
+            Some(Err(_)) if has_fallback => policy.retry_after.max(policy.error_ttl),
+            Some(Err(_)) => policy.error_ttl,
+        };
+        lingers.min(MAX_LINGER)
     }
 
     fn fail(&mut self, failure: Failure) {
@@ -238,12 +249,12 @@ impl<K: Hash + Eq + Clone, V> Landing<K, V> {
         V: Send + Sync + 'static,
     {
         if let (Some(remote), Some(lease)) = (&self.cache.remote, lease) {
-            match answered.filter(|answered| !answered.life.remote.is_zero() && self.claim.is_current()) {
+            match answered.filter(|_| self.claim.is_current()) {
                 Some(answered) => self.fill(remote, lease, &answered).await,
                 None => remote.give_back(self.claim.key(), lease).await,
             }
         }
-        let lingers = self.lingers().min(MAX_LINGER);
+        let lingers = self.lingers();
         let cache = Arc::clone(&self.cache);
         if !lingers.is_zero() && cache.failed.len() < MAX_FAILED {
             cache.failed.spawn(async move {
@@ -253,17 +264,16 @@ impl<K: Hash + Eq + Clone, V> Landing<K, V> {
         }
     }
 
-    async fn fill(&self, remote: &Tier<K, V>, lease: Lease, answered: &Answered<V>) {
+    async fn fill(&self, remote: &Tier<K, V>, lease: Lease, answered: &Answered<V>)
+    where
+        V: 'static,
+    {
         let key = self.claim.key();
         let filled = remote.fill(key, lease, self.cache.outgoing(answered, &answered.names())).await;
         let removed = self.claim.store(|| self.cache.confirm(key, answered, filled));
         drop(removed);
     }
 }
-
-/// How long a failure is remembered at most, and how many are at most.
-const MAX_LINGER: Duration = Duration::from_secs(24 * 60 * 60);
-const MAX_FAILED: usize = 100_000;
 
 impl<V> Answered<V> {
     pub(crate) fn names(&self) -> Vec<Arc<str>> {

@@ -89,6 +89,31 @@ impl<V> Clone for Old<V> {
     }
 }
 
+impl<V> Look<V> {
+    /// What answers at once.
+    pub(crate) fn served(self) -> Option<Option<Arc<V>>> {
+        match self {
+            Look::Fresh(value) => Some(value),
+            Look::Old(old) if old.is_served() => Some(old.value),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn fresh(self) -> Option<Option<Arc<V>>> {
+        match self {
+            Look::Fresh(value) | Look::Old(Old { value, age: Age::Ripe, .. }) => Some(value),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn old(self) -> Option<Old<V>> {
+        match self {
+            Look::Old(old) => Some(old),
+            _ => None,
+        }
+    }
+}
+
 impl<V> Old<V> {
     /// Whether it answers at once, while it is loaded anew.
     pub(crate) fn is_served(&self) -> bool {
@@ -124,6 +149,12 @@ pub(crate) struct Removed<K, V> {
     pub(crate) evicted: u64,
 }
 
+impl<K, V> Removed<K, V> {
+    fn none() -> Removed<K, V> {
+        Removed { _left: Vec::new(), evicted: 0 }
+    }
+}
+
 impl<K: Hash + Eq, V> Memory<K, V> {
     pub(crate) fn new(
         config: &CacheConfig,
@@ -134,7 +165,8 @@ impl<K: Hash + Eq, V> Memory<K, V> {
             0 => config.max_entries as u64,
             bytes => bytes,
         };
-        let entries = Cache::with(config.max_entries, capacity, Weights, DefaultHashBuilder::default(), Leave);
+        let entries =
+            Cache::with(config.max_entries, capacity, Weights, DefaultHashBuilder::default(), Leave);
         if config.max_bytes == 0 {
             // A margin, since one entry too many would double it.
             entries.reserve(config.max_entries.min(ROOM) + 16 * entries.num_shards());
@@ -172,7 +204,9 @@ impl<K: Hash + Eq, V> Memory<K, V> {
         match standing {
             Standing::Changed => Look::Nothing,
             Standing::Current if now < look_at => Look::Fresh(value),
-            _ => Look::Old(Old { value, tags, age: self.age(now, fresh_until, standing == Standing::Current) }),
+            _ => {
+                Look::Old(Old { value, tags, age: self.age(now, fresh_until, standing == Standing::Current) })
+            }
         }
     }
 
@@ -228,9 +262,20 @@ impl<K: Hash + Eq, V> Memory<K, V> {
             Weight::Of(weight) if age != Age::Over => {
                 self.put(key.clone(), Entry { item, look_at: fresh_until, fresh_until, weight })
             }
-            _ => self.remove(key),
+            _ => Removed::none(),
         };
         (removed, old)
+    }
+
+    /// What there is, if it was not invalidated.
+    pub(crate) fn prior(&self, key: &K) -> Option<Old<V>> {
+        match self.look(key) {
+            Look::Fresh(value) => {
+                let tags = self.entries.peek(key).and_then(|entry| entry.item.tags);
+                Some(Old { value, tags, age: Age::Ripe })
+            }
+            look => look.old(),
+        }
     }
 
     /// Gives the entry a new life if its value is still this one.
@@ -244,7 +289,7 @@ impl<K: Hash + Eq, V> Memory<K, V> {
                 let item = Item { seal: Some(seal), ..entry.item };
                 self.put(key.clone(), Entry { item, look_at, fresh_until, ..entry })
             }
-            _ => Removed { _left: Vec::new(), evicted: 0 },
+            _ => Removed::none(),
         }
     }
 

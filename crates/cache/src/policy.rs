@@ -25,7 +25,7 @@ pub(crate) struct Policy {
 }
 
 /// How long an answer is fresh; zero where it is not kept at all.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Life {
     pub(crate) memory: Duration,
     pub(crate) remote: Duration,

@@ -53,6 +53,12 @@ pub(crate) struct Failed {
     pub(crate) until: Instant,
 }
 
+impl Failed {
+    pub(crate) fn still_answers(&self) -> bool {
+        Instant::now() < self.until
+    }
+}
+
 /// What one hears who waits for a load.
 pub(crate) enum Heard<'f, V> {
     Landed(&'f Landed<V>),
@@ -211,7 +217,9 @@ impl<V: Send + Sync + 'static> Load<V> {
     }
 }
 
-fn answer<V, R: Into<Loaded<V>>, E: Send + Sync + 'static>(answer: Result<R, E>) -> Result<Loaded<V>, Failure> {
+fn answer<V, R: Into<Loaded<V>>, E: Send + Sync + 'static>(
+    answer: Result<R, E>,
+) -> Result<Loaded<V>, Failure> {
     answer.map(R::into).map_err(|error| Failure::Source(Arc::new(error)))
 }
 
