@@ -2,12 +2,16 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod get_many;
 mod invalidation;
 mod loads;
 mod memory;
 mod model;
 mod signals;
+mod spans;
+mod stale;
 mod support;
+mod tags;
 
 #[cfg(feature = "redis")]
 mod outages;
