@@ -23,7 +23,9 @@ const TTL: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 fn main() {
     let (runs, limit) = if is_trial() { (1, 10_000) } else { (5, usize::MAX) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    println!("| trace | room for | hit ratio | − quick_cache's | would-be − truth, at most |\n|---|---|---|---|---|");
+    println!(
+        "| trace | room for | hit ratio | − quick_cache's | would-be − truth, at most |\n|---|---|---|---|---|"
+    );
     for (name, xz) in TRACES {
         let mut keys = trace(xz);
         keys.truncate(limit);

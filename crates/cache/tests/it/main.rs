@@ -7,6 +7,7 @@ mod loads;
 mod memory;
 mod signals;
 mod support;
+mod would_be;
 
 #[cfg(feature = "redis")]
 mod outages;
