@@ -21,7 +21,7 @@ use super::{
 use crate::{
     CacheConfig,
     tags::Tags,
-    telemetry::{REMOTE_OVERSIZED, REMOTE_TARGET, REMOTE_UNDECODABLE},
+    telemetry::{self, REMOTE_OVERSIZED, REMOTE_TARGET, REMOTE_UNDECODABLE},
 };
 
 /// One cache's view of its remote: typed, and without failures.
@@ -39,7 +39,7 @@ pub(crate) struct Tier<K, V> {
     local: Arc<Tags>,
     pub(super) gets: Tally,
     pub(super) sets: Tally,
-    undecodable: Counter,
+    undecodable: telemetry::Tally,
     oversized: Counter,
 }
 
@@ -112,7 +112,7 @@ impl<K, V: 'static> Tier<K, V> {
             local,
             gets: Tally::new(cache, "get"),
             sets: Tally::new(cache, "set"),
-            undecodable: counter!(REMOTE_UNDECODABLE, "cache" => cache),
+            undecodable: telemetry::Tally::new(counter!(REMOTE_UNDECODABLE, "cache" => cache)),
             oversized: counter!(REMOTE_OVERSIZED, "cache" => cache),
         }
     }
@@ -143,6 +143,11 @@ impl<K, V: 'static> Tier<K, V> {
 
     pub(super) fn before(&self, redis_key: &[u8]) -> Before {
         Before { seal: self.coherence().seal(redis_key), tags: self.local.now() }
+    }
+
+    /// How many values did not decode.
+    pub(crate) fn undecodable(&self) -> u64 {
+        self.undecodable.get()
     }
 
     /// What the remote has, be it stale. It costs one GET, and where the numbers of its tags are not known one MGET.

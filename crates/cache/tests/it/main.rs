@@ -12,6 +12,7 @@ mod spans;
 mod stale;
 mod support;
 mod tags;
+mod would_be;
 
 #[cfg(feature = "redis")]
 mod outages;
