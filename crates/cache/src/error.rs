@@ -8,6 +8,14 @@ pub enum Error {
     /// The remote's URL is not one that Redis clients understand.
     #[error("the cache's remote needs a URL like redis://host:6379/0")]
     RemoteUrl(#[source] redis::RedisError),
+    /// A file with a certificate or a key cannot be read.
+    #[error("the cache's remote needs the file {}", path.display())]
+    RemoteCertificate {
+        /// The file that the configuration names.
+        path: std::path::PathBuf,
+        /// What reading it said.
+        source: std::io::Error,
+    },
 }
 
 /// Why [`get_or_load`](crate::Cache::get_or_load) has no answer.

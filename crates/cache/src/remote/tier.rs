@@ -45,7 +45,6 @@ pub(crate) struct Tier<K, V> {
     decode: fn(&[u8]) -> Result<V, rmp_serde::decode::Error>,
     gets: RemoteMetrics,
     sets: RemoteMetrics,
-    deletes: RemoteMetrics,
     undecodable: Counter,
 }
 
@@ -57,7 +56,7 @@ impl<K, V> Tier<K, V> {
     {
         let expiry_ms = |ttl: Duration| (ttl.min(MAX_TTL).as_millis() as u64).max(1);
         let ttl = config.remote_ttl;
-        let lease = config.load_timeout.saturating_add(remote.shared.config.timeout);
+        let lease = config.load_timeout.saturating_add(remote.config().timeout);
         Tier {
             remote,
             cache,
@@ -69,7 +68,6 @@ impl<K, V> Tier<K, V> {
             decode,
             gets: RemoteMetrics::new(cache, "get"),
             sets: RemoteMetrics::new(cache, "set"),
-            deletes: RemoteMetrics::new(cache, "delete"),
             undecodable: counter!(REMOTE_UNDECODABLE, "cache" => cache),
         }
     }
@@ -162,16 +160,7 @@ impl<K, V> Tier<K, V> {
     }
 
     pub(crate) async fn delete(&self, key: &K) {
-        let mut command = Cmd::new();
-        command.arg("DEL").arg((self.show)(self.cache, key));
-        // Though Redis may just have failed: an answer that came late is no reason to leave an old value there.
-        if let Err(failure) = self.remote.insist::<()>(&command).await {
-            self.note(&self.deletes, &failure, "an invalidation");
-            tracing::warn!(
-                target: REMOTE_TARGET, cache = self.cache, error = %failure,
-                "an invalidation did not reach the remote; its entry may be served until its TTL ends",
-            );
-        }
+        self.remote.forget(vec![(self.show)(self.cache, key).into_bytes()]).await;
     }
 
     fn note(&self, metrics: &RemoteMetrics, failure: &Failure, what: &'static str) {
