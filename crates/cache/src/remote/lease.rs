@@ -207,11 +207,7 @@ impl<K, V: 'static> Tier<K, V> {
                     useful: matches!(found, Found::Good { .. }),
                 })),
             },
-            refused => {
-                let refused = refused.extract_error().err();
-                refused.into_iter().for_each(|error| self.sets.note(&Failure::Refused(error)));
-                Attempt::Over(Turn::Lead(None))
-            }
+            _ => Attempt::Over(Turn::Lead(None)),
         });
         Ok(attempts.collect())
     }

@@ -27,7 +27,7 @@ async fn read(cache: &Cache<u64, u64>, source: &Source) -> u64 {
 async fn reads_go_on_without_a_killed_redis_and_use_it_again_when_it_is_back() {
     let mut server = Server::redis();
     let retry_after = Duration::from_millis(20);
-    let config = RemoteConfig { timeout: Duration::from_secs(10), retry_after };
+    let config = RemoteConfig { timeout: Duration::from_secs(10), retry_after, ..Default::default() };
     let (cache, recording) = without_memory(&server.url(), config);
     let source = Source::default();
     read(&cache, &source).await;
@@ -55,7 +55,11 @@ async fn reads_go_on_without_a_killed_redis_and_use_it_again_when_it_is_back() {
 #[tokio::test]
 async fn a_redis_that_hangs_costs_its_timeout_once() {
     let server = Server::redis();
-    let config = RemoteConfig { timeout: Duration::from_millis(250), retry_after: Duration::from_secs(600) };
+    let config = RemoteConfig {
+        timeout: Duration::from_millis(250),
+        retry_after: Duration::from_secs(600),
+        ..Default::default()
+    };
     let (cache, recording) = without_memory(&server.url(), config);
     let source = Source::default();
     read(&cache, &source).await;
@@ -93,8 +97,11 @@ async fn a_server_that_accepts_and_says_nothing_costs_its_timeout_once() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = silent.local_addr().unwrap().port();
     for scheme in ["redis", "rediss"] {
-        let config =
-            RemoteConfig { timeout: Duration::from_millis(100), retry_after: Duration::from_secs(600) };
+        let config = RemoteConfig {
+            timeout: Duration::from_millis(100),
+            retry_after: Duration::from_secs(600),
+            ..Default::default()
+        };
         let (cache, recording) = without_memory(&format!("{scheme}://127.0.0.1:{port}"), config);
         let source = Source::default();
         for _ in 0..10 {
@@ -107,7 +114,11 @@ async fn a_server_that_accepts_and_says_nothing_costs_its_timeout_once() {
 #[tokio::test]
 async fn a_connection_that_redis_closed_is_opened_again_unnoticed() {
     let url = redis_url();
-    let config = RemoteConfig { timeout: Duration::from_secs(10), retry_after: Duration::from_secs(600) };
+    let config = RemoteConfig {
+        timeout: Duration::from_secs(10),
+        retry_after: Duration::from_secs(600),
+        ..Default::default()
+    };
     let (cache, recording) = without_memory(&url, config);
     let source = Source::default();
     read(&cache, &source).await;
@@ -158,7 +169,11 @@ async fn a_connection_that_hangs_is_replaced() {
     let (hang, hung) = tokio::sync::watch::channel(false);
     tokio::spawn(proxy(listener, redis.to_owned(), hung));
 
-    let config = RemoteConfig { timeout: Duration::from_millis(500), retry_after: Duration::from_millis(1) };
+    let config = RemoteConfig {
+        timeout: Duration::from_millis(500),
+        retry_after: Duration::from_millis(1),
+        ..Default::default()
+    };
     let (cache, recording) = without_memory(&format!("redis://127.0.0.1:{port}/{database}"), config);
     let source = Source::default();
     while recording.count("greenwave.cache.requests{cache=n,result=remote_hit}") == 0 {
@@ -179,7 +194,11 @@ async fn a_connection_that_hangs_is_replaced() {
 async fn invalidations_and_inserts_reach_a_redis_that_has_just_failed() {
     for insert in [false, true] {
         let server = Server::redis();
-        let config = RemoteConfig { timeout: Duration::from_secs(2), retry_after: Duration::from_secs(600) };
+        let config = RemoteConfig {
+            timeout: Duration::from_secs(2),
+            retry_after: Duration::from_secs(600),
+            ..Default::default()
+        };
         let (cache, recording) = without_memory(&server.url(), config.clone());
         cache.insert(1, 7).await;
         server.pause();
@@ -200,7 +219,11 @@ async fn invalidations_and_inserts_reach_a_redis_that_has_just_failed() {
 #[tokio::test]
 async fn many_invalidations_of_one_key_do_not_queue_up_before_a_redis_that_hangs() {
     let server = Server::redis();
-    let config = RemoteConfig { timeout: Duration::from_millis(200), retry_after: Duration::from_secs(600) };
+    let config = RemoteConfig {
+        timeout: Duration::from_millis(200),
+        retry_after: Duration::from_secs(600),
+        ..Default::default()
+    };
     let (cache, _) = without_memory(&server.url(), config);
     cache.insert(1, 7).await;
     server.pause();
@@ -232,7 +255,11 @@ async fn a_primary_that_became_a_replica_is_left_for_the_new_one() {
             tokio::spawn(async move { tokio::io::copy_bidirectional(&mut client, &mut server).await });
         }
     });
-    let config = RemoteConfig { timeout: Duration::from_secs(10), retry_after: Duration::from_secs(600) };
+    let config = RemoteConfig {
+        timeout: Duration::from_secs(10),
+        retry_after: Duration::from_secs(600),
+        ..Default::default()
+    };
     let (cache, recording) = without_memory(&format!("redis://127.0.0.1:{port}"), config.clone());
     cache.insert(1, 7).await;
 
@@ -249,7 +276,11 @@ async fn a_primary_that_became_a_replica_is_left_for_the_new_one() {
 #[tokio::test]
 async fn a_full_redis_refuses_writes_and_still_answers_reads() {
     let server = Server::redis();
-    let config = RemoteConfig { timeout: Duration::from_secs(10), retry_after: Duration::from_secs(600) };
+    let config = RemoteConfig {
+        timeout: Duration::from_secs(10),
+        retry_after: Duration::from_secs(600),
+        ..Default::default()
+    };
     let (cache, recording) = without_memory(&server.url(), config);
     cache.insert(1, 7).await;
     let mut admin =
