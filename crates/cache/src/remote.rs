@@ -17,6 +17,9 @@ mod recovery;
 mod remote_tags;
 mod script;
 mod target;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 mod tier;
 mod waits;
 

@@ -37,7 +37,7 @@ pub(crate) struct Lease {
     pub(super) id: [u8; ID],
     /// The counter of invalidations by tag, from before the source is read.
     pub(super) seq: u64,
-    renewal: AbortHandle,
+    pub(super) renewal: AbortHandle,
 }
 
 impl Drop for Lease {
