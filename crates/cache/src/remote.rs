@@ -8,14 +8,18 @@ mod envelope;
 mod failure;
 mod failures;
 mod hearing;
+mod keeper;
 mod kept;
 mod lease;
 mod link;
 #[cfg(feature = "postcard")]
 mod postcard;
+mod published;
 mod recovery;
 mod remote_tags;
 mod script;
+mod sentinel;
+mod session;
 mod target;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -39,10 +43,7 @@ pub(crate) use self::{
     recovery::Repeat,
     tier::{MakeKey, Tier, display},
 };
-use self::{
-    link::{Link, Session},
-    target::Target,
-};
+use self::{link::Link, session::Session, target::Target};
 use crate::{Error, RemoteConfig};
 
 /// How many keys are deleted at a time.
@@ -126,8 +127,7 @@ impl Remote {
         for keys in redis_keys.chunks(FORGOTTEN_AT_ONCE) {
             let link = self.link();
             let numbers: Vec<u64> = keys.iter().map(|key| link.note(key, Repeat::Delete)).collect();
-            let delete =
-                async |mut session: Session| session.connection.delete(keys.iter().map(Vec::as_slice)).await;
+            let delete = async |mut session: Session| session.delete(keys).await;
             if link.insist(delete).await {
                 for (key, number) in keys.iter().zip(numbers) {
                     link.confirmed(key, number);
@@ -153,20 +153,21 @@ impl Remote {
         let link = self.link();
         let number = link.note(redis_key, repeat.clone());
         let before = link.coherence.seal(redis_key);
-        let answer = self.ask_in_order(commands).await;
-        let is_settled = match &answer {
-            Ok(_) => true,
-            // The old value is still there, and would be read.
-            Err(Failure::Refused(_)) => {
-                link.insist(async |mut session| session.connection.repeat(&[(redis_key, &repeat)]).await)
-                    .await
+        let change = async |mut session: Session| session.change(redis_key, commands).await;
+        let answers = match link.exchange(change).await {
+            Ok(answers) => answers,
+            Err(failure) => {
+                // An old value that could not be replaced would be read.
+                if let Failure::Refused(_) = failure
+                    && link.insist(async |mut session| session.repeat(&[(redis_key, &repeat)]).await).await
+                {
+                    link.confirmed(redis_key, number);
+                    link.hearers.tell(&link.coherence, Some(redis_key));
+                }
+                return Err(failure);
             }
-            Err(_) => false,
         };
-        if is_settled {
-            link.confirmed(redis_key, number);
-        }
-        let answers = answer?;
+        link.confirmed(redis_key, number);
         let seal = link.coherence.changed_here(before);
         link.hearers.changed(Some(redis_key));
         Ok((answers, seal))

@@ -142,6 +142,14 @@ impl Coherence {
         hears(self.epoch.load(Ordering::SeqCst))
     }
 
+    /// Changes are heard, but some were not: nothing from before is certain.
+    pub(crate) fn renew(&self) {
+        let _lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        if hears(self.epoch()) {
+            self.epoch.fetch_add(2, Ordering::SeqCst);
+        }
+    }
+
     /// Tells apart what was learnt on one connection from what was learnt on another.
     pub(crate) fn epoch(&self) -> u32 {
         self.epoch.load(Ordering::SeqCst)

@@ -1,8 +1,12 @@
 //! One connection, of whatever kind.
 
+use futures_util::future::try_join_all;
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, Pipeline, ProtocolVersion, PushInfo,
-    RedisError, RedisResult, Value, aio::MultiplexedConnection, from_redis_value,
+    RedisError, RedisResult, Value,
+    aio::{ConnectionLike, MultiplexedConnection},
+    cluster_async::ClusterConnection,
+    from_redis_value,
 };
 
 use super::recovery::Repeat;
@@ -13,13 +17,16 @@ const COMMANDS_WAITING: usize = 1024;
 #[derive(Clone)]
 pub(super) enum Connection {
     Single(MultiplexedConnection),
+    Cluster(Box<ClusterConnection>),
 }
 
 impl Connection {
     pub(super) async fn send(&mut self, command: &Cmd) -> RedisResult<Value> {
         match self {
-            Connection::Single(connection) => connection.send_packed_command(command).await?.extract_error(),
-        }
+            Connection::Single(connection) => connection.send_packed_command(command).await,
+            Connection::Cluster(connection) => connection.req_packed_command(command).await,
+        }?
+        .extract_error()
     }
 
     /// One after the other; they have one key.
@@ -35,6 +42,9 @@ impl Connection {
             Connection::Single(connection) => {
                 connection.send_packed_commands(&pipeline, 0, commands.len()).await?
             }
+            Connection::Cluster(connection) => {
+                connection.req_packed_commands(&pipeline, 0, commands.len()).await?
+            }
         };
         answers.into_iter().map(Value::extract_error).collect()
     }
@@ -43,6 +53,10 @@ impl Connection {
     pub(super) async fn send_all(&mut self, commands: &[Cmd]) -> RedisResult<Vec<Value>> {
         match self {
             Connection::Single(_) => self.send_in_order(commands).await,
+            Connection::Cluster(cluster) => {
+                let send = async |command| cluster.clone().req_packed_command(command).await?.extract_error();
+                try_join_all(commands.iter().map(send)).await
+            }
         }
     }
 
@@ -135,8 +149,7 @@ pub(super) async fn introduce(connection: &mut MultiplexedConnection) -> RedisRe
 }
 
 /// Ends a connection of before at the server, so that no command that still is on its way there takes effect.
-pub(super) async fn end(connection: &mut Connection, name: &Name) {
-    let Connection::Single(connection) = connection;
+pub(super) async fn end(connection: &mut MultiplexedConnection, name: &Name) {
     let Name { id, address } = name;
     // Both must match: after a restart, the same number is another client's.
     let command = redis::cmd("CLIENT").arg("KILL").arg("ID").arg(id).arg("ADDR").arg(address).take();
