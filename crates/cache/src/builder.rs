@@ -3,7 +3,12 @@ use std::{fmt, hash::Hash, sync::Arc};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    Cache, CacheConfig, cache::Inner, invalidate::Table, memory::Memory, remote::Tier, tags::Tags,
+    Cache, CacheConfig,
+    cache::Inner,
+    invalidate::Table,
+    memory::{Memory, Weigher},
+    remote::Tier,
+    tags::Tags,
     telemetry::Metrics,
 };
 
@@ -11,6 +16,7 @@ use crate::{
 pub struct CacheBuilder<K, V> {
     name: &'static str,
     config: CacheConfig,
+    weigher: Option<Weigher<K, V>>,
     tier: Option<MakeTier<K, V>>,
 }
 
@@ -22,12 +28,31 @@ impl<K, V> CacheBuilder<K, V> {
             !name.contains([':', '\0']),
             "a cache's name must hold no colon or zero, which end it in the remote's keys: {name}"
         );
-        CacheBuilder { name, config: CacheConfig::default(), tier: None }
+        CacheBuilder { name, config: CacheConfig::default(), weigher: None, tier: None }
     }
 
     /// How much to keep, and for how long; by default [`CacheConfig::default`].
     pub fn config(mut self, config: CacheConfig) -> CacheBuilder<K, V> {
         self.config = config;
+        self
+    }
+
+    /// What a value weighs, in bytes, for [`CacheConfig::max_bytes`] and [`CacheConfig::max_value_bytes`].
+    ///
+    /// By default each weighs what its type and its key's take, which is right for values that own nothing. It is asked
+    /// once for each value that is kept. What the cache itself needs for an entry comes on top of it.
+    ///
+    /// ```
+    /// use greenwave_cache::{Cache, CacheConfig};
+    ///
+    /// let config = CacheConfig { max_bytes: 64 << 20, ..Default::default() };
+    /// let pages = Cache::<u64, String>::builder("page")
+    ///     .config(config)
+    ///     .weigher(|_, page| page.len() as u64)
+    ///     .build();
+    /// ```
+    pub fn weigher(mut self, weigher: impl Fn(&K, &V) -> u64 + Send + Sync + 'static) -> CacheBuilder<K, V> {
+        self.weigher = Some(Box::new(weigher));
         self
     }
 
@@ -102,15 +127,19 @@ impl<K, V> CacheBuilder<K, V> {
         let tasks = TaskTracker::new();
         // Closed means only that `wait` ends when no task is left.
         tasks.close();
+        let tags = Arc::default();
+        let remote = self.tier.map(|make| make(self.name, &self.config, Arc::clone(&tags)));
+        let coherence = remote.as_ref().map(|remote| Arc::clone(remote.coherence()));
         Cache::new(Inner {
             name: self.name,
-            memory: Memory::new(self.config.max_entries, self.config.ttl),
+            memory: Memory::new(&self.config, self.weigher, coherence.clone()),
             table: Arc::new(Table::new()),
-            remote: self.tier.map(|make| make(self.name, &self.config, Arc::default())),
-            load_timeout: self.config.load_timeout,
-            remote_ttl: self.config.remote_ttl,
+            tags,
+            remote,
+            coherence,
             metrics: Metrics::new(self.name),
             tasks,
+            failed: TaskTracker::new(),
         })
     }
 }

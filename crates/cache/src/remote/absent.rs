@@ -14,6 +14,29 @@ pub(crate) struct Tier<K, V> {
 #[derive(Clone, Copy)]
 pub(crate) struct Seal(Infallible);
 
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Standing {
+    Current,
+    Changed,
+    Unheard,
+}
+
+pub(crate) struct Coherence(Infallible);
+
+impl Coherence {
+    pub(crate) fn standing(&self, _: Seal) -> Standing {
+        match self.0 {}
+    }
+
+    pub(crate) fn bound(&self, _: Seal, _: Duration) -> Duration {
+        match self.0 {}
+    }
+
+    pub(crate) fn unconfirmed(&self, _: Duration) -> Duration {
+        match self.0 {}
+    }
+}
+
 pub(crate) struct Lease(Infallible);
 
 impl<K, V> Tier<K, V> {
@@ -37,7 +60,7 @@ impl<K, V> Tier<K, V> {
         match self.never {}
     }
 
-    pub(crate) fn bound(&self, _: Seal, _: Duration) -> Duration {
+    pub(crate) fn coherence(&self) -> &Arc<Coherence> {
         match self.never {}
     }
 
