@@ -9,6 +9,10 @@ mod signals;
 mod support;
 
 #[cfg(feature = "redis")]
+mod codecs;
+#[cfg(feature = "redis")]
+mod leases;
+#[cfg(feature = "redis")]
 mod outages;
 #[cfg(feature = "redis")]
 mod races;
