@@ -15,6 +15,10 @@ mod tags;
 mod would_be;
 
 #[cfg(feature = "redis")]
+mod codecs;
+#[cfg(feature = "redis")]
+mod leases;
+#[cfg(feature = "redis")]
 mod outages;
 #[cfg(feature = "redis")]
 mod races;
