@@ -11,6 +11,8 @@ mod recovery;
 mod sentinel;
 mod session;
 mod target;
+#[cfg(test)]
+mod tests;
 mod tier;
 
 use std::{fmt, sync::Arc};
