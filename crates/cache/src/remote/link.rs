@@ -204,7 +204,7 @@ impl Link {
     }
 
     /// An answer did not come in time.
-    fn doubt(&self, number: u64) {
+    pub(super) fn doubt(&self, number: u64) {
         let mut line = self.line();
         if let State::Up(session) = &line.state
             && session.number == number

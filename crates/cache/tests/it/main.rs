@@ -9,6 +9,8 @@ mod signals;
 mod support;
 
 #[cfg(feature = "redis")]
+mod connections;
+#[cfg(feature = "redis")]
 mod outages;
 #[cfg(feature = "redis")]
 mod races;
