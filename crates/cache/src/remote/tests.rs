@@ -180,10 +180,10 @@ async fn race(config: RemoteConfig, seed: u64) {
             0 => remotes[round as usize % 2].forget(vec![key.clone().into_bytes()]).await,
             _ => drop(remotes[round as usize % 2].change(key.as_bytes(), &[set], Repeat::Delete).await),
         }
-        if (seed + round) % 7 == 0 {
+        if (seed + round).is_multiple_of(7) {
             run::<u64>(&mut killer, "CLIENT KILL TYPE normal SKIPME yes").await;
         }
-        if (seed + round) % 50 == 0 {
+        if (seed + round).is_multiple_of(50) {
             run::<u64>(&mut killer, "CLIENT KILL TYPE pubsub").await;
         }
     }
