@@ -1,30 +1,47 @@
 //! L2: Redis, shared by processes. It may fail at any time, and then costs little.
 
+mod codec;
 mod coherence;
+mod compress;
 mod connection;
+mod envelope;
 mod failure;
+mod failures;
 mod hearing;
 mod keeper;
+mod kept;
+mod lease;
 mod link;
+#[cfg(feature = "postcard")]
+mod postcard;
 mod published;
 mod recovery;
+mod remote_tags;
+mod script;
 mod sentinel;
 mod session;
 mod target;
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;
 mod tier;
+mod waits;
 
 use std::{fmt, sync::Arc};
 
 use redis::{Cmd, FromRedisValue, Value};
 
+pub use self::codec::{Codec, MessagePack};
+#[cfg(feature = "postcard")]
+pub use self::postcard::Postcard;
 pub(crate) use self::{
-    coherence::{Coherence, Seal},
+    coherence::{Coherence, Seal, Standing},
     failure::Failure,
     hearing::{OnChange, OnOverflow},
+    kept::{Filled, Kept, Outgoing, Turn},
+    lease::Lease,
     recovery::Repeat,
-    tier::Tier,
+    tier::{MakeKey, Tier, display},
 };
 use self::{link::Link, session::Session, target::Target};
 use crate::{Error, RemoteConfig};

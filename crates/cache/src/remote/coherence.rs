@@ -96,6 +96,11 @@ impl Coherence {
         }
     }
 
+    /// The same for what has not reached the remote, whose changes nobody hears of.
+    pub(crate) fn unconfirmed(&self, ttl: Duration) -> Duration {
+        ttl.min(self.untracked_ttl)
+    }
+
     /// Somebody changed the key.
     pub(crate) fn changed(&self, redis_key: &[u8]) {
         self.stamps[self.slot(redis_key)].fetch_add(1, Ordering::SeqCst);
@@ -135,6 +140,11 @@ impl Coherence {
         if !hears(self.epoch()) {
             self.epoch.fetch_add(1, Ordering::SeqCst);
         }
+    }
+
+    /// Whether changes are heard of now.
+    pub(crate) fn hears(&self) -> bool {
+        hears(self.epoch.load(Ordering::SeqCst))
     }
 
     /// Changes are heard, but some were not: nothing from before is certain.

@@ -1,6 +1,9 @@
 //! The connection to the remote, as those who use it see it: it is there, or they go on without. They wait for the very
 //! first one only.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     future::Future,
     pin::pin,
