@@ -16,7 +16,7 @@ use crate::support::{Failed, Random};
 
 const KEYS: u64 = 4;
 const STEPS: u64 = 300;
-const HISTORIES: u64 = 60;
+const HISTORIES: u64 = 20;
 
 /// Halves, so that steps of whole seconds never meet an end.
 const TTL: Duration = Duration::from_millis(10_500);
