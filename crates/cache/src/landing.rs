@@ -49,7 +49,8 @@ where
     let mut lease = None;
     if let Some(remote) = &cache.remote {
         let key = landing.claim.key().clone();
-        if let Some(kept) = remote.get(&key).await
+        if !landing.is_behind()
+            && let Some(kept) = remote.get(&key).await
             && landing.found(kept)
         {
             return;
@@ -79,8 +80,10 @@ where
     let Some(cache) = landings.first().map(|landing| Arc::clone(&landing.cache)) else { return };
     let mut leases = HashMap::new();
     if let Some(remote) = &cache.remote {
-        let kept = remote.get_many(&keys(&landings)).await;
-        landings = without_found(landings, kept);
+        if !landings.iter().all(Landing::is_behind) {
+            let kept = remote.get_many(&keys(&landings)).await;
+            landings = without_found(landings, kept);
+        }
         let turns = remote.turns(&keys(&landings)).await;
         let mut kept = Vec::with_capacity(turns.len());
         for (landing, turn) in landings.iter().zip(turns) {
@@ -139,6 +142,11 @@ async fn timed<K, V, T>(
     let started = Instant::now();
     let loaded = load.await;
     cache.metrics.load_duration.record(started.elapsed());
+    if let Err(failure) = &loaded {
+        // Those whom something stale is served do not hear of it.
+        cache.metrics.failed_loads.increment(1);
+        tracing::debug!(cache = cache.name, %failure, "a load failed");
+    }
     loaded
 }
 
@@ -156,6 +164,11 @@ impl<K: Hash + Eq + Clone, V> Landing<K, V> {
         &self.flight
     }
 
+    /// Whether nobody waits. Then the remote's turn comes at once: it says too whether what it has is to be refreshed.
+    fn is_behind(&self) -> bool {
+        self.prior.as_ref().is_some_and(Old::is_served)
+    }
+
     /// Takes what the remote has. Lands and says yes if it is fresh; otherwise it is offered to those who wait.
     fn found(&mut self, kept: Kept<V>) -> bool {
         let Inner { memory, metrics, .. } = &*self.cache;
@@ -164,7 +177,7 @@ impl<K: Hash + Eq + Clone, V> Landing<K, V> {
         let weight = memory.weigh(key, kept.value.as_ref());
         let item = Item { value: kept.value, tags: kept.tags, seal: Some(kept.seal) };
         if fresh_for.is_zero() {
-            if self.prior.as_ref().is_some_and(Old::is_served) {
+            if self.is_behind() {
                 return false;
             }
             let stored = self.claim.store(|| memory.insert_stale(key, item, weight, stale_for));
