@@ -145,7 +145,7 @@ impl<V> Flight<V> {
         loop {
             tokio::select! {
                 biased;
-                outcome = self.outcome.wait() => return match (outcome, old) {
+                outcome = self.outcome.wait() => return match (outcome, old.or(self.offer.get())) {
                     (Ok(landed), _) => Heard::Landed(landed),
                     (Err(_), Some(old)) => Heard::Stale(old.clone()),
                     (Err(failed), None) => Heard::Failed(&failed.failure),

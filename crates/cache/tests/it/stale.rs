@@ -404,9 +404,22 @@ async fn what_is_stale_in_redis_is_served_and_revalidated_too() {
     let fail = || async { Err::<Option<u64>, _>(Failed) };
     assert_eq!(cache(&config).get(&1).await, None);
     assert_eq!(cache(&config).get_or_load(&1, fail).await.unwrap().as_deref(), Some(&7));
-    let behind = CacheConfig { stale_while_revalidate: hour, ..config.clone() };
-    let hangs = pending::<Result<Option<u64>, Failed>>;
-    assert_eq!(cache(&behind).get_or_load(&1, hangs).await.unwrap().as_deref(), Some(&7), "nobody waits");
+    let behind = cache(&CacheConfig {
+        stale_while_revalidate: hour,
+        stale_if_error: Duration::ZERO,
+        ..config.clone()
+    });
+    let gate = Gate::new();
+    let slow = || {
+        let gate = gate.clone();
+        async move {
+            gate.pass().await;
+            Err::<Option<u64>, _>(Failed)
+        }
+    };
+    assert_eq!(behind.get_or_load(&1, slow).await.unwrap().as_deref(), Some(&7), "nobody waits");
+    gate.open();
+    behind.settled().await;
 
     let renewed = cache(&CacheConfig { ttl: hour, remote_ttl: hour, ..config });
     let check = |prior: Option<Arc<u64>>| async move {
