@@ -10,6 +10,8 @@ mod support;
 mod would_be;
 
 #[cfg(feature = "redis")]
+mod connections;
+#[cfg(feature = "redis")]
 mod outages;
 #[cfg(feature = "redis")]
 mod races;
