@@ -2,15 +2,25 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod get_many;
 mod invalidation;
+mod law;
 mod loads;
 mod memory;
+mod model;
 mod signals;
+mod spans;
+mod stale;
 mod support;
+mod tags;
 mod would_be;
 
 #[cfg(feature = "redis")]
+mod codecs;
+#[cfg(feature = "redis")]
 mod connections;
+#[cfg(feature = "redis")]
+mod leases;
 #[cfg(feature = "redis")]
 mod outages;
 #[cfg(feature = "redis")]
