@@ -24,7 +24,7 @@ use super::{
 use crate::{
     CacheConfig,
     tags::Tags,
-    telemetry::{REMOTE_TARGET, REMOTE_TOO_LARGE, REMOTE_UNDECODABLE},
+    telemetry::{REMOTE_TARGET, REMOTE_TOO_LARGE, REMOTE_UNDECODABLE, Tally},
 };
 
 /// One cache's view of its remote: typed, and without failures.
@@ -45,7 +45,7 @@ pub(crate) struct Tier<K, V> {
     local: Arc<Tags>,
     pub(super) gets: Failures,
     pub(super) sets: Failures,
-    undecodable: Counter,
+    undecodable: Tally,
     too_large: Counter,
 }
 
@@ -120,7 +120,7 @@ impl<K, V: 'static> Tier<K, V> {
             local,
             gets: Failures::new(cache, "get"),
             sets: Failures::new(cache, "set"),
-            undecodable: counter!(REMOTE_UNDECODABLE, "cache" => cache),
+            undecodable: Tally::new(counter!(REMOTE_UNDECODABLE, "cache" => cache)),
             too_large: counter!(REMOTE_TOO_LARGE, "cache" => cache),
         }
     }
@@ -151,6 +151,11 @@ impl<K, V: 'static> Tier<K, V> {
             let _ = self.remote.ask::<Value>(&redis::cmd("PING")).await;
             self.met.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// How many values did not decode.
+    pub(crate) fn undecodable(&self) -> u64 {
+        self.undecodable.get()
     }
 
     /// What the remote has, be it stale. It costs one GET, and where the numbers of its tags are not known one MGET.

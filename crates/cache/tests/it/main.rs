@@ -2,11 +2,17 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod get_many;
 mod invalidation;
 mod loads;
 mod memory;
+mod model;
 mod signals;
+mod spans;
+mod stale;
 mod support;
+mod tags;
+mod would_be;
 
 #[cfg(feature = "redis")]
 mod codecs;
