@@ -17,6 +17,8 @@ mod would_be;
 #[cfg(feature = "redis")]
 mod codecs;
 #[cfg(feature = "redis")]
+mod connections;
+#[cfg(feature = "redis")]
 mod leases;
 #[cfg(feature = "redis")]
 mod outages;
