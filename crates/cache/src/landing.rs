@@ -163,10 +163,11 @@ impl<K: Hash + Eq + Clone, V> Landing<K, V> {
         let (fresh_for, stale_for) = (kept.fresh_for, kept.stale_for);
         let weight = memory.weigh(key, kept.value.as_ref());
         let item = Item { value: kept.value, tags: kept.tags, seal: Some(kept.seal) };
+        let is_refresh = self.prior.as_ref().is_some_and(Old::is_served);
+        if kept.due && is_refresh {
+            return false;
+        }
         if fresh_for.is_zero() {
-            if self.prior.as_ref().is_some_and(Old::is_served) {
-                return false;
-            }
             let stored = self.claim.store(|| memory.insert_stale(key, item, weight, stale_for));
             if let Some((removed, old)) = stored {
                 metrics.evictions.increment(removed.evicted);
