@@ -57,16 +57,16 @@ impl Missed {
     pub(super) fn note(&mut self, key: &[u8], repeat: Repeat) -> u64 {
         self.last += 1;
         let number = self.last;
-        if self.changes.len() >= MAX_CHANGES || self.bytes + key.len() > MAX_BYTES {
+        let is_known = self.changes.contains_key(key);
+        if !is_known && (self.changes.len() >= MAX_CHANGES || self.bytes + key.len() > MAX_BYTES) {
             self.overflowed = Some(number);
             self.changes.clear();
             self.bytes = 0;
             return number;
         }
         let change = Change { number, since: Instant::now(), repeat };
-        if self.changes.insert(key.to_vec(), change).is_none() {
-            self.bytes += key.len();
-        }
+        self.changes.insert(key.to_vec(), change);
+        self.bytes += if is_known { 0 } else { key.len() };
         number
     }
 

@@ -58,8 +58,9 @@ impl Session {
     }
 
     pub(super) async fn repeat(&mut self, changes: &[(&[u8], &Repeat)]) -> RedisResult<()> {
-        self.connection.repeat(changes).await?;
-        self.publish(changes.iter().map(|(key, _)| Some(*key))).await
+        let repeated = self.connection.repeat(changes).await;
+        self.publish(changes.iter().map(|(key, _)| Some(*key))).await?;
+        repeated
     }
 
     pub(super) async fn clear(&mut self, commands: &[redis::Cmd]) -> RedisResult<()> {
@@ -76,7 +77,7 @@ impl Session {
 
     /// Whether all answer. Says whether something was missed.
     pub(super) async fn probe(mut self) -> RedisResult<bool> {
-        self.connection.send(&redis::cmd("PING")).await?;
+        self.connection.probe().await?;
         let Hearing::Published(channel) = &self.hearing else { return Ok(false) };
         channel.0.beat().await?;
         Ok(channel.1.lacks())

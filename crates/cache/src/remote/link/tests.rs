@@ -325,6 +325,18 @@ async fn a_redis_that_refuses_to_forget_is_not_read() {
 }
 
 #[tokio::test]
+async fn a_primary_that_becomes_a_replica_is_left_though_nobody_writes() {
+    let server = Server::redis();
+    let remote = remote(&server.url(), patient());
+    answers(&remote).await;
+    let mut foreign = admin(&server.url()).await;
+    run::<()>(&mut foreign, "REPLICAOF 127.0.0.1 1").await;
+    eventually("it is left", async || remote.ask::<()>(&get("a")).await.is_err()).await;
+    run::<()>(&mut foreign, "REPLICAOF NO ONE").await;
+    answers(&remote).await;
+}
+
+#[tokio::test]
 async fn a_full_redis_forgets_what_it_cannot_replace() {
     let server = Server::redis();
     let remote = remote(&server.url(), patient());
