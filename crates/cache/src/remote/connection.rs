@@ -143,31 +143,41 @@ fn speaks_no_resp3(error: &RedisError) -> bool {
     error.kind() == ErrorKind::RESP3NotSupported || matches!(error.code(), Some("NOPROTO" | "NOPERM"))
 }
 
-/// What a server calls a connection.
-#[derive(Clone)]
-pub(super) struct Name {
-    id: String,
-    address: String,
+/// Who is at the ends of a connection, as far as the user may know it.
+#[derive(Clone, Default)]
+pub(super) struct Ends {
+    /// What the server calls the connection: by number and by address.
+    client: Option<(String, String)>,
+    /// Another one after each start.
+    server: Option<String>,
 }
 
-/// Makes sure that the server is a primary that is ready, and asks what it calls this connection.
-pub(super) async fn introduce(connection: &mut MultiplexedConnection) -> RedisResult<Option<Name>> {
-    let mut pipeline = Pipeline::with_capacity(3);
-    pipeline.cmd("PING").cmd("ROLE").cmd("CLIENT").arg("INFO");
-    let mut answers = connection.send_packed_commands(&pipeline, 0, 3).await?.into_iter();
+impl Ends {
+    pub(super) fn same_server(&self, other: &Ends) -> bool {
+        self.server.is_some() && self.server == other.server
+    }
+}
+
+/// Makes sure that the server is a primary that is ready, and asks who is at the ends.
+pub(super) async fn introduce(connection: &mut MultiplexedConnection) -> RedisResult<Ends> {
+    let mut pipeline = Pipeline::with_capacity(4);
+    pipeline.cmd("PING").cmd("ROLE").cmd("CLIENT").arg("INFO").cmd("INFO").arg("server");
+    let mut answers = connection.send_packed_commands(&pipeline, 0, 4).await?.into_iter();
     answers.next().unwrap_or(Value::Nil).extract_error()?;
     check_role(&answers.next().unwrap_or(Value::Nil))?;
-    let info = answers.next().and_then(|info| from_redis_value::<String>(info).ok()).unwrap_or_default();
-    let field = |name: &str| {
-        let mut fields = info.split_ascii_whitespace();
-        fields.find_map(|field| field.strip_prefix(name)).map(str::to_owned)
-    };
-    Ok(field("id=").zip(field("addr=")).map(|(id, address)| Name { id, address }))
+    let mut text =
+        || answers.next().and_then(|text| from_redis_value::<String>(text).ok()).unwrap_or_default();
+    let (client, server) = (text(), text());
+    Ok(Ends { client: field(&client, "id=").zip(field(&client, "addr=")), server: field(&server, "run_id:") })
+}
+
+fn field(text: &str, name: &str) -> Option<String> {
+    text.split_ascii_whitespace().find_map(|field| field.strip_prefix(name)).map(str::to_owned)
 }
 
 /// Ends a connection of before at the server, so that no command that still is on its way there takes effect.
-pub(super) async fn end(connection: &mut MultiplexedConnection, name: &Name) {
-    let Name { id, address } = name;
+pub(super) async fn end(connection: &mut MultiplexedConnection, before: &Ends) {
+    let Some((id, address)) = &before.client else { return };
     // Both must match: after a restart, the same number is another client's.
     let command = redis::cmd("CLIENT").arg("KILL").arg("ID").arg(id).arg("ADDR").arg(address).take();
     // Where it is not allowed, or not known, nothing is lost but this.
