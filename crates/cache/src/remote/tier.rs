@@ -2,7 +2,10 @@ use std::{
     fmt,
     io::Write,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -10,7 +13,7 @@ use metrics::{Counter, counter};
 use redis::{Cmd, Value};
 
 use super::{
-    Codec, Coherence, Filled, Kept, Lease, OnChange, OnOverflow, Outgoing, Remote, Repeat, Seal, Standing,
+    Codec, Coherence, Filled, Kept, Lease, OnChange, OnOverflow, Outgoing, Remote, Repeat, Seal,
     envelope::{Contents, Envelope, Fingerprint, Life, now},
     failures::Failures,
     lease::{LEASED, behind},
@@ -21,7 +24,7 @@ use super::{
 use crate::{
     CacheConfig,
     tags::Tags,
-    telemetry::{REMOTE_TARGET, REMOTE_TOO_LARGE, REMOTE_UNDECODABLE},
+    telemetry::{REMOTE_TARGET, REMOTE_TOO_LARGE, REMOTE_UNDECODABLE, Tally},
 };
 
 /// One cache's view of its remote: typed, and without failures.
@@ -30,6 +33,8 @@ pub(crate) struct Tier<K, V> {
     pub(super) config: CacheConfig,
     pub(super) listener: Arc<Listener>,
     _heard: (Arc<OnChange>, Arc<OnOverflow>),
+    /// Whether the first answer is there.
+    met: AtomicBool,
     cache: &'static str,
     /// What the keys of this cache's values begin with.
     prefix: Vec<u8>,
@@ -40,7 +45,7 @@ pub(crate) struct Tier<K, V> {
     local: Arc<Tags>,
     pub(super) gets: Failures,
     pub(super) sets: Failures,
-    undecodable: Counter,
+    undecodable: Tally,
     too_large: Counter,
 }
 
@@ -106,6 +111,7 @@ impl<K, V: 'static> Tier<K, V> {
             config: config.clone(),
             listener,
             _heard: heard,
+            met: AtomicBool::new(false),
             cache,
             prefix,
             fingerprint,
@@ -114,7 +120,7 @@ impl<K, V: 'static> Tier<K, V> {
             local,
             gets: Failures::new(cache, "get"),
             sets: Failures::new(cache, "set"),
-            undecodable: counter!(REMOTE_UNDECODABLE, "cache" => cache),
+            undecodable: Tally::new(counter!(REMOTE_UNDECODABLE, "cache" => cache)),
             too_large: counter!(REMOTE_TOO_LARGE, "cache" => cache),
         }
     }
@@ -131,14 +137,6 @@ impl<K, V: 'static> Tier<K, V> {
         self.coherence().seal(&self.redis_key(key))
     }
 
-    pub(crate) fn bound(&self, seal: Seal, ttl: Duration) -> Duration {
-        self.coherence().bound(seal, ttl)
-    }
-
-    pub(crate) fn standing(&self, seal: Seal) -> Standing {
-        self.coherence().standing(seal)
-    }
-
     pub(crate) fn coherence(&self) -> &Arc<Coherence> {
         self.remote.coherence()
     }
@@ -147,8 +145,22 @@ impl<K, V: 'static> Tier<K, V> {
         Before { seal: self.coherence().seal(redis_key), tags: self.local.now() }
     }
 
+    /// A seal from before there is a connection is good for nothing. So the first read waits for one.
+    async fn meet(&self) {
+        if !self.met.load(Ordering::Relaxed) {
+            let _ = self.remote.ask::<Value>(&redis::cmd("PING")).await;
+            self.met.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// How many values did not decode.
+    pub(crate) fn undecodable(&self) -> u64 {
+        self.undecodable.get()
+    }
+
     /// What the remote has, be it stale. It costs one GET, and where the numbers of its tags are not known one MGET.
     pub(crate) async fn get(&self, key: &K) -> Option<Kept<V>> {
+        self.meet().await;
         let redis_key = self.redis_key(key);
         let before = self.before(&redis_key);
         let mut command = Cmd::new();
@@ -169,6 +181,7 @@ impl<K, V: 'static> Tier<K, V> {
         if keys.is_empty() {
             return Vec::new();
         }
+        self.meet().await;
         let redis_keys: Vec<_> = keys.iter().map(|key| self.redis_key(key)).collect();
         let before: Vec<_> = redis_keys.iter().map(|redis_key| self.before(redis_key)).collect();
         let mut command = redis::cmd("MGET");

@@ -2,14 +2,24 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod get_many;
 mod invalidation;
 mod loads;
 mod memory;
+mod model;
 mod signals;
+mod spans;
+mod stale;
 mod support;
+mod tags;
+mod would_be;
 
 #[cfg(feature = "redis")]
+mod codecs;
+#[cfg(feature = "redis")]
 mod connections;
+#[cfg(feature = "redis")]
+mod leases;
 #[cfg(feature = "redis")]
 mod outages;
 #[cfg(feature = "redis")]
