@@ -83,7 +83,13 @@ impl Drop for Shared {
 }
 
 impl Remote {
-    /// A remote at a URL like `redis://:password@host:6379/0`, `rediss://…` for TLS, `unix:///path`.
+    /// A remote at a URL:
+    ///
+    /// - `redis://user:password@host:6379/0`: one server; `rediss://…` with TLS; `unix:///path` on this machine;
+    /// - `redis+sentinel://user:password@host1:26379,host2/name/0`: the primary that the sentinels know by this name,
+    ///   which are told `?sentinel_user=…&sentinel_password=…` if that is there;
+    /// - `redis+cluster://user:password@host1:6379,host2`: a cluster, of which some nodes are named;
+    /// - `rediss+sentinel://…`, `rediss+cluster://…`: the same with TLS.
     ///
     /// It connects when it is first needed: a Redis that is down fails no start. For TLS it makes ring rustls's
     /// provider for the process, unless the process has chosen one.
