@@ -115,12 +115,7 @@ impl Remote {
         redis::from_redis_value(answer).map_err(|error| Failure::Refused(error.into()))
     }
 
-    /// The same for several commands of one key, one after the other. An error of any is the error of all.
-    pub(crate) async fn ask_in_order(&self, commands: &[Cmd]) -> Result<Vec<Value>, Failure> {
-        self.link().exchange(async |mut session| session.connection.send_in_order(commands).await).await
-    }
-
-    /// The same for commands of any keys, in no certain order.
+    /// The same for several commands, of any keys, in no certain order. An error of any is the error of all.
     pub(crate) async fn ask_all(&self, commands: &[Cmd]) -> Result<Vec<Value>, Failure> {
         self.link().exchange(async |mut session| session.connection.send_all(commands).await).await
     }
@@ -144,9 +139,8 @@ impl Remote {
         }
     }
 
-    /// Makes a change of one key that others must hear of: commands one after the other, as by
-    /// [`ask_in_order`](Remote::ask_in_order). Returns a seal, too, that is good for what the last of them saw or
-    /// wrote, if the last is a read.
+    /// Makes a change of one key that others must hear of: commands one after the other. Returns a seal, too, that is
+    /// good for what the last of them saw or wrote, if the last is a read.
     ///
     /// When it fails, or the future is dropped, the change may have been made or not; `repeat` then brings Redis in
     /// order, before the next read.
