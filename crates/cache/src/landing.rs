@@ -49,8 +49,7 @@ where
     let mut lease = None;
     if let Some(remote) = &cache.remote {
         let key = landing.claim.key().clone();
-        if !landing.is_behind()
-            && let Some(kept) = remote.get(&key).await
+        if let Some(kept) = remote.get(&key).await
             && landing.found(kept)
         {
             return;
@@ -80,10 +79,8 @@ where
     let Some(cache) = landings.first().map(|landing| Arc::clone(&landing.cache)) else { return };
     let mut leases = HashMap::new();
     if let Some(remote) = &cache.remote {
-        if !landings.iter().all(Landing::is_behind) {
-            let kept = remote.get_many(&keys(&landings)).await;
-            landings = without_found(landings, kept);
-        }
+        let kept = remote.get_many(&keys(&landings)).await;
+        landings = without_found(landings, kept);
         let turns = remote.turns(&keys(&landings)).await;
         let mut kept = Vec::with_capacity(turns.len());
         for (landing, turn) in landings.iter().zip(turns) {
@@ -164,11 +161,6 @@ impl<K: Hash + Eq + Clone, V> Landing<K, V> {
         &self.flight
     }
 
-    /// Whether nobody waits. Then the remote's turn comes at once: it says too whether what it has is to be refreshed.
-    fn is_behind(&self) -> bool {
-        self.prior.as_ref().is_some_and(Old::is_served)
-    }
-
     /// Takes what the remote has. Lands and says yes if it is fresh; otherwise it is offered to those who wait.
     fn found(&mut self, kept: Kept<V>) -> bool {
         let Inner { memory, metrics, .. } = &*self.cache;
@@ -176,10 +168,11 @@ impl<K: Hash + Eq + Clone, V> Landing<K, V> {
         let (fresh_for, stale_for) = (kept.fresh_for, kept.stale_for);
         let weight = memory.weigh(key, kept.value.as_ref());
         let item = Item { value: kept.value, tags: kept.tags, seal: Some(kept.seal) };
+        // Nobody waits for a refresh, so it is not content with what is to be refreshed itself.
+        if kept.due && self.prior.as_ref().is_some_and(Old::is_served) {
+            return false;
+        }
         if fresh_for.is_zero() {
-            if self.is_behind() {
-                return false;
-            }
             let stored = self.claim.store(|| memory.insert_stale(key, item, weight, stale_for));
             if let Some((removed, old)) = stored {
                 metrics.evictions.increment(removed.evicted);

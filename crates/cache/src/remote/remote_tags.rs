@@ -186,22 +186,20 @@ impl RemoteTags {
             let learnt = Number { number, seal, trusted_until, stays_until };
             (coherence.standing(seal) == Standing::Current).then_some(learnt)
         };
-        let changed = |old: Option<Number>, new: Option<Number>| {
-            old.is_some_and(|old| new.is_none_or(|new| new.number != old.number))
+        let changed = |old: Option<Number>, place: usize| {
+            old.is_some_and(|old| answers.get(place).and_then(number) != Some(old.number))
         };
         let mut known = self.known();
         known.count = learnt(0);
-        let all = learnt(1);
-        let cleared = changed(std::mem::replace(&mut known.all, all), all);
+        let cleared = changed(std::mem::replace(&mut known.all, learnt(1)), 1);
         let mut invalidated: Vec<Arc<str>> = Vec::new();
-        for (place, name) in names.iter().enumerate() {
+        for (place, name) in (2..).zip(names) {
             let name: Arc<str> = Arc::from(*name);
-            let tag = learnt(place + 2);
-            let old = match tag {
+            let old = match learnt(place) {
                 Some(tag) => known.tags.insert(Arc::clone(&name), tag),
                 None => known.tags.remove(&name),
             };
-            if changed(old, tag) {
+            if changed(old, place) {
                 invalidated.push(name);
             }
         }
@@ -248,7 +246,8 @@ impl RemoteTags {
         let keys = [self.count_key(), tag.map_or_else(|| self.all_key(), |tag| self.tag_key(tag))];
         let command = invalidation(&keys);
         self.forget(tag, &keys);
-        if let Err(failure) = self.remote.change(&keys[1], &[command.clone()], Repeat::Run(command)).await {
+        let repeat = Repeat::Run(command.clone());
+        if let Err(failure) = self.remote.change(&keys[1], &[command], repeat).await {
             self.failures.note(&failure);
         }
         // Redis does not tell us of this change, and what was asked before it may have been answered since.
