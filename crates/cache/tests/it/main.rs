@@ -9,6 +9,10 @@ mod signals;
 mod support;
 
 #[cfg(feature = "redis")]
+mod bad_days;
+#[cfg(feature = "redis")]
+mod fleet;
+#[cfg(feature = "redis")]
 mod outages;
 #[cfg(feature = "redis")]
 mod races;
