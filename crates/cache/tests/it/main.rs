@@ -9,6 +9,8 @@ mod signals;
 mod support;
 
 #[cfg(feature = "redis")]
+mod bad_data;
+#[cfg(feature = "redis")]
 mod bad_days;
 #[cfg(feature = "redis")]
 mod fleet;
