@@ -84,6 +84,16 @@ async fn an_entry_of_another_version_is_a_miss() {
     }
 }
 
+// As after a RENAME, or a restore of the wrong file.
+#[tokio::test]
+async fn an_entry_under_another_key_is_a_miss() {
+    let (cache, mut redis, entry) = an_entry().await;
+    for elsewhere in ["n:other", "n:K", "n:"] {
+        redis.set::<_, _, ()>(elsewhere, &entry).await.unwrap();
+        assert_eq!(look(&cache, &elsewhere[2..]).await, None, "{elsewhere}");
+    }
+}
+
 #[tokio::test]
 async fn an_entry_with_random_bytes_breaks_nothing() {
     let (cache, mut redis, entry) = an_entry().await;
