@@ -23,7 +23,7 @@ use crate::support::{Failed, Random};
 
 const KEYS: usize = 50;
 const READERS: u64 = 64;
-const WRITERS: u64 = 16;
+const WRITERS: u64 = 48;
 const WRITES_PER_SECOND: u64 = 6_000;
 /// How long a round writes before all rest.
 const ROUND: Duration = Duration::from_millis(120);
