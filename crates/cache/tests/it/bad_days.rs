@@ -84,12 +84,17 @@ async fn never_older(what: &str, cache: &Cache<usize, u64>, key: usize, version:
     }
 }
 
+/// Two processes that have the first version of a key, the second one by way of Redis.
+async fn two_with(what: &str, url: &str, coherence: CoherenceMode, key: usize) -> [Cache<usize, u64>; 2] {
+    let caches = [(); 2].map(|()| process(url, coherence));
+    assert_eq!(load(&caches[0], key, 1).await, 1, "{what}");
+    caches[0].settled().await;
+    assert_eq!(caches[1].get(&key).await.as_deref(), Some(&1), "{what}");
+    caches
+}
+
 async fn an_invalidation_during_an_outage(what: &str, mut place: Place, coherence: CoherenceMode) {
-    let (here, there) = (process(&place.url(), coherence), process(&place.url(), coherence));
-    for cache in [&here, &there] {
-        assert_eq!(load(cache, 1, 1).await, 1, "{what}");
-        cache.settled().await;
-    }
+    let [here, there] = two_with(what, &place.url(), coherence, 1).await;
     place.down();
     let started = Instant::now();
     here.invalidate(&1).await;
@@ -106,6 +111,8 @@ async fn an_invalidation_during_an_outage(what: &str, mut place: Place, coherenc
     };
     tokio::join!(looks, never_older(what, &there, 1, 2));
     assert_eq!(load(&there, 1, 2).await, 2, "{what}");
+    there.settled().await;
+    assert_eq!(here.get(&1).await.as_deref(), Some(&2), "{what}: Redis is used again");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -146,11 +153,7 @@ async fn an_invalidation_that_redis_refuses_is_made_good_when_it_takes_writes_ag
         ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE"),
     ];
     for (number, (refuse, accept)) in refusals.into_iter().enumerate() {
-        let [here, there] = [(); 2].map(|()| process(&server.url(), CoherenceMode::Tracking));
-        for cache in [&here, &there] {
-            assert_eq!(load(cache, number, 1).await, 1);
-            cache.settled().await;
-        }
+        let [here, there] = two_with(refuse, &server.url(), CoherenceMode::Tracking, number).await;
         tell::<()>(&mut redis, refuse).await;
         here.invalidate(&number).await;
         for _ in 0..100 {
