@@ -12,7 +12,7 @@ use greenwave_cache::{Cache, CacheConfig, CoherenceMode, Remote, RemoteConfig};
 use greenwave_test_servers::{RedisCluster, RedisSentinel, Server};
 use tokio::{task::JoinSet, time::sleep};
 
-use crate::support::{Failed, Random, admin, tell};
+use crate::support::{Failed, Gate, Random, Source, admin, tell};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// How long one operation on Redis may take: the default.
@@ -278,6 +278,53 @@ async fn a_write_that_redis_takes_late_does_not_undo_an_invalidation_after_it() 
             never_older("invalidated", cache, key, 2).await;
         }
     }
+}
+
+/// Reads a key that a load in another process left behind, one way or another.
+async fn is_read_at_once(what: &str, url: &str, key: usize) {
+    let cache = process(url, CoherenceMode::Tracking);
+    assert_eq!(cache.get(&99).await.as_deref(), Some(&1), "{what}: Redis is there");
+    let started = Instant::now();
+    load(&cache, key, 2).await;
+    assert!(started.elapsed() < SECOND, "{what}: it waited {:?} for nobody", started.elapsed());
+}
+
+// Else the readers of a popular key wait until its lease ends, right when all is well again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_that_ended_while_redis_was_away_keeps_nobody_waiting() {
+    for mut place in [Place::Killed(Server::redis()), Place::Frozen(Server::redis())] {
+        let what = if matches!(place, Place::Frozen(_)) { "frozen" } else { "killed" };
+        let [here, _] = two_with(what, &place.url(), CoherenceMode::Tracking, 99).await;
+        let gate = Gate::new();
+        let caller = tokio::spawn({
+            let (cache, gate) = (here.clone(), gate.clone());
+            async move { cache.get_or_load(&1, || Source::default().load_behind(gate, 1)).await.unwrap() }
+        });
+        gate.arrival().await;
+        // Redis appends to its file every second: the lease is to be there when it comes back.
+        if let Place::Killed(server) = &mut place {
+            server.stop();
+        }
+        place.down();
+        gate.open();
+        caller.await.unwrap();
+        here.settled().await;
+        place.up();
+        is_read_at_once(what, &place.url(), 1).await;
+    }
+}
+
+#[tokio::test]
+async fn a_lease_that_redis_gave_too_late_keeps_nobody_waiting() {
+    let server = Server::redis();
+    let mut redis = admin(&server.url()).await;
+    let [here, _] = two_with("paused", &server.url(), CoherenceMode::Tracking, 99).await;
+    // It reads, and writes nothing.
+    tell::<()>(&mut redis, "CLIENT PAUSE 60000 WRITE").await;
+    assert_eq!(load(&here, 1, 1).await, 1);
+    here.settled().await;
+    tell::<()>(&mut redis, "CLIENT UNPAUSE").await;
+    is_read_at_once("paused", &server.url(), 1).await;
 }
 
 #[tokio::test]
