@@ -6,11 +6,18 @@ mod clock;
 mod config;
 mod error;
 mod invalidate;
+mod landing;
 mod loaded;
 mod memory;
+mod observe;
+mod policy;
 mod singleflight;
+mod stats;
+mod striped;
+mod sync;
 mod tags;
 pub mod telemetry;
+mod would_be;
 
 #[cfg(feature = "redis")]
 mod remote;
@@ -27,5 +34,10 @@ pub use config::{CoherenceMode, RemoteConfig};
 pub use error::Error;
 pub use error::LoadError;
 pub use loaded::Loaded;
+pub use observe::{Observed, observe};
+#[cfg(feature = "postcard")]
+pub use remote::Postcard;
 #[cfg(feature = "redis")]
-pub use remote::Remote;
+pub use remote::{Codec, MessagePack, Remote};
+pub use stats::CacheStats;
+pub use would_be::{SizeUnit, WouldBe, WouldBeRatio};
