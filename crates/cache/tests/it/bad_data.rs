@@ -222,7 +222,7 @@ async fn tags_of_any_text_take_their_own_entries_along_and_no_other() {
         load(&here, name, value(name).tags([name.as_str()])).await;
     }
     for gone in (0..names.len()).step_by(40) {
-        here.invalidate_tag(&names[gone]).await;
+        here.invalidate_tag(names[gone].as_str()).await;
         assert_eq!(look(&here, &names[gone]).await, None, "{:?}", names[gone]);
         assert_eq!(look(&there, &names[gone]).await, None, "{:?}", names[gone]);
         let next = &names[gone + 1];
@@ -377,7 +377,7 @@ async fn a_redis_that_evicts_what_it_likes_serves_nothing_old() {
         let tag = format!("group {group}");
         if random.below(50) == 0 {
             versions[group] += 1;
-            cache.invalidate_tag(&tag).await;
+            cache.invalidate_tag(tag.as_str()).await;
             floors[process][group] = versions[group];
         }
         let answer = value(&format!("{} {}", versions[group], "x".repeat(3_000))).tags([tag]);

@@ -122,8 +122,9 @@ impl World {
         let keys: Vec<_> = (0..6).map(|number| (key + number * step) % KEYS).collect();
         let dawdle = random.below(22);
         let floors: Vec<_> = keys.iter().map(|&key| self.floor(process, key)).collect();
-        let load = |missing: Vec<usize>| {
-            let world = Arc::clone(self);
+        let world = Arc::clone(self);
+        let load = move |missing: Vec<usize>| {
+            let world = Arc::clone(&world);
             async move {
                 let mut answers = Vec::new();
                 for key in missing {
@@ -174,7 +175,7 @@ impl World {
         match (random.below(4), &self.foreigner) {
             (0, Some(redis)) => return self.write_by_hand(redis.clone(), key, random).await,
             (1, _) if key % 5 == 0 && !self.race.tags => cache.insert(key, version).await,
-            _ if self.race.tags => cache.invalidate_tag(&tag(key)).await,
+            _ if self.race.tags => cache.invalidate_tag(tag(key)).await,
             _ => cache.invalidate(&key).await,
         }
         self.floors[process][key].fetch_max(version, Ordering::SeqCst);
