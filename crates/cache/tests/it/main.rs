@@ -5,6 +5,7 @@
 mod invalidation;
 mod loads;
 mod memory;
+mod model;
 mod signals;
 mod support;
 
