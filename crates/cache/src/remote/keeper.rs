@@ -143,9 +143,18 @@ impl Link {
 
     /// Whether the session is good: then it is no longer doubted.
     async fn probe(&self, mut session: Session) -> Result<(), Failure> {
-        let limit = self.config.timeout;
-        if timeout(limit, session.probe()).await.map_err(|_| Failure::TimedOut(limit))?? {
-            self.missed(session.number);
+        let (limit, number) = (self.config.timeout, session.number);
+        let mut asking = Box::pin(session.clone().probe());
+        let missed = match timeout(limit, &mut asking).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                // Readers need not find out for themselves. What is merely slow is not given up for that.
+                self.doubt(number);
+                timeout(limit, asking).await.map_err(|_| Failure::TimedOut(limit))?
+            }
+        };
+        if missed? {
+            self.missed(number);
         }
         loop {
             let missed = {

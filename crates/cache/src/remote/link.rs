@@ -1,6 +1,9 @@
 //! The connection to the remote, as those who use it see it: it is there, or they go on without. They wait for the very
 //! first one only.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     future::Future,
     pin::pin,
@@ -204,7 +207,7 @@ impl Link {
     }
 
     /// An answer did not come in time.
-    fn doubt(&self, number: u64) {
+    pub(super) fn doubt(&self, number: u64) {
         let mut line = self.line();
         if let State::Up(session) = &line.state
             && session.number == number

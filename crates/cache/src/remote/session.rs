@@ -75,7 +75,7 @@ impl Session {
     }
 
     /// Whether all answer. Says whether something was missed.
-    pub(super) async fn probe(&mut self) -> RedisResult<bool> {
+    pub(super) async fn probe(mut self) -> RedisResult<bool> {
         self.connection.send(&redis::cmd("PING")).await?;
         let Hearing::Published(channel) = &self.hearing else { return Ok(false) };
         channel.0.beat().await?;

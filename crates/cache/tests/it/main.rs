@@ -14,6 +14,8 @@ mod bad_data;
 #[cfg(feature = "redis")]
 mod bad_days;
 #[cfg(feature = "redis")]
+mod connections;
+#[cfg(feature = "redis")]
 mod fleet;
 #[cfg(feature = "redis")]
 mod outages;
