@@ -10,7 +10,7 @@ use metrics::{Counter, counter};
 use redis::{Cmd, Value};
 
 use super::{
-    Codec, Coherence, Filled, Kept, Lease, OnChange, OnOverflow, Outgoing, Remote, Repeat, Seal, Standing,
+    Codec, Coherence, Filled, Kept, Lease, OnChange, OnOverflow, Outgoing, Remote, Repeat, Seal,
     envelope::{Contents, Envelope, Fingerprint, Life, now},
     failures::Failures,
     lease::{LEASED, behind},
@@ -129,14 +129,6 @@ impl<K, V: 'static> Tier<K, V> {
     /// To be taken before the source is read.
     pub(crate) fn seal(&self, key: &K) -> Seal {
         self.coherence().seal(&self.redis_key(key))
-    }
-
-    pub(crate) fn bound(&self, seal: Seal, ttl: Duration) -> Duration {
-        self.coherence().bound(seal, ttl)
-    }
-
-    pub(crate) fn standing(&self, seal: Seal) -> Standing {
-        self.coherence().standing(seal)
     }
 
     pub(crate) fn coherence(&self) -> &Arc<Coherence> {

@@ -14,9 +14,13 @@ mod bad_data;
 #[cfg(feature = "redis")]
 mod bad_days;
 #[cfg(feature = "redis")]
+mod codecs;
+#[cfg(feature = "redis")]
 mod connections;
 #[cfg(feature = "redis")]
 mod fleet;
+#[cfg(feature = "redis")]
+mod leases;
 #[cfg(feature = "redis")]
 mod outages;
 #[cfg(feature = "redis")]
