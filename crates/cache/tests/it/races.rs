@@ -1,6 +1,8 @@
 //! Readers and writers that race for the same keys: when they rest, nothing stale may be left, neither in the memory of
 //! a process nor in Redis.
 //!
+//! Each has a Redis of its own: what others do in one that is shared makes it tell of changes that are none here.
+//!
 //! Each run prints its seeds; `SEED=7` repeats one, `RACE_SEEDS=1000` runs as many.
 
 use std::{
@@ -12,14 +14,14 @@ use std::{
 };
 
 use greenwave_cache::{Cache, CacheConfig, CoherenceMode, Loaded, Remote, RemoteConfig};
-use greenwave_test_servers::{RedisCluster, redis_url};
+use greenwave_test_servers::{RedisCluster, Server};
 use tokio::{
     sync::Mutex,
     task::{JoinSet, yield_now},
     time::sleep,
 };
 
-use crate::support::{Failed, Random};
+use crate::support::{Failed, Random, admin};
 
 const KEYS: usize = 50;
 const READERS: u64 = 64;
@@ -262,9 +264,7 @@ async fn world(race: Race, url: Option<&str>, seed: u64) -> Arc<World> {
         }
     };
     let foreigner = match url {
-        Some(url) if race.foreign => {
-            Some(redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap())
-        }
+        Some(url) if race.foreign => Some(admin(url).await),
         _ => None,
     };
     Arc::new(World {
@@ -326,18 +326,21 @@ async fn racing_readers_and_writers_leave_nothing_stale_in_memory() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn races_of_processes_and_foreign_writers_leave_nothing_stale() {
-    run(TRACKING, Some(redis_url())).await;
+    let server = Server::redis();
+    run(TRACKING, Some(server.url())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn races_of_invalidations_by_tag_leave_nothing_stale() {
-    run(Race { foreign: false, tags: true, seeds: 5, ..TRACKING }, Some(redis_url())).await;
+    let server = Server::redis();
+    run(Race { foreign: false, tags: true, seeds: 5, ..TRACKING }, Some(server.url())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn races_leave_nothing_stale_where_caches_tell_each_other() {
     let race = Race { coherence: CoherenceMode::Published, foreign: false, seeds: 5, ..TRACKING };
-    run(race, Some(redis_url())).await;
+    let server = Server::redis();
+    run(race, Some(server.url())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -349,5 +352,6 @@ async fn races_leave_nothing_stale_in_a_cluster() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn races_leave_nothing_stale_for_long_where_nobody_tells() {
     let race = Race { coherence: CoherenceMode::Off, seeds: 5, ..TRACKING };
-    run(race, Some(redis_url())).await;
+    let server = Server::redis();
+    run(race, Some(server.url())).await;
 }

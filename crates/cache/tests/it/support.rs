@@ -168,7 +168,10 @@ impl Random {
 /// A client that knows nothing of this crate.
 #[cfg(feature = "redis")]
 pub(crate) async fn admin(url: &str) -> redis::aio::MultiplexedConnection {
-    redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap()
+    // As patient as a busy machine needs.
+    let config = redis::AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+    let client = redis::Client::open(url).unwrap();
+    client.get_multiplexed_async_connection_with_config(&config).await.unwrap()
 }
 
 /// Sends a command of words without spaces.
