@@ -21,7 +21,7 @@ use super::{
 use crate::{
     CacheConfig,
     tags::Tags,
-    telemetry::{REMOTE_TARGET, REMOTE_TOO_LARGE, REMOTE_UNDECODABLE},
+    telemetry::{REMOTE_TARGET, REMOTE_TOO_LARGE, REMOTE_UNDECODABLE, Tally},
 };
 
 /// One cache's view of its remote: typed, and without failures.
@@ -40,7 +40,7 @@ pub(crate) struct Tier<K, V> {
     local: Arc<Tags>,
     pub(super) gets: Failures,
     pub(super) sets: Failures,
-    undecodable: Counter,
+    undecodable: Tally,
     too_large: Counter,
 }
 
@@ -114,7 +114,7 @@ impl<K, V: 'static> Tier<K, V> {
             local,
             gets: Failures::new(cache, "get"),
             sets: Failures::new(cache, "set"),
-            undecodable: counter!(REMOTE_UNDECODABLE, "cache" => cache),
+            undecodable: Tally::new(counter!(REMOTE_UNDECODABLE, "cache" => cache)),
             too_large: counter!(REMOTE_TOO_LARGE, "cache" => cache),
         }
     }
@@ -137,6 +137,11 @@ impl<K, V: 'static> Tier<K, V> {
 
     pub(super) fn before(&self, redis_key: &[u8]) -> Before {
         Before { seal: self.coherence().seal(redis_key), tags: self.local.now() }
+    }
+
+    /// How many values did not decode.
+    pub(crate) fn undecodable(&self) -> u64 {
+        self.undecodable.get()
     }
 
     /// What the remote has, be it stale. It costs one GET, and where the numbers of its tags are not known one MGET.

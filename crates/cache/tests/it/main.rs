@@ -2,12 +2,16 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod get_many;
 mod invalidation;
 mod loads;
 mod memory;
 mod model;
 mod signals;
+mod stale;
 mod support;
+mod tags;
+mod would_be;
 
 #[cfg(feature = "redis")]
 mod bad_data;
@@ -27,3 +31,5 @@ mod outages;
 mod races;
 #[cfg(feature = "redis")]
 mod remote;
+#[cfg(feature = "redis")]
+mod spans;
