@@ -359,6 +359,32 @@ async fn an_eviction_during_a_clear_revives_nothing() {
     assert_eq!(look(&without_memory(&url), "k").await.as_deref(), Some("new"));
 }
 
+// Redis does not tell a client with NOLOOP of what is evicted for its own commands, and nobody of the removal of what is
+// not there: the one who evicted a key would never hear of it again.
+#[tokio::test]
+async fn a_process_hears_of_a_change_of_what_redis_evicted_for_it() {
+    let server = Server::redis_with(&["maxmemory 8mb", "maxmemory-policy allkeys-random"]);
+    let mut redis = admin(&server.url()).await;
+    let [here, there] = [(); 2].map(|()| cache(&server.url(), CacheConfig::default()));
+    load(&here, "k", value("old").tags(["people"])).await;
+    load(&here, "tagged", value("old").tags(["people"])).await;
+    let since = Instant::now();
+    for number in 0.. {
+        let evicted = redis.exists::<_, u64>("n:k").await.unwrap() == 0;
+        if evicted && redis.keys::<_, Vec<Vec<u8>>>("*people*").await.unwrap().is_empty() {
+            break;
+        }
+        assert!(since.elapsed() < Duration::from_secs(30), "they are never evicted");
+        here.insert(format!("more {number}"), "x".repeat(3_000)).await;
+    }
+    there.invalidate(&"k".to_owned()).await;
+    there.invalidate_tag("people").await;
+    let since = Instant::now();
+    while look(&here, "k").await.is_some() || look(&here, "tagged").await.is_some() {
+        assert!(since.elapsed() < Duration::from_secs(1), "it was not told");
+    }
+}
+
 // Entries, leases and counters go at any moment.
 #[tokio::test]
 async fn a_redis_that_evicts_what_it_likes_serves_nothing_old() {
