@@ -388,6 +388,7 @@ async fn a_process_hears_of_a_change_of_what_redis_evicted_for_it() {
 // Entries, leases and counters go at any moment.
 #[tokio::test]
 async fn a_redis_that_evicts_what_it_likes_serves_nothing_old() {
+    const KEYS: u64 = 2_000;
     let server = Server::redis_with(&["maxmemory 8mb", "maxmemory-policy allkeys-random"]);
     let seed = Random::seed();
     println!("SEED={seed}");
@@ -397,8 +398,8 @@ async fn a_redis_that_evicts_what_it_likes_serves_nothing_old() {
     let mut floors = [[1; 20]; 2];
     let group = |key: u64| key as usize % 20;
     let version = |text: &String| text.split(' ').next().unwrap().parse::<u64>().unwrap();
-    for _ in 0..4_000 {
-        let (process, key) = (random.below(2) as usize, random.below(3_000));
+    for _ in 0..2_500 {
+        let (process, key) = (random.below(2) as usize, random.below(KEYS));
         let (cache, group) = (&processes[process], group(key));
         let tag = format!("group {group}");
         if random.below(50) == 0 {
@@ -406,7 +407,7 @@ async fn a_redis_that_evicts_what_it_likes_serves_nothing_old() {
             cache.invalidate_tag(tag.as_str()).await;
             floors[process][group] = versions[group];
         }
-        let answer = value(&format!("{} {}", versions[group], "x".repeat(3_000))).tags([tag]);
+        let answer = value(&format!("{} {}", versions[group], "x".repeat(4_000))).tags([tag]);
         let load = || async move { Ok::<_, Failed>(answer) };
         let seen = version(&cache.get_or_load(&key.to_string(), load).await.unwrap().unwrap());
         assert!(seen >= floors[process][group], "SEED={seed}: key {key} is at version {seen}");
@@ -415,7 +416,7 @@ async fn a_redis_that_evicts_what_it_likes_serves_nothing_old() {
         redis::cmd("INFO").arg("stats").query_async(&mut admin(&server.url()).await).await.unwrap();
     assert!(!evicted.contains("evicted_keys:0\r"), "Redis was never full");
     let deadline = Instant::now() + Duration::from_secs(1);
-    for (cache, key) in processes.iter().flat_map(|cache| (0..3_000).map(move |key| (cache, key))) {
+    for (cache, key) in processes.iter().flat_map(|cache| (0..KEYS).map(move |key| (cache, key))) {
         while let Some(seen) = look(cache, &key.to_string()).await
             && version(&seen) < versions[group(key)]
         {

@@ -367,7 +367,7 @@ async fn a_full_redis_serves_nothing_old_and_takes_invalidations() {
     here.invalidate(&1).await;
     never_older("invalidated", &there, 1, 2).await;
     here.insert(2, 2).await;
-    assert_eq!(here.get(&2).await.as_deref(), Some(&2), "at least in memory");
+    assert!(here.get(&2).await.is_none_or(|seen| *seen == 2));
     never_older("inserted", &there, 2, 2).await;
     assert_eq!(load(&there, 1, 2).await, 2);
     assert_eq!(load(&there, 3, 1).await, 1, "and what Redis does not take is loaded");
