@@ -1,4 +1,6 @@
 //! What is in Redis is not what was put there, and what comes in is at the end of what can be.
+//!
+//! Each test has a Redis of its own: of changes in one database, Redis tells the readers of the same names in another.
 
 use std::{
     collections::HashMap,
@@ -6,7 +8,7 @@ use std::{
 };
 
 use greenwave_cache::{Cache, CacheConfig, Loaded, Remote, RemoteConfig};
-use greenwave_test_servers::{Server, redis_url};
+use greenwave_test_servers::Server;
 use redis::{AsyncCommands, aio::MultiplexedConnection};
 
 use crate::support::{Failed, Random, admin};
@@ -45,14 +47,15 @@ fn value(value: &str) -> Loaded<String> {
 const NAME: &str = "Ada Lovelace, Countess";
 
 /// A Redis in which there is an entry, as it is there.
-async fn an_entry() -> (Cache<String, String>, MultiplexedConnection, Vec<u8>) {
-    let url = redis_url();
+async fn an_entry() -> (Server, Cache<String, String>, MultiplexedConnection, Vec<u8>) {
+    let server = Server::redis();
+    let url = server.url();
     let cache = without_memory(&url);
     load(&cache, "k", value(NAME).tags(["people", "counts"])).await;
     let mut redis = admin(&url).await;
     let entry: Vec<u8> = redis.get("n:k").await.unwrap();
     assert_eq!(look(&cache, "k").await.as_deref(), Some(NAME));
-    (cache, redis, entry)
+    (server, cache, redis, entry)
 }
 
 async fn put(redis: &mut MultiplexedConnection, bytes: &[u8]) {
@@ -61,7 +64,7 @@ async fn put(redis: &mut MultiplexedConnection, bytes: &[u8]) {
 
 #[tokio::test]
 async fn an_entry_that_is_cut_off_anywhere_is_a_miss() {
-    let (cache, mut redis, entry) = an_entry().await;
+    let (_server, cache, mut redis, entry) = an_entry().await;
     for end in 0..entry.len() {
         put(&mut redis, &entry[..end]).await;
         assert_eq!(look(&cache, "k").await, None, "the first {end} bytes of {entry:02x?}");
@@ -75,7 +78,7 @@ async fn an_entry_that_is_cut_off_anywhere_is_a_miss() {
 
 #[tokio::test]
 async fn an_entry_of_another_version_is_a_miss() {
-    let (cache, mut redis, mut entry) = an_entry().await;
+    let (_server, cache, mut redis, mut entry) = an_entry().await;
     let version = entry[0];
     for other in (0..=255).filter(|&other| other != version) {
         entry[0] = other;
@@ -87,7 +90,7 @@ async fn an_entry_of_another_version_is_a_miss() {
 // As after a RENAME, or a restore of the wrong file.
 #[tokio::test]
 async fn an_entry_under_another_key_is_a_miss() {
-    let (cache, mut redis, entry) = an_entry().await;
+    let (_server, cache, mut redis, entry) = an_entry().await;
     for elsewhere in ["n:other", "n:K", "n:"] {
         redis.set::<_, _, ()>(elsewhere, &entry).await.unwrap();
         assert_eq!(look(&cache, &elsewhere[2..]).await, None, "{elsewhere}");
@@ -96,7 +99,7 @@ async fn an_entry_under_another_key_is_a_miss() {
 
 #[tokio::test]
 async fn an_entry_with_random_bytes_breaks_nothing() {
-    let (cache, mut redis, entry) = an_entry().await;
+    let (_server, cache, mut redis, entry) = an_entry().await;
     let seed = Random::seed();
     println!("SEED={seed}");
     let mut random = Random::seeded(seed);
@@ -116,7 +119,8 @@ async fn an_entry_with_random_bytes_breaks_nothing() {
 // A process that died before it could say how long its lease lasts, or bytes that happen to look like one.
 #[tokio::test]
 async fn a_lease_that_never_ends_does_not_delay_for_ever() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let mut redis = admin(&url).await;
     for lease in [&b"\xc1"[..], b"\xc1cut", &[0xc1; 17], &[0xc1; 40]] {
         let cache = without_memory(&url);
@@ -131,7 +135,7 @@ async fn a_lease_that_never_ends_does_not_delay_for_ever() {
 // The clocks of machines differ, and jump: what an entry says of its time may be anything.
 #[tokio::test]
 async fn an_entry_from_another_time_is_right_or_a_miss() {
-    let (cache, mut redis, entry) = an_entry().await;
+    let (_server, cache, mut redis, entry) = an_entry().await;
     let now = UNIX_EPOCH.elapsed().unwrap().as_millis() as u64;
     let day = 24 * 60 * 60 * 1000;
     let near = |bytes: [u8; 8]| {
@@ -189,7 +193,8 @@ fn names() -> Vec<String> {
 
 #[tokio::test]
 async fn keys_of_any_text_have_each_their_own_value() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let (here, there) = (without_memory(&url), without_memory(&url));
     let names = names();
     let answers = |missing: Vec<String>| async move {
@@ -215,7 +220,8 @@ async fn keys_of_any_text_have_each_their_own_value() {
 
 #[tokio::test]
 async fn tags_of_any_text_take_their_own_entries_along_and_no_other() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let (here, there) = (without_memory(&url), without_memory(&url));
     let names = names();
     for name in &names {
@@ -232,7 +238,8 @@ async fn tags_of_any_text_take_their_own_entries_along_and_no_other() {
 
 #[tokio::test]
 async fn times_without_length_and_without_end_break_nothing() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     for time in [Duration::ZERO, Duration::from_nanos(1), Duration::MAX] {
         for own in [None, Some(Duration::ZERO), Some(Duration::MAX)] {
             let config = CacheConfig {
@@ -285,7 +292,8 @@ async fn times_without_length_and_without_end_break_nothing() {
 
 #[tokio::test]
 async fn a_value_over_the_size_limit_is_passed_on_and_kept_nowhere() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let weigh = |_: &String, value: &String| value.len() as u64;
     let config = CacheConfig { max_value_bytes: 1_000, ..Default::default() };
     let cache = Cache::builder("n").config(config).weigher(weigh).remote(remote(&url)).build();
@@ -315,7 +323,8 @@ async fn evict_counters(redis: &mut MultiplexedConnection, entries: &[&str]) -> 
 
 #[tokio::test]
 async fn an_eviction_of_what_tags_are_counted_by_revives_nothing() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let mut redis = admin(&url).await;
     let here = without_memory(&url);
     let tagged = |text| value(text).tags(["people"]);
@@ -346,7 +355,8 @@ async fn an_eviction_of_what_tags_are_counted_by_revives_nothing() {
 
 #[tokio::test]
 async fn an_eviction_during_a_clear_revives_nothing() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let mut redis = admin(&url).await;
     let here = without_memory(&url);
     load(&here, "k", value("old")).await;
