@@ -4,6 +4,7 @@
 
 mod get_many;
 mod invalidation;
+mod law;
 mod loads;
 mod memory;
 mod model;
