@@ -4,7 +4,6 @@
 
 mod get_many;
 mod invalidation;
-mod law;
 mod loads;
 mod memory;
 mod model;
@@ -24,6 +23,8 @@ mod codecs;
 mod connections;
 #[cfg(feature = "redis")]
 mod fleet;
+#[cfg(feature = "redis")]
+mod law;
 #[cfg(feature = "redis")]
 mod leases;
 #[cfg(feature = "redis")]
