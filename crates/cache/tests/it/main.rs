@@ -4,10 +4,12 @@
 
 mod get_many;
 mod invalidation;
+mod law;
 mod loads;
 mod memory;
 mod model;
 mod signals;
+mod spans;
 mod stale;
 mod support;
 mod tags;
@@ -24,8 +26,6 @@ mod connections;
 #[cfg(feature = "redis")]
 mod fleet;
 #[cfg(feature = "redis")]
-mod law;
-#[cfg(feature = "redis")]
 mod leases;
 #[cfg(feature = "redis")]
 mod outages;
@@ -33,5 +33,3 @@ mod outages;
 mod races;
 #[cfg(feature = "redis")]
 mod remote;
-#[cfg(feature = "redis")]
-mod spans;

@@ -333,12 +333,12 @@ async fn races_of_processes_and_foreign_writers_leave_nothing_stale() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn races_of_invalidations_by_tag_leave_nothing_stale() {
     let server = Server::redis();
-    run(Race { foreign: false, tags: true, seeds: 5, ..TRACKING }, Some(server.url())).await;
+    run(Race { foreign: false, tags: true, seeds: 3, ..TRACKING }, Some(server.url())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn races_leave_nothing_stale_where_caches_tell_each_other() {
-    let race = Race { coherence: CoherenceMode::Published, foreign: false, seeds: 5, ..TRACKING };
+    let race = Race { coherence: CoherenceMode::Published, foreign: false, seeds: 3, ..TRACKING };
     let server = Server::redis();
     run(race, Some(server.url())).await;
 }
@@ -346,12 +346,12 @@ async fn races_leave_nothing_stale_where_caches_tell_each_other() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn races_leave_nothing_stale_in_a_cluster() {
     let cluster = RedisCluster::start();
-    run(Race { foreign: false, seeds: 5, ..TRACKING }, Some(cluster.url())).await;
+    run(Race { foreign: false, seeds: 3, ..TRACKING }, Some(cluster.url())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn races_leave_nothing_stale_for_long_where_nobody_tells() {
-    let race = Race { coherence: CoherenceMode::Off, seeds: 5, ..TRACKING };
+    let race = Race { coherence: CoherenceMode::Off, seeds: 3, ..TRACKING };
     let server = Server::redis();
     run(race, Some(server.url())).await;
 }
