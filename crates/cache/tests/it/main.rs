@@ -16,9 +16,15 @@ mod tags;
 mod would_be;
 
 #[cfg(feature = "redis")]
+mod bad_data;
+#[cfg(feature = "redis")]
+mod bad_days;
+#[cfg(feature = "redis")]
 mod codecs;
 #[cfg(feature = "redis")]
 mod connections;
+#[cfg(feature = "redis")]
+mod fleet;
 #[cfg(feature = "redis")]
 mod leases;
 #[cfg(feature = "redis")]
