@@ -11,6 +11,7 @@ mod memory;
 mod singleflight;
 mod tags;
 pub mod telemetry;
+mod weak;
 
 #[cfg(feature = "redis")]
 mod remote;
@@ -29,3 +30,4 @@ pub use error::LoadError;
 pub use loaded::Loaded;
 #[cfg(feature = "redis")]
 pub use remote::Remote;
+pub use weak::{Held, WeakCache, WeakCacheBuilder, WeakStats};

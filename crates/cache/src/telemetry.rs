@@ -16,6 +16,10 @@ pub const REMOTE_FAILURES: &str = "greenwave.cache.remote.failures";
 pub const REMOTE_SKIPPED: &str = "greenwave.cache.remote.skipped";
 /// Values in the remote that did not decode, by `cache`.
 pub const REMOTE_UNDECODABLE: &str = "greenwave.cache.remote.undecodable";
+/// Entries that are alive, by `cache`.
+pub const ENTRIES: &str = "greenwave.cache.entries";
+/// Their bytes, as the weigher counts them, by `cache`.
+pub const BYTES: &str = "greenwave.cache.bytes";
 
 /// All of the above.
 pub const METRICS: [&str; 7] =

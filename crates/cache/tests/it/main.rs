@@ -7,6 +7,8 @@ mod loads;
 mod memory;
 mod signals;
 mod support;
+mod weak;
+mod weak_model;
 
 #[cfg(feature = "redis")]
 mod outages;
