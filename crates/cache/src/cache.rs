@@ -58,6 +58,11 @@ impl<K, V> Cache<K, V> {
     pub(crate) fn new(inner: Inner<K, V>) -> Cache<K, V> {
         Cache { inner: Arc::new(inner) }
     }
+
+    #[cfg(feature = "tower")]
+    pub(crate) fn name(&self) -> &'static str {
+        self.inner.name
+    }
 }
 
 impl<K, V> Cache<K, V>

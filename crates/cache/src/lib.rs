@@ -6,12 +6,15 @@ mod clock;
 mod config;
 mod error;
 mod invalidate;
+#[cfg(feature = "tower")]
+mod layer;
 mod loaded;
 mod memory;
 mod singleflight;
 mod tags;
 pub mod telemetry;
 mod weak;
+mod wrapper;
 
 #[cfg(feature = "redis")]
 mod remote;
@@ -27,7 +30,10 @@ pub use config::{CoherenceMode, RemoteConfig};
 #[cfg(feature = "redis")]
 pub use error::Error;
 pub use error::LoadError;
+#[cfg(feature = "tower")]
+pub use layer::{CacheLayer, CacheService, CachedBody, CachedResponse};
 pub use loaded::Loaded;
 #[cfg(feature = "redis")]
 pub use remote::Remote;
 pub use weak::{Held, WeakCache, WeakCacheBuilder, WeakStats};
+pub use wrapper::Cached;

@@ -20,10 +20,22 @@ pub const REMOTE_UNDECODABLE: &str = "greenwave.cache.remote.undecodable";
 pub const ENTRIES: &str = "greenwave.cache.entries";
 /// Their bytes, as the weigher counts them, by `cache`.
 pub const BYTES: &str = "greenwave.cache.bytes";
+/// Responses that a `CacheLayer` could not cache, by `cache` and `reason`.
+pub const UNCACHED: &str = "greenwave.cache.response.uncached";
 
 /// All of the above.
-pub const METRICS: [&str; 7] =
-    [REQUESTS, LOAD_DURATION, DISCARDED, INVALIDATIONS, REMOTE_FAILURES, REMOTE_SKIPPED, REMOTE_UNDECODABLE];
+pub const METRICS: [&str; 10] = [
+    REQUESTS,
+    LOAD_DURATION,
+    DISCARDED,
+    INVALIDATIONS,
+    REMOTE_FAILURES,
+    REMOTE_SKIPPED,
+    REMOTE_UNDECODABLE,
+    ENTRIES,
+    BYTES,
+    UNCACHED,
+];
 
 /// Where events about the remote's health come from.
 pub const REMOTE_TARGET: &str = "greenwave_cache::remote";

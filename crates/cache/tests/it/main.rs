@@ -3,12 +3,15 @@
 #![allow(clippy::unwrap_used)]
 
 mod invalidation;
+#[cfg(feature = "tower")]
+mod layer;
 mod loads;
 mod memory;
 mod signals;
 mod support;
 mod weak;
 mod weak_model;
+mod wrapper;
 
 #[cfg(feature = "redis")]
 mod outages;
