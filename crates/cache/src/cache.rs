@@ -1,14 +1,21 @@
-use std::{fmt, future::Future, hash::Hash, sync::Arc, time::Duration};
+mod fetch;
+mod get_many;
+
+use std::{collections::HashSet, fmt, future::Future, hash::Hash, sync::Arc, time::Duration};
 
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span};
 
 use crate::{
-    CacheBuilder, LoadError,
-    invalidate::{Entrance, Table},
-    memory::Memory,
-    remote::Tier,
-    singleflight::{self, Landing},
+    CacheBuilder, LoadError, Loaded,
+    invalidate::Table,
+    landing::Answered,
+    loaded::Answer,
+    memory::{Item, Look, Memory, Old, Removed},
+    policy::{Policy, Weight},
+    remote::{Coherence, Filled, Outgoing, Seal, Tier},
+    singleflight::{Flight, Load},
+    tags::Tags,
     telemetry::Metrics,
 };
 
@@ -31,18 +38,21 @@ use crate::{
 /// # }
 /// ```
 pub struct Cache<K, V> {
-    inner: Arc<Inner<K, V>>,
+    pub(crate) inner: Arc<Inner<K, V>>,
 }
 
 pub(crate) struct Inner<K, V> {
     pub(crate) name: &'static str,
     pub(crate) memory: Memory<K, V>,
-    pub(crate) table: Arc<Table<K, V>>,
+    pub(crate) table: Arc<Table<K, Flight<V>>>,
+    pub(crate) tags: Arc<Tags>,
     pub(crate) remote: Option<Tier<K, V>>,
-    pub(crate) load_timeout: Duration,
+    pub(crate) coherence: Option<Arc<Coherence>>,
     pub(crate) metrics: Metrics,
     /// Loads, and writes to the remote: each ends by its own deadline.
     pub(crate) tasks: TaskTracker,
+    /// Loads that have failed and stay for a while, so that the source is left alone.
+    pub(crate) failed: TaskTracker,
 }
 
 impl<K, V> Cache<K, V> {
@@ -50,13 +60,9 @@ impl<K, V> Cache<K, V> {
     ///
     /// # Panics
     ///
-    /// If `name` holds a colon, which is what ends it in the remote's keys.
+    /// If `name` holds a colon or a zero, which are what ends it in the remote's keys.
     pub fn builder(name: &'static str) -> CacheBuilder<K, V> {
         CacheBuilder::new(name)
-    }
-
-    pub(crate) fn new(inner: Inner<K, V>) -> Cache<K, V> {
-        Cache { inner: Arc::new(inner) }
     }
 
     #[cfg(feature = "tower")]
@@ -70,17 +76,37 @@ where
     K: Hash + Eq + Clone + Send + Sync + 'static,
     V: Send + Sync + 'static,
 {
+    pub(crate) fn new(inner: Inner<K, V>) -> Cache<K, V> {
+        let inner = Arc::new(inner);
+        if let Some(remote) = &inner.remote {
+            let cache = Arc::downgrade(&inner);
+            remote.on_clear(Box::new(move || {
+                if let Some(cache) = cache.upgrade() {
+                    cache.clear_memory();
+                }
+            }));
+        }
+        Cache { inner }
+    }
+
     /// The value of `key`: from memory, from the remote, or by `load`.
     ///
     /// However many callers want a key at once, one `load` runs; the others wait for what it brings, be it a value,
     /// an error or a panic. `load` is called only when it is needed, so let it clone what its future takes along.
     ///
-    /// `Ok(None)` means that the source has no such thing. That is passed on to all who wait, and not kept.
+    /// A load gives an `Option<V>`, where `Ok(None)` means that the source has no such thing, or a [`Loaded`], which
+    /// says how long the answer is good, what tags it has, or that it is not to be kept.
+    ///
+    /// # Stale values
+    ///
+    /// With the [config](crate::CacheConfig)'s `stale_while_revalidate` and `refresh_after`, what is past its TTL or
+    /// soon will be is answered at once, and `load` runs in the background. With `stale_if_error` it is answered when
+    /// `load` fails, or is slower than `soft_timeout`. What was invalidated is never answered.
     ///
     /// # When it fails
     ///
-    /// The source's error is shared, hence the `Arc` in [`LoadError::Source`]. Nothing is kept: the next caller loads
-    /// again. A remote that is down, slow or full of garbage never fails a call, the source is asked instead.
+    /// The source's error is shared, hence the `Arc` in [`LoadError::Source`], and answers those who come within
+    /// `error_ttl`. A remote that is down, slow or full of garbage never fails a call, the source is asked instead.
     /// Callers whose loads have different error types share values but no errors: each type then asks for itself.
     ///
     /// # Invalidation
@@ -90,56 +116,95 @@ where
     ///
     /// # Cancel safety
     ///
-    /// The load runs in a task of its own, within the caller's span. Dropping this future, as a timeout does, neither
-    /// stops nor repeats it; its value will be there for the next caller.
-    pub async fn get_or_load<E, F, Fut>(&self, key: &K, load: F) -> Result<Option<Arc<V>>, LoadError<E>>
+    /// The load runs in a task of its own, in a span `cache.load` within the caller's. Dropping this future, as a
+    /// timeout does, neither stops nor repeats it; its value will be there for the next caller.
+    pub async fn get_or_load<R, E, F, Fut>(&self, key: &K, load: F) -> Result<Option<Arc<V>>, LoadError<E>>
     where
+        R: Into<Loaded<V>>,
         E: Send + Sync + 'static,
         F: FnOnce() -> Fut,
-        Fut: Future<Output = Result<Option<V>, E>> + Send + 'static,
+        Fut: Future<Output = Result<R, E>> + Send + 'static,
     {
-        let inner = &self.inner;
-        let look = || inner.memory.get(key).inspect(|_| inner.metrics.hits.increment(1));
-        if let Some(value) = look() {
-            return Ok(Some(value));
-        }
-        let (claim, flight) = loop {
-            match inner.table.join_or_lead(key, look) {
-                Entrance::Present(value) => return Ok(Some(value)),
-                Entrance::Join(flight) => {
-                    if let Some(received) = singleflight::received(flight.outcome().await, &inner.metrics) {
-                        return received;
-                    }
-                }
-                Entrance::Lead(claim, flight) => break (claim, flight),
+        match self.inner.memory.look(key) {
+            Look::Fresh(value) => {
+                self.inner.metrics.hits.increment(1);
+                Ok(value)
             }
-        };
-        let landing = Landing { cache: Arc::clone(inner), claim, flight: Arc::clone(&flight) };
-        inner.tasks.spawn(singleflight::fly(landing, singleflight::boxed(load)).instrument(Span::current()));
-        match flight.outcome().await {
-            Ok(value) => Ok(value.clone()),
-            // Our own load fails with an E, so there is always an error.
-            Err(failure) => Err(failure.to_error().unwrap_or(LoadError::Aborted)),
+            look => self.inner.fetch(key, look.old(), || Load::begin(load)).await,
         }
     }
 
-    /// The value of `key` if memory or the remote has it. Asks no source, and waits for no load.
+    /// As [`get_or_load`](Cache::get_or_load), with a load that is given what there was before.
+    ///
+    /// That is the value past its TTL, if memory or the remote still has it: ask the source whether it has changed,
+    /// and if not answer [`Loaded::not_modified`], which begins its life anew without a transfer. What was invalidated
+    /// is not given.
+    ///
+    /// ```
+    /// use greenwave_cache::{Cache, CacheConfig, Loaded};
+    /// use std::{convert::Infallible, sync::Arc, time::Duration};
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// struct Page { etag: u64 }
+    ///
+    /// let config = CacheConfig { ttl: Duration::from_secs(60), ..Default::default() };
+    /// let pages = Cache::<u64, Page>::builder("page").config(config).build();
+    /// let fetch = |known: Option<Arc<Page>>| async move {
+    ///     match known {
+    ///         Some(page) if page.etag == 9 => Ok::<_, Infallible>(Loaded::not_modified()),
+    ///         _ => Ok(Loaded::value(Page { etag: 9 })),
+    ///     }
+    /// };
+    /// let first = pages.get_or_revalidate(&1, fetch).await.unwrap().unwrap();
+    /// tokio::time::sleep(Duration::from_secs(61)).await;
+    /// let second = pages.get_or_revalidate(&1, fetch).await.unwrap().unwrap();
+    /// assert!(Arc::ptr_eq(&first, &second));
+    /// # }
+    /// ```
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`get_or_load`](Cache::get_or_load).
+    pub async fn get_or_revalidate<R, E, F, Fut>(
+        &self,
+        key: &K,
+        load: F,
+    ) -> Result<Option<Arc<V>>, LoadError<E>>
+    where
+        R: Into<Loaded<V>>,
+        E: Send + Sync + 'static,
+        F: FnOnce(Option<Arc<V>>) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<R, E>> + Send + 'static,
+    {
+        match self.inner.memory.look(key) {
+            Look::Fresh(value) => {
+                self.inner.metrics.hits.increment(1);
+                Ok(value)
+            }
+            look => self.inner.fetch(key, look.old(), || Load::revalidation(load)).await,
+        }
+    }
+
+    /// The value of `key` if memory or the remote has it fresh. Asks no source, and waits for no load.
+    ///
+    /// What is known to be absent is `None` too.
     ///
     /// # Cancel safety
     ///
     /// Dropping this future changes nothing.
     pub async fn get(&self, key: &K) -> Option<Arc<V>> {
         let inner = &self.inner;
-        if let Some(value) = inner.memory.get(key) {
+        if let Some(value) = inner.memory.look(key).fresh() {
             inner.metrics.hits.increment(1);
-            return Some(value);
+            return value;
         }
         let found = inner.look_remotely(key).await;
         match &found {
             Some(_) => inner.metrics.remote_hits.increment(1),
             None => inner.metrics.misses.increment(1),
         }
-        found
+        found.flatten()
     }
 
     /// Puts a value into memory and the remote. It replaces what is there, and what a running load will bring.
@@ -150,31 +215,110 @@ where
     ///
     /// Once begun, it is carried to its end in a task of its own.
     pub async fn insert(&self, key: K, value: impl Into<Arc<V>>) {
-        let value = value.into();
+        self.insert_loaded(key, Loaded::value(value)).await;
+    }
+
+    /// As [`insert`](Cache::insert), with a TTL or tags of its own, or the knowledge that there is no such thing.
+    ///
+    /// What is not to be kept ([`Loaded::no_store`], an absence without a TTL) removes what there is.
+    ///
+    /// ```
+    /// use greenwave_cache::{Cache, Loaded};
+    /// use std::time::Duration;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let prices = Cache::<u64, u64>::builder("price").build();
+    /// prices.insert_loaded(7, Loaded::value(990).ttl(Duration::from_secs(10)).tags(["list:winter"])).await;
+    /// assert_eq!(prices.get(&7).await.as_deref(), Some(&990));
+    /// # }
+    /// ```
+    ///
+    /// # Cancel safety
+    ///
+    /// Once begun, it is carried to its end in a task of its own.
+    pub async fn insert_loaded(&self, key: K, loaded: Loaded<V>) {
+        let prior = match loaded.answer {
+            Answer::NotModified => self.inner.memory.prior(&key),
+            _ => None,
+        };
+        let answered = self.inner.answered(loaded, prior.as_ref(), self.inner.tags.now());
         match &self.inner.remote {
-            None => self.inner.put(&key, &value),
-            Some(_) => self.finish(Arc::clone(&self.inner).insert_remotely(key, value)).await,
+            None => self.inner.put(&key, &answered, None, answered.life.memory),
+            Some(_) => self.finish(Arc::clone(&self.inner).insert_remotely(key, answered)).await,
         }
     }
 
     /// Forgets `key` in memory and the remote, and what a running load will bring.
     ///
     /// Call it *after* the change at the source is committed: a load that begins before would see the old state. When
-    /// the future ends, no later call on this cache answers with a value from before, and the remote will not be given
-    /// one, not even by a load that another process began before. Other processes' memory is not reached; see
-    /// [`CacheConfig::ttl`](crate::CacheConfig::ttl).
+    /// the future ends, no later call on this cache answers with a value from before, not even with a stale one, and
+    /// the remote will not be given one, not even by a load that another process began before. An error that is kept
+    /// for the key is forgotten too.
     ///
-    /// The remote is told even if it has just failed, so this may take its `timeout`. When it fails again, its entry
-    /// stays until its TTL ends: that is logged, and counted in `greenwave.cache.remote.failures`.
+    /// The remote is told even if it has just failed, so this may take its `timeout`.
     ///
     /// # Cancel safety
     ///
     /// Once begun, it is carried to its end in a task of its own.
     pub async fn invalidate(&self, key: &K) {
+        self.invalidate_many(std::slice::from_ref(key)).await;
+    }
+
+    /// As [`invalidate`](Cache::invalidate), for many keys in one round trip.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once begun, it is carried to its end in a task of its own.
+    pub async fn invalidate_many(&self, keys: &[K]) {
         self.inner.metrics.invalidations.increment(1);
-        self.inner.forget(key);
+        self.inner.forget(keys);
+        if self.inner.remote.is_some() && !keys.is_empty() {
+            self.finish(Arc::clone(&self.inner).remove_remotely(keys.iter().cloned().collect())).await;
+        }
+    }
+
+    /// Forgets all that was [tagged](Loaded::tags) with `tag`, be it in memory, in the remote, or about to be loaded.
+    ///
+    /// It takes the same time however many entries there are: they are found to be over when somebody looks at them.
+    /// Everything that is said of [`invalidate`](Cache::invalidate) holds for them.
+    ///
+    /// ```
+    /// use greenwave_cache::{Cache, Loaded};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let prices = Cache::<u64, u64>::builder("price").build();
+    /// prices.insert_loaded(7, Loaded::value(990).tags(["list:winter"])).await;
+    /// prices.invalidate_tag("list:winter").await;
+    /// assert_eq!(prices.get(&7).await, None);
+    /// # }
+    /// ```
+    ///
+    /// # Cancel safety
+    ///
+    /// Once begun, it is carried to its end in a task of its own.
+    pub async fn invalidate_tag(&self, tag: impl Into<Arc<str>>) {
+        let tag = tag.into();
+        self.inner.metrics.invalidations.increment(1);
+        self.inner.tags.invalidate(&tag);
         if self.inner.remote.is_some() {
-            self.finish(Arc::clone(&self.inner).remove_remotely(key.clone())).await;
+            self.finish(Arc::clone(&self.inner).invalidate_tag_remotely(tag)).await;
+        }
+    }
+
+    /// Forgets everything, in memory and in the remote, and what all running loads will bring.
+    ///
+    /// In the remote that takes the same time however much there is. Other caches that share it are not touched.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once begun, it is carried to its end in a task of its own.
+    pub async fn clear(&self) {
+        self.inner.metrics.invalidations.increment(1);
+        self.inner.clear_memory();
+        if self.inner.remote.is_some() {
+            self.finish(Arc::clone(&self.inner).clear_remotely()).await;
         }
     }
 
@@ -194,50 +338,150 @@ where
     }
 }
 
+impl<K: Hash + Eq + Clone, V> Inner<K, V> {
+    pub(crate) fn policy(&self) -> &Policy {
+        &self.memory.policy
+    }
+
+    /// What to keep of what the source said.
+    pub(crate) fn answered(&self, loaded: Loaded<V>, prior: Option<&Old<V>>, tags_seen: u64) -> Answered<V> {
+        let mut names = loaded.tags;
+        let value = match loaded.answer {
+            Answer::Value(value) => Some(value),
+            Answer::Absent => None,
+            Answer::NotModified => {
+                if names.is_empty() {
+                    let tags = prior.and_then(|prior| prior.tags.as_ref());
+                    names = tags.map(|tags| tags.names()).unwrap_or_default();
+                }
+                prior.and_then(|prior| prior.value.clone())
+            }
+        };
+        let life = match loaded.store {
+            true => self.policy().life(value.is_some(), loaded.ttl),
+            false => Default::default(),
+        };
+        Answered { tags: self.tags.set(tags_seen, &names), value, life }
+    }
+
+    pub(crate) fn outgoing<'a>(&self, answered: &'a Answered<V>, tags: &'a [Arc<str>]) -> Outgoing<'a, V> {
+        let fresh_for = answered.life.remote;
+        let stale_for = match fresh_for.is_zero() {
+            true => Duration::ZERO,
+            false => Duration::from_millis(self.policy().stale()),
+        };
+        Outgoing { value: answered.value.as_deref(), fresh_for, stale_for, tags }
+    }
+
+    /// How long memory keeps what the remote has.
+    pub(crate) fn found_ttl(&self, seal: Seal, fresh_for: Duration) -> Duration {
+        let ttl = self.policy().found(fresh_for);
+        self.coherence.as_ref().map_or(ttl, |coherence| coherence.bound(seal, ttl))
+    }
+
+    /// How long memory keeps what the remote has not confirmed, and so tells nobody of.
+    pub(crate) fn unconfirmed_ttl(&self, ttl: Duration) -> Duration {
+        self.coherence.as_ref().map_or(ttl, |coherence| coherence.unconfirmed(ttl))
+    }
+
+    /// Gives what is in memory the life that the remote's word allows. Under a claim of the key.
+    pub(crate) fn confirm(&self, key: &K, answered: &Answered<V>, filled: Filled) -> Option<Removed<K, V>> {
+        match (filled, &self.coherence) {
+            (Filled::Yes(seal), Some(coherence)) => {
+                let ttl = coherence.bound(seal, answered.life.memory);
+                Some(self.memory.extend(key, &answered.value, seal, ttl))
+            }
+            (Filled::Outdated, _) => Some(self.memory.remove(key)),
+            _ => None,
+        }
+    }
+
+    fn put(&self, key: &K, answered: &Answered<V>, seal: Option<Seal>, ttl: Duration) {
+        let weight = self.memory.weigh(key, answered.value.as_ref());
+        if weight == Weight::TooLarge {
+            self.metrics.too_large.increment(1);
+        }
+        let item = Item { value: answered.value.clone(), tags: answered.tags.clone(), seal };
+        let removed = self.table.outdate(key, || self.memory.insert(key, item, weight, ttl));
+        self.metrics.evictions.increment(removed.evicted);
+    }
+
+    fn forget(&self, keys: &[K]) {
+        for key in keys {
+            let removed = self.table.outdate(key, || self.memory.remove(key));
+            drop(removed);
+        }
+    }
+
+    fn clear_memory(&self) {
+        // In this order: what a claim from before has stored must be there to be removed.
+        self.table.outdate_all();
+        self.memory.clear();
+    }
+}
+
 impl<K, V> Inner<K, V>
 where
     K: Hash + Eq + Clone + Send + Sync + 'static,
     V: Send + Sync + 'static,
 {
-    fn put(&self, key: &K, value: &Arc<V>) {
-        let removed = self.table.outdate(key, || self.memory.insert(key.clone(), Arc::clone(value)));
-        drop(removed);
-    }
-
-    fn forget(&self, key: &K) {
-        let removed = self.table.outdate(key, || self.memory.remove(key));
-        drop(removed);
-    }
-
-    async fn look_remotely(&self, key: &K) -> Option<Arc<V>> {
+    async fn look_remotely(&self, key: &K) -> Option<Option<Arc<V>>> {
         let remote = self.remote.as_ref()?;
         let claim = self.table.claim(key);
-        let value = Arc::new(remote.get(key).await?);
-        let removed = claim.store(|| self.memory.insert(key.clone(), Arc::clone(&value)));
-        drop(removed);
-        Some(value)
+        let kept = remote.get(key).await.filter(|kept| !kept.fresh_for.is_zero())?;
+        let ttl = self.found_ttl(kept.seal, kept.fresh_for);
+        let weight = self.memory.weigh(key, kept.value.as_ref());
+        let item = Item { value: kept.value.clone(), tags: kept.tags, seal: Some(kept.seal) };
+        let removed = claim.store(|| self.memory.insert(key, item, weight, ttl));
+        self.metrics.evictions.increment(removed.as_ref().map_or(0, |removed| removed.evicted));
+        Some(kept.value)
     }
 
-    // Both writers below change memory a second time when the remote has answered: who looked into the remote before
-    // it changed, and began after the first change, carries an old value under a good claim.
+    // All writers below change memory a second time when the remote has answered: who looked into the remote before it
+    // changed, and began after the first change, carries an old value under a good claim.
 
-    async fn insert_remotely(self: Arc<Self>, key: K, value: Arc<V>) {
+    async fn insert_remotely(self: Arc<Self>, key: K, answered: Answered<V>) {
         let Some(remote) = &self.remote else { return };
         let claim = self.table.claim(&key);
         let writes = claim.remote_writes();
         let _turn = writes.write().await;
-        self.put(&key, &value);
-        remote.set(&key, &value).await;
-        self.put(&key, &value);
+        let seal = remote.seal(&key);
+        let unconfirmed = self.unconfirmed_ttl(answered.life.memory);
+        self.put(&key, &answered, Some(seal), unconfirmed);
+        match (remote.set(&key, self.outgoing(&answered, &answered.names())).await, &self.coherence) {
+            (Filled::Yes(seal), Some(coherence)) => {
+                let ttl = coherence.bound(seal, answered.life.memory);
+                self.put(&key, &answered, Some(seal), ttl);
+            }
+            (Filled::Outdated, _) => self.forget(&[key]),
+            _ => self.put(&key, &answered, Some(seal), unconfirmed),
+        }
     }
 
-    async fn remove_remotely(self: Arc<Self>, key: K) {
+    async fn remove_remotely(self: Arc<Self>, keys: HashSet<K>) {
         let Some(remote) = &self.remote else { return };
-        let claim = self.table.claim(&key);
-        let writes = claim.remote_writes();
-        let _turn = writes.read().await;
-        remote.delete(&key).await;
-        self.forget(&key);
+        // In one order, or two that want the same keys would wait for each other.
+        let mut keys = Vec::from_iter(keys);
+        keys.sort_by_cached_key(|key| self.table.rank(key));
+        let claims: Vec<_> = keys.iter().map(|key| self.table.claim(key)).collect();
+        let mut turns = Vec::with_capacity(keys.len());
+        for claim in &claims {
+            turns.push(claim.remote_writes().read_owned().await);
+        }
+        remote.delete(&keys).await;
+        self.forget(&keys);
+    }
+
+    async fn invalidate_tag_remotely(self: Arc<Self>, tag: Arc<str>) {
+        let Some(remote) = &self.remote else { return };
+        remote.invalidate_tag(&tag).await;
+        self.tags.invalidate(&tag);
+    }
+
+    async fn clear_remotely(self: Arc<Self>) {
+        let Some(remote) = &self.remote else { return };
+        remote.clear().await;
+        self.clear_memory();
     }
 }
 

@@ -15,7 +15,10 @@ use tokio::{
 /// No ticker runs: whoever asks must look at the real clock.
 const STOPPED: u64 = u64::MAX;
 
-/// Milliseconds since it was made, at the price of one atomic load.
+/// What it shows when it is made: high enough that there are times before it.
+const BEGINNING: u64 = 1 << 48;
+
+/// Milliseconds since [`BEGINNING`], at the price of one atomic load.
 ///
 /// `Instant::now` would more than double the price of a hit. So a task writes the time down once in a `tick`, and
 /// hits read what it wrote. The time is tokio's: a paused clock holds here too.
@@ -78,7 +81,8 @@ impl Drop for Clock {
 
 impl Shared {
     fn elapsed(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(STOPPED - 1)
+        let elapsed = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(STOPPED);
+        BEGINNING.saturating_add(elapsed).min(STOPPED - 1)
     }
 }
 
@@ -108,9 +112,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_clock_follows_the_runtimes_time() {
         let clock = Clock::for_ttl(Duration::from_secs(60));
-        assert_eq!(clock.now(), 0);
+        assert_eq!(clock.now(), BEGINNING);
         sleep(Duration::from_secs(60)).await;
-        assert!((59_900..=60_000).contains(&clock.now()), "{}", clock.now());
+        let passed = clock.now() - BEGINNING;
+        assert!((59_900..=60_000).contains(&passed), "{passed}");
     }
 
     #[test]

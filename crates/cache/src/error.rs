@@ -8,6 +8,10 @@ pub enum Error {
     /// The remote's URL is not one that Redis clients understand.
     #[error("the cache's remote needs a URL like redis://host:6379/0")]
     RemoteUrl(#[source] redis::RedisError),
+    /// The shape of a type can't be found out.
+    #[cfg(feature = "postcard")]
+    #[error("the shape of the cache's values can't be found out; give it a number with Postcard::of_shape")]
+    Shape(#[source] Box<dyn error::Error + Send + Sync>),
 }
 
 /// Why [`get_or_load`](crate::Cache::get_or_load) has no answer.

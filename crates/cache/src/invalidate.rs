@@ -8,71 +8,87 @@
 //! Generations exist only while somebody holds a claim. A key that nobody works on costs nothing.
 
 use std::{
-    collections::{HashMap, hash_map::RandomState},
+    collections::HashMap,
     hash::{BuildHasher, Hash},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::PoisonError,
 };
 
 use tokio::sync::RwLock;
 
-use crate::singleflight::Flight;
+// Not `crate::sync`: the model of this table includes this file beside other locks.
+use super::sync::{Arc, Hashing, Mutex, MutexGuard, SHARDS};
 
-const SHARDS: usize = 64;
-
-pub(crate) struct Table<K, V> {
-    shards: Box<[Mutex<Shard<K, V>>]>,
-    hasher: RandomState,
+/// `F` is a load that is under way, which the table only hands out.
+pub(crate) struct Table<K, F> {
+    shards: Box<[Mutex<Shard<K, F>>]>,
+    hasher: Hashing,
 }
 
-type Shard<K, V> = HashMap<K, Work<V>>;
+type Shard<K, F> = HashMap<K, Work<F>>;
 
 /// What goes on about one key.
-struct Work<V> {
+struct Work<F> {
     generation: u64,
     claims: usize,
-    flight: Option<Arc<Flight<V>>>,
+    flight: Option<Arc<F>>,
     remote_writes: Option<Arc<RwLock<()>>>,
 }
 
-/// How a caller comes to a value that it did not find in memory.
-pub(crate) enum Entrance<K: Hash + Eq, V> {
+/// How a caller comes to what it did not find in memory.
+pub(crate) enum Entrance<K: Hash + Eq, F, P> {
     /// It is there by now.
-    Present(Arc<V>),
+    Present(P),
     /// Somebody loads it: wait for them.
-    Join(Arc<Flight<V>>),
+    Join(Arc<F>),
     /// Nobody does: load it, for everybody who joins.
-    Lead(Claim<K, V>, Arc<Flight<V>>),
+    Lead(Claim<K, F>, Arc<F>),
 }
 
-impl<K: Hash + Eq + Clone, V> Table<K, V> {
-    pub(crate) fn new() -> Table<K, V> {
-        Table { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), hasher: RandomState::new() }
+impl<K: Hash + Eq + Clone, F> Table<K, F> {
+    pub(crate) fn new() -> Table<K, F> {
+        let shard = |_| Mutex::new(HashMap::new());
+        Table { shards: (0..SHARDS).map(shard).collect(), hasher: Hashing::default() }
     }
 
-    pub(crate) fn claim(self: &Arc<Self>, key: &K) -> Claim<K, V> {
+    pub(crate) fn claim(self: &Arc<Self>, key: &K) -> Claim<K, F> {
         let mut shard = self.shard(key);
         self.claim_in(&mut shard, key).0
     }
 
-    /// Joins the load of `key`, or claims the key to lead one.
+    /// Joins the load of `key`, if `joins` lets it, or claims the key to lead one.
     ///
-    /// `look` looks into memory once more: a load may have stored its value and left since the caller looked.
-    pub(crate) fn join_or_lead(
+    /// A load that is not joined gives way to the new one: it will not be kept. `look` looks into memory once more: a
+    /// load may have stored its value and left since the caller looked.
+    pub(crate) fn join_or_lead<P>(
         self: &Arc<Self>,
         key: &K,
-        look: impl FnOnce() -> Option<Arc<V>>,
-    ) -> Entrance<K, V> {
+        joins: impl FnOnce(&Arc<F>) -> bool,
+        look: impl FnOnce() -> Option<P>,
+        begin: impl FnOnce() -> F,
+    ) -> Entrance<K, F, P> {
+        let mut left = None;
         let mut shard = self.shard(key);
-        if let Some(flight) = shard.get(key).and_then(|work| work.flight.as_ref()) {
-            return Entrance::Join(Arc::clone(flight));
+        if let Some(work) = shard.get_mut(key)
+            && let Some(flight) = &work.flight
+        {
+            if joins(flight) {
+                return Entrance::Join(Arc::clone(flight));
+            }
+            work.generation += 1;
+            left = work.flight.take();
         }
-        if let Some(value) = look() {
-            return Entrance::Present(value);
-        }
-        let flight = Arc::new(Flight::new());
-        let (claim, work) = self.claim_in(&mut shard, key);
-        work.flight = Some(Arc::clone(&flight));
-        Entrance::Lead(claim, flight)
+        let entrance = match look() {
+            Some(present) => Entrance::Present(present),
+            None => {
+                let flight = Arc::new(begin());
+                let (claim, work) = self.claim_in(&mut shard, key);
+                work.flight = Some(Arc::clone(&flight));
+                Entrance::Lead(claim, flight)
+            }
+        };
+        drop(shard);
+        drop(left);
+        entrance
     }
 
     /// Makes every claim on `key` stale, and does `apply` in the same moment.
@@ -91,7 +107,26 @@ impl<K: Hash + Eq + Clone, V> Table<K, V> {
         applied
     }
 
-    fn claim_in<'s>(self: &Arc<Self>, shard: &'s mut Shard<K, V>, key: &K) -> (Claim<K, V>, &'s mut Work<V>) {
+    /// Makes all claims stale that there are. What they have stored before is to be removed afterwards.
+    pub(crate) fn outdate_all(&self) {
+        for shard in &self.shards {
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            let outdated = shard.values_mut().filter_map(|work| {
+                work.generation += 1;
+                work.flight.take()
+            });
+            let left: Vec<_> = outdated.collect();
+            drop(shard);
+            drop(left);
+        }
+    }
+
+    /// The order in which several keys are to be locked.
+    pub(crate) fn rank(&self, key: &K) -> u64 {
+        self.hasher.hash_one(key)
+    }
+
+    fn claim_in<'s>(self: &Arc<Self>, shard: &'s mut Shard<K, F>, key: &K) -> (Claim<K, F>, &'s mut Work<F>) {
         let idle = || Work { generation: 0, claims: 0, flight: None, remote_writes: None };
         let work = shard.entry(key.clone()).or_insert_with(idle);
         work.claims += 1;
@@ -100,32 +135,32 @@ impl<K: Hash + Eq + Clone, V> Table<K, V> {
     }
 
     #[cfg(test)]
-    fn keys_in_work(&self) -> usize {
+    pub(crate) fn keys_in_work(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().unwrap().len()).sum()
     }
 }
 
-impl<K: Hash, V> Table<K, V> {
-    fn shard(&self, key: &K) -> MutexGuard<'_, Shard<K, V>> {
+impl<K: Hash, F> Table<K, F> {
+    fn shard(&self, key: &K) -> MutexGuard<'_, Shard<K, F>> {
         let index = self.hasher.hash_one(key) as usize % SHARDS;
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// The right to store a value for a key, until somebody invalidates it.
-pub(crate) struct Claim<K: Hash + Eq, V> {
-    table: Arc<Table<K, V>>,
+pub(crate) struct Claim<K: Hash + Eq, F> {
+    table: Arc<Table<K, F>>,
     key: K,
     generation: u64,
 }
 
-impl<K: Hash + Eq, V> Claim<K, V> {
+impl<K: Hash + Eq, F> Claim<K, F> {
     pub(crate) fn key(&self) -> &K {
         &self.key
     }
 
     pub(crate) fn is_current(&self) -> bool {
-        self.table.shard(&self.key).get(&self.key).is_some_and(|work| work.generation == self.generation)
+        self.store(|| ()).is_some()
     }
 
     /// Does `store` if the claim is still good, in the same moment; `None` if it is not.
@@ -136,12 +171,15 @@ impl<K: Hash + Eq, V> Claim<K, V> {
     }
 
     /// As [`Claim::store`], and whoever comes later no longer joins `flight`.
-    pub(crate) fn land<R>(&self, flight: &Arc<Flight<V>>, store: impl FnOnce() -> R) -> Option<R> {
+    pub(crate) fn land<R>(&self, flight: &Arc<F>, store: impl FnOnce() -> R) -> Option<R> {
         let mut shard = self.table.shard(&self.key);
         let work = shard.get_mut(&self.key)?;
         // After an invalidation, the flight that stands there is another.
-        work.flight.take_if(|boarding| Arc::ptr_eq(boarding, flight));
-        (work.generation == self.generation).then(store)
+        let left = work.flight.take_if(|boarding| Arc::ptr_eq(boarding, flight));
+        let stored = (work.generation == self.generation).then(store);
+        drop(shard);
+        drop(left);
+        stored
     }
 
     /// The lock that orders what is inserted and removed here, so that memory and the remote agree on who was last.
@@ -149,13 +187,16 @@ impl<K: Hash + Eq, V> Claim<K, V> {
     /// Removals share it: they need no order among them, and must not queue up where the remote hangs.
     pub(crate) fn remote_writes(&self) -> Arc<RwLock<()>> {
         let mut shard = self.table.shard(&self.key);
-        let lock = shard.get_mut(&self.key).map(|work| work.remote_writes.get_or_insert_default());
+        let lock = shard.get_mut(&self.key).map(|work| {
+            let lock = work.remote_writes.get_or_insert_with(|| Arc::new(RwLock::new(())));
+            Arc::clone(lock)
+        });
         // A claim keeps its key's entry alive; the fresh lock is for the type's sake.
-        lock.map_or_else(Arc::default, |lock| Arc::clone(lock))
+        lock.unwrap_or_else(|| Arc::new(RwLock::new(())))
     }
 }
 
-impl<K: Hash + Eq, V> Drop for Claim<K, V> {
+impl<K: Hash + Eq, F> Drop for Claim<K, F> {
     fn drop(&mut self) {
         let mut shard = self.table.shard(&self.key);
         let Some(work) = shard.get_mut(&self.key) else { return };
@@ -172,8 +213,14 @@ impl<K: Hash + Eq, V> Drop for Claim<K, V> {
 mod tests {
     use super::*;
 
-    fn lead(table: &Arc<Table<u64, u64>>, key: u64) -> (Claim<u64, u64>, Arc<Flight<u64>>) {
-        match table.join_or_lead(&key, || None) {
+    type Loads = Table<u64, ()>;
+
+    fn enter(table: &Arc<Loads>, key: u64) -> Entrance<u64, (), u64> {
+        table.join_or_lead(&key, |_| true, || None, || ())
+    }
+
+    fn lead(table: &Arc<Loads>, key: u64) -> (Claim<u64, ()>, Arc<()>) {
+        match enter(table, key) {
             Entrance::Lead(claim, flight) => (claim, flight),
             _ => panic!("somebody else leads"),
         }
@@ -181,7 +228,7 @@ mod tests {
 
     #[test]
     fn a_claim_is_good_until_its_key_is_outdated() {
-        let table = Arc::new(Table::<u64, u64>::new());
+        let table = Arc::new(Loads::new());
         let (one, other) = (table.claim(&1), table.claim(&2));
         assert!(one.is_current());
         table.outdate(&1, || ());
@@ -189,11 +236,13 @@ mod tests {
         assert_eq!(one.store(|| ()), None);
         assert!(other.is_current(), "another key's claim is not touched");
         assert!(table.claim(&1).is_current(), "a later claim is good");
+        table.outdate_all();
+        assert!(!other.is_current());
     }
 
     #[test]
     fn a_stale_claim_stays_stale_while_others_come_and_go() {
-        let table = Arc::new(Table::<u64, u64>::new());
+        let table = Arc::new(Loads::new());
         let stale = table.claim(&1);
         for _ in 0..3 {
             table.outdate(&1, || ());
@@ -204,34 +253,49 @@ mod tests {
 
     #[test]
     fn nobody_joins_a_load_from_before_an_invalidation() {
-        let table = Arc::new(Table::<u64, u64>::new());
-        let (old_claim, old) = lead(&table, 1);
-        table.outdate(&1, || ());
-        let (claim, new) = lead(&table, 1);
-        assert_eq!(old_claim.land(&old, || ()), None);
-        match table.join_or_lead(&1, || None) {
-            Entrance::Join(flight) => {
-                assert!(Arc::ptr_eq(&flight, &new), "the old one's landing took the new")
+        for outdate in [|table: &Loads| table.outdate(&1, || ()), |table: &Loads| table.outdate_all()] {
+            let table = Arc::new(Loads::new());
+            let (old_claim, old) = lead(&table, 1);
+            outdate(&table);
+            let (claim, new) = lead(&table, 1);
+            assert_eq!(old_claim.land(&old, || ()), None);
+            match enter(&table, 1) {
+                Entrance::Join(flight) => {
+                    assert!(Arc::ptr_eq(&flight, &new), "the old one's landing took the new")
+                }
+                _ => panic!("the new load still flies"),
             }
-            _ => panic!("the new load still flies"),
+            assert_eq!(claim.land(&new, || 7), Some(7));
         }
-        assert_eq!(claim.land(&new, || 7), Some(7));
     }
 
     // Between a caller's look into memory and its turn here, a load may have stored its value and left.
     #[test]
     fn nobody_leads_a_load_of_what_is_there_by_now() {
-        let table = Arc::new(Table::<u64, u64>::new());
-        match table.join_or_lead(&1, || Some(Arc::new(7))) {
-            Entrance::Present(value) => assert_eq!(*value, 7),
+        let table = Arc::new(Loads::new());
+        match table.join_or_lead(&1, |_| true, || Some(7), || ()) {
+            Entrance::Present(value) => assert_eq!(value, 7),
             _ => panic!("it would be loaded twice"),
         }
         assert_eq!(table.keys_in_work(), 0);
     }
 
     #[test]
+    fn a_load_that_nobody_wants_to_join_gives_way() {
+        let table = Arc::new(Loads::new());
+        let (unwanted, flight) = lead(&table, 1);
+        let Entrance::Lead(claim, _) =
+            table.join_or_lead(&1, |load| !Arc::ptr_eq(load, &flight), || None::<u64>, || ())
+        else {
+            panic!("nobody else leads")
+        };
+        assert!(claim.is_current());
+        assert_eq!(unwanted.land(&flight, || ()), None);
+    }
+
+    #[test]
     fn a_key_that_nobody_works_on_costs_nothing() {
-        let table = Arc::new(Table::<u64, u64>::new());
+        let table = Arc::new(Loads::new());
         let first = table.claim(&1);
         let (second, flight) = lead(&table, 1);
         table.outdate(&2, || ());

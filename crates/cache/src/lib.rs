@@ -6,14 +6,21 @@ mod clock;
 mod config;
 mod error;
 mod invalidate;
+mod landing;
 #[cfg(feature = "tower")]
 mod layer;
 mod loaded;
 mod memory;
+mod observe;
+mod policy;
 mod singleflight;
+mod stats;
+mod striped;
+mod sync;
 mod tags;
 pub mod telemetry;
 mod weak;
+mod would_be;
 mod wrapper;
 
 #[cfg(feature = "redis")]
@@ -33,7 +40,12 @@ pub use error::LoadError;
 #[cfg(feature = "tower")]
 pub use layer::{CacheLayer, CacheService, CachedBody, CachedResponse};
 pub use loaded::Loaded;
+pub use observe::{Observed, observe};
+#[cfg(feature = "postcard")]
+pub use remote::Postcard;
 #[cfg(feature = "redis")]
-pub use remote::Remote;
+pub use remote::{Codec, MessagePack, Remote};
+pub use stats::CacheStats;
 pub use weak::{Held, WeakCache, WeakCacheBuilder, WeakStats};
+pub use would_be::{SizeUnit, WouldBe, WouldBeRatio};
 pub use wrapper::Cached;

@@ -1,96 +1,332 @@
+//! L1: what this process keeps. Bounded by entries or by weight; an entry has its own end.
+
 use std::{hash::Hash, sync::Arc, time::Duration};
 
-use quick_cache::{
-    Lifecycle,
-    sync::{Cache, DefaultLifecycle},
+use quick_cache::{DefaultHashBuilder, Lifecycle, Weighter, sync::Cache};
+
+use crate::{
+    CacheConfig,
+    clock::Clock,
+    policy::{Policy, Weight, millis},
+    remote::{Coherence, Seal, Standing},
+    tags::TagSet,
 };
 
-use crate::clock::Clock;
+/// For how many entries room is made at the start. It is address space, and no memory until it is used; but room that
+/// grows by doubling would be nearly twice as much in the end.
+const ROOM: usize = 1 << 20;
 
-/// L1: what this process keeps. Bounded by entries; an entry has its own end.
+/// What a value weighs, in bytes.
+pub(crate) type Weigher<K, V> = Box<dyn Fn(&K, &V) -> u64 + Send + Sync>;
+
 pub(crate) struct Memory<K, V> {
-    entries: Cache<K, Entry<V>>,
+    entries: Cache<K, Entry<V>, Weights, DefaultHashBuilder, Leave>,
     clock: Clock,
-    ttl: Duration,
+    pub(crate) policy: Policy,
+    weigher: Option<Weigher<K, V>>,
+    coherence: Option<Arc<Coherence>>,
 }
 
-pub(crate) struct Entry<V> {
-    value: Arc<V>,
-    expires: u64,
+/// A value, and what decides whether it is still good.
+pub(crate) struct Item<V> {
+    /// `None` is the source's word that there is no such thing.
+    pub(crate) value: Option<Arc<V>>,
+    pub(crate) tags: Option<Arc<TagSet>>,
+    /// Where the cache has a remote.
+    pub(crate) seal: Option<Seal>,
+}
+
+struct Entry<V> {
+    item: Item<V>,
+    /// When a reader must look twice, in the clock's milliseconds: the entry is to be refreshed, or over.
+    look_at: u64,
+    fresh_until: u64,
+    weight: u32,
+}
+
+/// What memory has of a key.
+pub(crate) enum Look<V> {
+    Fresh(Option<Arc<V>>),
+    Old(Old<V>),
+    Nothing,
+}
+
+/// What is to be loaded anew.
+pub(crate) struct Old<V> {
+    pub(crate) value: Option<Arc<V>>,
+    pub(crate) tags: Option<Arc<TagSet>>,
+    pub(crate) age: Age,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Age {
+    /// Fresh, and soon no longer: it is served, and refreshed behind.
+    Ripe,
+    /// Past its TTL: it is served, and refreshed behind.
+    Stale,
+    /// It is served when there is nothing better.
+    Fallback,
+    /// It is not served, but the source may say that it is still right.
+    Over,
+}
+
+// By hand, since the derived ones would ask that V is Clone.
+impl<V> Clone for Item<V> {
+    fn clone(&self) -> Item<V> {
+        Item { value: self.value.clone(), tags: self.tags.clone(), seal: self.seal }
+    }
 }
 
 impl<V> Clone for Entry<V> {
     fn clone(&self) -> Entry<V> {
-        Entry { value: Arc::clone(&self.value), expires: self.expires }
+        Entry { item: self.item.clone(), ..*self }
+    }
+}
+
+impl<V> Clone for Old<V> {
+    fn clone(&self) -> Old<V> {
+        Old { value: self.value.clone(), tags: self.tags.clone(), age: self.age }
+    }
+}
+
+impl<V> Look<V> {
+    /// What answers at once.
+    pub(crate) fn served(self) -> Option<Option<Arc<V>>> {
+        match self {
+            Look::Fresh(value) => Some(value),
+            Look::Old(old) if old.is_served() => Some(old.value),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn fresh(self) -> Option<Option<Arc<V>>> {
+        match self {
+            Look::Fresh(value) | Look::Old(Old { value, age: Age::Ripe, .. }) => Some(value),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn old(self) -> Option<Old<V>> {
+        match self {
+            Look::Old(old) => Some(old),
+            _ => None,
+        }
+    }
+}
+
+impl<V> Old<V> {
+    /// Whether it answers at once, while it is loaded anew.
+    pub(crate) fn is_served(&self) -> bool {
+        matches!(self.age, Age::Ripe | Age::Stale)
+    }
+}
+
+#[derive(Clone)]
+struct Weights;
+
+impl<K, V> Weighter<K, Entry<V>> for Weights {
+    fn weight(&self, _: &K, entry: &Entry<V>) -> u64 {
+        u64::from(entry.weight)
+    }
+}
+
+#[derive(Clone)]
+struct Leave;
+
+impl<K, V> Lifecycle<K, Entry<V>> for Leave {
+    type RequestState = Vec<(K, Entry<V>)>;
+
+    fn on_evict(&self, left: &mut Self::RequestState, key: K, entry: Entry<V>) {
+        left.push((key, entry));
     }
 }
 
 /// What had to go. The caller holds it until its locks are released: dropping it runs the user's code.
 #[must_use]
 pub(crate) struct Removed<K, V> {
-    _evicted: Option<Evicted<K, Entry<V>>>,
-    _removed: Option<(K, Entry<V>)>,
+    _left: Vec<(K, Entry<V>)>,
+    /// How many had to make room for another.
+    pub(crate) evicted: u64,
 }
 
-type Evicted<K, E> = <DefaultLifecycle<K, E> as Lifecycle<K, E>>::RequestState;
+impl<K, V> Removed<K, V> {
+    fn none() -> Removed<K, V> {
+        Removed { _left: Vec::new(), evicted: 0 }
+    }
+}
 
 impl<K: Hash + Eq, V> Memory<K, V> {
-    pub(crate) fn new(max_entries: usize, ttl: Duration) -> Memory<K, V> {
-        Memory { entries: Cache::new(max_entries), clock: Clock::for_ttl(ttl), ttl }
+    pub(crate) fn new(
+        config: &CacheConfig,
+        weigher: Option<Weigher<K, V>>,
+        coherence: Option<Arc<Coherence>>,
+    ) -> Memory<K, V> {
+        let capacity = match config.max_bytes {
+            0 => config.max_entries as u64,
+            bytes => bytes,
+        };
+        let entries =
+            Cache::with(config.max_entries, capacity, Weights, DefaultHashBuilder::default(), Leave);
+        if config.max_bytes == 0 {
+            // A margin, since one entry too many would double it.
+            entries.reserve(config.max_entries.min(ROOM) + 16 * entries.num_shards());
+        }
+        Memory {
+            entries,
+            clock: Clock::for_ttl(config.ttl),
+            policy: Policy::new(config),
+            weigher: weigher.filter(|_| config.max_bytes > 0 || config.max_value_bytes > 0),
+            coherence,
+        }
     }
 
     #[inline]
-    pub(crate) fn get(&self, key: &K) -> Option<Arc<V>> {
-        let entry = self.entries.get(key)?;
-        (entry.expires > self.clock.now()).then_some(entry.value)
+    pub(crate) fn look(&self, key: &K) -> Look<V> {
+        let Some(entry) = self.entries.get(key) else { return Look::Nothing };
+        let plain = entry.item.tags.is_none() && self.coherence.is_none();
+        if plain && self.clock.now() < entry.look_at {
+            return Look::Fresh(entry.item.value);
+        }
+        self.look_twice(entry)
     }
 
-    pub(crate) fn insert(&self, key: K, value: Arc<V>) -> Removed<K, V> {
-        if self.ttl.is_zero() {
-            return self.remove(&key);
+    #[inline(never)]
+    fn look_twice(&self, entry: Entry<V>) -> Look<V> {
+        let Entry { item: Item { value, tags, seal }, look_at, fresh_until, .. } = entry;
+        if tags.as_ref().is_some_and(|tags| !tags.is_current()) {
+            return Look::Nothing;
         }
-        let ttl = u64::try_from(self.ttl.as_millis()).unwrap_or(u64::MAX);
-        // A TTL under a millisecond is still one.
-        let expires = self.clock.exact().saturating_add(ttl.max(1));
-        let mut evicted = Default::default();
-        self.entries.insert_with_lifecycle(key, Entry { value, expires }, &mut evicted);
-        Removed { _evicted: Some(evicted), _removed: None }
+        let standing = match (&self.coherence, seal) {
+            (Some(coherence), Some(seal)) => coherence.standing(seal),
+            _ => Standing::Current,
+        };
+        let now = self.clock.now();
+        match standing {
+            Standing::Changed => Look::Nothing,
+            Standing::Current if now < look_at => Look::Fresh(value),
+            _ => {
+                Look::Old(Old { value, tags, age: self.age(now, fresh_until, standing == Standing::Current) })
+            }
+        }
+    }
+
+    fn age(&self, now: u64, fresh_until: u64, heard: bool) -> Age {
+        let Policy { stale_while_revalidate, stale_if_error, .. } = self.policy;
+        match () {
+            () if heard && now < fresh_until => Age::Ripe,
+            () if heard && now < fresh_until.saturating_add(stale_while_revalidate) => Age::Stale,
+            () if now < fresh_until.saturating_add(stale_if_error) => Age::Fallback,
+            () => Age::Over,
+        }
+    }
+
+    /// What `insert` would keep it by. Runs the user's code, so it is asked before any lock is taken.
+    pub(crate) fn weigh(&self, key: &K, value: Option<&Arc<V>>) -> Weight {
+        let bytes = match (&self.weigher, value) {
+            (Some(weigher), Some(value)) => weigher(key, value),
+            (_, value) => (size_of::<K>() + value.map_or(0, |_| size_of::<V>())) as u64,
+        };
+        self.policy.weight(bytes)
+    }
+
+    /// Keeps an item for `ttl` from now, or, when that is zero, removes what there is.
+    pub(crate) fn insert(&self, key: &K, item: Item<V>, weight: Weight, ttl: Duration) -> Removed<K, V>
+    where
+        K: Clone,
+    {
+        match weight {
+            Weight::Of(weight) if !ttl.is_zero() => {
+                let (look_at, fresh_until) = self.policy.ends(self.clock.exact(), ttl);
+                self.put(key.clone(), Entry { item, look_at, fresh_until, weight })
+            }
+            _ => self.remove(key),
+        }
+    }
+
+    /// Keeps an item that is stale already, for `stale_for` at most.
+    pub(crate) fn insert_stale(
+        &self,
+        key: &K,
+        item: Item<V>,
+        weight: Weight,
+        stale_for: Duration,
+    ) -> (Removed<K, V>, Old<V>)
+    where
+        K: Clone,
+    {
+        let now = self.clock.exact();
+        let fresh_until = now.saturating_add(millis(stale_for)).saturating_sub(self.policy.stale()).min(now);
+        let age = self.age(now, fresh_until, true);
+        let old = Old { value: item.value.clone(), tags: item.tags.clone(), age };
+        let removed = match weight {
+            Weight::Of(weight) if age != Age::Over => {
+                self.put(key.clone(), Entry { item, look_at: fresh_until, fresh_until, weight })
+            }
+            _ => Removed::none(),
+        };
+        (removed, old)
+    }
+
+    /// What there is, if it was not invalidated.
+    pub(crate) fn prior(&self, key: &K) -> Option<Old<V>> {
+        match self.look(key) {
+            Look::Fresh(value) => {
+                let tags = self.entries.peek(key).and_then(|entry| entry.item.tags);
+                Some(Old { value, tags, age: Age::Ripe })
+            }
+            look => look.old(),
+        }
+    }
+
+    /// Gives the entry a new life if its value is still this one.
+    pub(crate) fn extend(&self, key: &K, value: &Option<Arc<V>>, seal: Seal, ttl: Duration) -> Removed<K, V>
+    where
+        K: Clone,
+    {
+        match self.entries.peek(key) {
+            Some(entry) if is_same(&entry.item.value, value) && !ttl.is_zero() => {
+                let (look_at, fresh_until) = self.policy.ends(self.clock.exact(), ttl);
+                let item = Item { seal: Some(seal), ..entry.item };
+                self.put(key.clone(), Entry { item, look_at, fresh_until, ..entry })
+            }
+            _ => Removed::none(),
+        }
+    }
+
+    fn put(&self, key: K, entry: Entry<V>) -> Removed<K, V>
+    where
+        K: Clone,
+    {
+        let mut left = Vec::new();
+        self.entries.insert_with_lifecycle(key.clone(), entry, &mut left);
+        // One of them may be what the key had before.
+        let evicted = left.iter().filter(|(other, _)| *other != key).count() as u64;
+        Removed { _left: left, evicted }
     }
 
     pub(crate) fn remove(&self, key: &K) -> Removed<K, V> {
-        Removed { _evicted: None, _removed: self.entries.remove(key) }
+        Removed { _left: self.entries.remove(key).into_iter().collect(), evicted: 0 }
+    }
+
+    /// Removes everything.
+    pub(crate) fn clear(&self) {
+        // Not `clear`, which would run the user's code under its locks.
+        self.entries.drain().for_each(drop);
+    }
+
+    pub(crate) fn entries(&self) -> u64 {
+        self.entries.len() as u64
+    }
+
+    pub(crate) fn weight(&self) -> u64 {
+        self.entries.weight()
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_ttl_past_the_end_of_time_is_no_panic() {
-        let memory = Memory::new(10, Duration::MAX);
-        let _ = memory.insert(1, Arc::new("a"));
-        assert_eq!(memory.get(&1).as_deref(), Some(&"a"));
-    }
-
-    #[test]
-    fn a_zero_ttl_keeps_nothing() {
-        let memory = Memory::new(10, Duration::ZERO);
-        let _ = memory.insert(1, Arc::new("a"));
-        assert!(memory.get(&1).is_none());
-    }
-
-    #[test]
-    fn no_more_entries_stay_than_allowed() {
-        for max_entries in [0, 1, 100] {
-            let memory = Memory::new(max_entries, Duration::from_secs(60));
-            for key in 0..1_000 {
-                let _ = memory.insert(key, Arc::new(key));
-            }
-            let kept = (0..1_000).filter(|key| memory.get(key).is_some()).count();
-            assert!(kept <= max_entries, "{kept} of at most {max_entries}");
-            assert_eq!(kept == 0, max_entries == 0);
-        }
-        let _ = Memory::<u64, u64>::new(usize::MAX, Duration::from_secs(60));
+fn is_same<V>(one: &Option<Arc<V>>, other: &Option<Arc<V>>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+        (None, None) => true,
+        _ => false,
     }
 }

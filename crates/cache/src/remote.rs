@@ -1,8 +1,19 @@
 //! L2: Redis, shared by processes. It may fail at any time, and then costs little.
 
 mod breaker;
+mod codec;
 mod coherence;
+mod compress;
+mod envelope;
+mod kept;
+mod lease;
+#[cfg(feature = "postcard")]
+mod postcard;
+mod remote_tags;
+mod script;
+mod tally;
 mod tier;
+mod waits;
 
 use std::{
     fmt,
@@ -17,7 +28,15 @@ use redis::{
 use tokio::time::timeout;
 
 use self::breaker::Breaker;
-pub(crate) use self::tier::Tier;
+pub use self::codec::{Codec, MessagePack};
+#[cfg(feature = "postcard")]
+pub use self::postcard::Postcard;
+pub(crate) use self::{
+    coherence::{Coherence, Seal, Standing},
+    kept::{Filled, Kept, Outgoing, Turn},
+    lease::Lease,
+    tier::{MakeKey, Tier, display},
+};
 use crate::{Error, RemoteConfig, telemetry::REMOTE_TARGET};
 
 /// How many commands may wait to be written to the connection before callers wait for room.
@@ -51,6 +70,8 @@ struct Shared {
     breaker: Breaker,
     connection: Mutex<Slot>,
     connecting: tokio::sync::Mutex<()>,
+    coherence: Arc<Coherence>,
+    prefix: String,
 }
 
 /// The connection that is in use, and how many there were before it.
@@ -92,6 +113,8 @@ impl Remote {
             config,
             connection: Mutex::new(Slot { connection: None, epoch: 0 }),
             connecting: tokio::sync::Mutex::new(()),
+            coherence: Arc::new(Coherence::new(std::time::Duration::from_secs(1))),
+            prefix: String::new(),
         };
         Ok(Remote { shared: Arc::new(shared) })
     }
@@ -119,6 +142,36 @@ impl Remote {
             }
         }
         answer
+    }
+
+    async fn ask_all(&self, commands: &[Cmd]) -> Result<Vec<redis::Value>, Failure> {
+        let mut answers = Vec::new();
+        for command in commands {
+            answers.push(self.ask(command).await?);
+        }
+        Ok(answers)
+    }
+
+    async fn forget(&self, redis_keys: Vec<Vec<u8>>) {
+        let _ = self.insist::<redis::Value>(redis::cmd("DEL").arg(redis_keys)).await;
+    }
+
+    async fn change(&self, command: &Cmd, _: &[&[u8]]) -> Result<redis::Value, Failure> {
+        self.insist(command).await
+    }
+
+    fn coherence(&self) -> &Arc<Coherence> {
+        &self.shared.coherence
+    }
+
+    fn on_change(&self, _: Arc<dyn Fn(Option<&[u8]>) + Send + Sync>) {}
+
+    fn prefix(&self) -> &str {
+        &self.shared.prefix
+    }
+
+    fn compress_above(&self) -> usize {
+        self.shared.config.compress_above
     }
 
     fn recovered(&self) {

@@ -1,33 +1,74 @@
-//! One load per key: the first caller leads, the others wait for what it brings.
-//!
-//! The load belongs to a task of its own and not to the caller that happened to be first. A client that hangs up
-//! would otherwise take the load with it, and the next in line would begin it again.
+//! A load that is under way: what those share who wait for it.
 
 use std::{
     any::Any,
     future::{Future, poll_fn},
-    hash::Hash,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use tokio::{
     sync::SetOnce,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
+};
+use tracing::{Span, span::Id};
+
+use crate::{
+    LoadError, Loaded,
+    memory::{Age, Old},
+    remote::Seal,
+    tags::TagSet,
 };
 
-use crate::{LoadError, cache::Inner, invalidate::Claim, telemetry::Metrics};
-
-/// A load that is under way, as those see it who wait for it.
+/// One load, of one key.
 pub(crate) struct Flight<V> {
-    outcome: SetOnce<Outcome<V>>,
+    outcome: SetOnce<Result<Landed<V>, Failed>>,
+    /// What the remote had that is stale, while the load goes on.
+    offer: SetOnce<Old<V>>,
+    waiters: AtomicU64,
+    span: OnceLock<Id>,
+    /// The count of invalidated tags from before.
+    pub(crate) tags_seen: u64,
+    /// From before, where the cache has a remote.
+    pub(crate) seal: Option<Seal>,
 }
 
-pub(crate) type Outcome<V> = Result<Option<Arc<V>>, Failure>;
+/// What a load brought.
+pub(crate) struct Landed<V> {
+    pub(crate) value: Option<Arc<V>>,
+    pub(crate) tags: Option<Arc<TagSet>>,
+    /// Whether the remote had it, and the source was not asked.
+    pub(crate) remotely: bool,
+}
+
+/// Why a load brought nothing.
+pub(crate) struct Failed {
+    pub(crate) failure: Failure,
+    /// How long it answers those who have nothing else.
+    pub(crate) until: Instant,
+}
+
+impl Failed {
+    pub(crate) fn still_answers(&self) -> bool {
+        Instant::now() < self.until
+    }
+}
+
+/// What one hears who waits for a load.
+pub(crate) enum Heard<'f, V> {
+    Landed(&'f Landed<V>),
+    Failed(&'f Failure),
+    /// It is slow or has failed, and there was this.
+    Stale(Old<V>),
+}
 
 /// A [`LoadError`] whose source's type is forgotten: a table of flights has one type, its callers have many.
+#[derive(Clone)]
 pub(crate) enum Failure {
     Source(Arc<dyn Any + Send + Sync>),
     Panicked(Arc<str>),
@@ -35,16 +76,88 @@ pub(crate) enum Failure {
     Aborted,
 }
 
+type Boxed<T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send>>;
+
 /// A caller's load, boxed: so the machinery is built once a cache, and not once a call.
-pub(crate) type Load<V> = Pin<Box<dyn Future<Output = Result<Option<V>, Failure>> + Send>>;
+pub(crate) enum Load<V> {
+    Begun(Boxed<Loaded<V>>),
+    /// It wants to know what there was before.
+    Revalidation(Box<dyn FnOnce(Option<Arc<V>>) -> Boxed<Loaded<V>> + Send>),
+}
+
+/// A caller's load of many keys, boxed.
+pub(crate) type LoadMany<K, V> = Box<dyn FnOnce(Vec<K>) -> Boxed<Vec<(K, Loaded<V>)>> + Send>;
 
 impl<V> Flight<V> {
-    pub(crate) fn new() -> Flight<V> {
-        Flight { outcome: SetOnce::new() }
+    pub(crate) fn new(tags_seen: u64, seal: Option<Seal>) -> Flight<V> {
+        Flight {
+            outcome: SetOnce::new(),
+            offer: SetOnce::new(),
+            waiters: AtomicU64::new(0),
+            span: OnceLock::new(),
+            tags_seen,
+            seal,
+        }
     }
 
-    pub(crate) async fn outcome(&self) -> &Outcome<V> {
-        self.outcome.wait().await
+    pub(crate) fn set_span(&self, span: &Span) {
+        if let Some(id) = span.id() {
+            // There is one launch.
+            let _ = self.span.set(id);
+        }
+    }
+
+    /// Counts one more who waits.
+    pub(crate) fn join(&self) {
+        self.waiters.fetch_add(1, Ordering::Relaxed);
+        if let Some(load) = self.span.get() {
+            Span::current().follows_from(load.clone());
+        }
+    }
+
+    pub(crate) fn waiters(&self) -> u64 {
+        self.waiters.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn land(&self, outcome: Result<Landed<V>, Failed>) {
+        // Fails only for a flight that has landed.
+        let _ = self.outcome.set(outcome);
+    }
+
+    pub(crate) fn offer(&self, old: Old<V>) {
+        // A second offer is as good as the first.
+        let _ = self.offer.set(old);
+    }
+
+    pub(crate) fn outcome(&self) -> Option<&Result<Landed<V>, Failed>> {
+        self.outcome.get()
+    }
+
+    /// Waits for the outcome. One who has something `old` to fall back on waits only as long as their `patience`.
+    pub(crate) async fn heard(&self, old: Option<&Old<V>>, patience: Option<Duration>) -> Heard<'_, V> {
+        let fallback = |old: &&Old<V>| old.age != Age::Over;
+        let mut old = old.filter(fallback);
+        let out_of_patience = sleep(patience.unwrap_or_default());
+        tokio::pin!(out_of_patience);
+        loop {
+            tokio::select! {
+                biased;
+                outcome = self.outcome.wait() => return match (outcome, old) {
+                    (Ok(landed), _) => Heard::Landed(landed),
+                    (Err(_), Some(old)) => Heard::Stale(old.clone()),
+                    (Err(failed), None) => Heard::Failed(&failed.failure),
+                },
+                offer = self.offer.wait(), if old.is_none() => match offer.is_served() {
+                    true => return Heard::Stale(offer.clone()),
+                    false => old = Some(offer),
+                },
+                () = &mut out_of_patience, if patience.is_some() && old.is_some() => {
+                    if let Some(old) = old {
+                        return Heard::Stale(old.clone());
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -68,116 +181,72 @@ impl Failure {
     }
 }
 
-/// Boxes a caller's load. `load` itself runs here, on the leader, so that it may borrow what is the caller's.
-pub(crate) fn boxed<V, E, F, Fut>(load: F) -> Load<V>
-where
-    V: 'static,
-    E: Send + Sync + 'static,
-    F: FnOnce() -> Fut,
-    Fut: Future<Output = Result<Option<V>, E>> + Send + 'static,
-{
-    match catch_unwind(AssertUnwindSafe(load)) {
-        Ok(load) => Box::pin(async move { load.await.map_err(|error| Failure::Source(Arc::new(error))) }),
-        Err(payload) => {
-            let failure = Failure::panicked(payload);
-            Box::pin(async move { Err(failure) })
+impl<V: Send + Sync + 'static> Load<V> {
+    /// `load` itself runs here, on the leader, so that it may borrow what is the caller's.
+    pub(crate) fn begin<R, E, F, Fut>(load: F) -> Load<V>
+    where
+        R: Into<Loaded<V>>,
+        E: Send + Sync + 'static,
+        F: FnOnce() -> Fut,
+        Fut: Future<Output = Result<R, E>> + Send + 'static,
+    {
+        Load::Begun(match catch_unwind(AssertUnwindSafe(load)) {
+            Ok(load) => Box::pin(async move { answer(load.await) }),
+            Err(payload) => {
+                let failure = Failure::panicked(payload);
+                Box::pin(async move { Err(failure) })
+            }
+        })
+    }
+
+    pub(crate) fn revalidation<R, E, F, Fut>(load: F) -> Load<V>
+    where
+        R: Into<Loaded<V>>,
+        E: Send + Sync + 'static,
+        F: FnOnce(Option<Arc<V>>) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<R, E>> + Send + 'static,
+    {
+        Load::Revalidation(Box::new(move |prior| Box::pin(async move { answer(load(prior).await) })))
+    }
+
+    pub(crate) fn with(self, prior: Option<Arc<V>>) -> Boxed<Loaded<V>> {
+        match self {
+            Load::Begun(load) => load,
+            Load::Revalidation(load) => load(prior),
         }
     }
 }
 
-/// Brings the value of a key: from the remote, else by `load`.
-pub(crate) async fn fly<K, V>(mut landing: Landing<K, V>, load: Load<V>)
-where
-    K: Hash + Eq + Clone + Send + Sync + 'static,
-    V: Send + Sync + 'static,
-{
-    let cache = Arc::clone(&landing.cache);
-    if let Some(remote) = &cache.remote
-        && let Some(value) = remote.get(landing.claim.key()).await
-    {
-        cache.metrics.remote_hits.increment(1);
-        landing.land(Ok(Some(Arc::new(value))));
-        return;
-    }
-
-    let lease = match &cache.remote {
-        Some(remote) => remote.lease(landing.claim.key()).await,
-        None => None,
-    };
-    let started = Instant::now();
-    let outcome = within(cache.load_timeout, load).await;
-    cache.metrics.load_duration.record(started.elapsed());
-    match &outcome {
-        Ok(_) => cache.metrics.misses.increment(1),
-        Err(_) => cache.metrics.errors.increment(1),
-    }
-    let loaded = outcome.map(|value| value.map(Arc::new));
-    let value = loaded.as_ref().ok().cloned().flatten();
-    landing.land(loaded);
-
-    // The callers have their answer; the remote may take its time.
-    if let (Some(remote), Some(lease)) = (&cache.remote, lease) {
-        let value = value.filter(|_| landing.claim.is_current());
-        remote.fill(landing.claim.key(), value.as_deref(), lease).await;
-    }
+fn answer<V, R: Into<Loaded<V>>, E: Send + Sync + 'static>(
+    answer: Result<R, E>,
+) -> Result<Loaded<V>, Failure> {
+    answer.map(R::into).map_err(|error| Failure::Source(Arc::new(error)))
 }
 
-async fn within<V>(limit: Duration, mut load: Load<V>) -> Result<Option<V>, Failure> {
+/// Boxes the load of many keys for [`Cache::get_many`](crate::Cache::get_many).
+pub(crate) fn load_many<K, V, R, I, E, F, Fut>(load: Arc<F>) -> LoadMany<K, V>
+where
+    K: Send + 'static,
+    V: Send + Sync + 'static,
+    R: Into<Loaded<V>>,
+    I: IntoIterator<Item = (K, R)>,
+    E: Send + Sync + 'static,
+    F: Fn(Vec<K>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<I, E>> + Send + 'static,
+{
+    Box::new(move |keys| {
+        Box::pin(async move {
+            let answers = load(keys).await.map_err(|error| Failure::Source(Arc::new(error)))?;
+            Ok(answers.into_iter().map(|(key, answer)| (key, answer.into())).collect())
+        })
+    })
+}
+
+/// Runs a load to its end, to its panic or to its deadline.
+pub(crate) async fn within<T>(limit: Duration, mut load: Boxed<T>) -> Result<T, Failure> {
     let caught = poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| load.as_mut().poll(context))) {
         Ok(poll) => poll,
         Err(payload) => Err(Failure::panicked(payload)).into(),
     });
     timeout(limit, caught).await.unwrap_or(Err(Failure::TimedOut(limit)))
-}
-
-/// The leader's duty to tell those who wait, which holds whatever becomes of its task.
-pub(crate) struct Landing<K: Hash + Eq + Clone, V> {
-    pub(crate) cache: Arc<Inner<K, V>>,
-    pub(crate) claim: Claim<K, V>,
-    pub(crate) flight: Arc<Flight<V>>,
-}
-
-impl<K: Hash + Eq + Clone, V> Landing<K, V> {
-    /// Stores what was loaded, unless it was invalidated meanwhile, and tells those who wait.
-    fn land(&mut self, outcome: Outcome<V>) {
-        let memory = &self.cache.memory;
-        let key = self.claim.key();
-        let removed = self.claim.land(&self.flight, || match &outcome {
-            Ok(Some(value)) => Some(memory.insert(key.clone(), Arc::clone(value))),
-            Ok(None) => Some(memory.remove(key)),
-            Err(_) => None,
-        });
-        if removed.is_none() && matches!(outcome, Ok(Some(_))) {
-            self.cache.metrics.discarded.increment(1);
-        }
-        // Fails only for a flight that has landed.
-        let _ = self.flight.outcome.set(outcome);
-    }
-}
-
-impl<K: Hash + Eq + Clone, V> Drop for Landing<K, V> {
-    fn drop(&mut self) {
-        if !self.flight.outcome.initialized() {
-            self.cache.metrics.errors.increment(1);
-            self.land(Err(Failure::Aborted));
-        }
-    }
-}
-
-/// Counts and translates what a waiter was told; `None` as in [`Failure::to_error`].
-pub(crate) fn received<V, E: Send + Sync + 'static>(
-    outcome: &Outcome<V>,
-    metrics: &Metrics,
-) -> Option<Result<Option<Arc<V>>, LoadError<E>>> {
-    match outcome {
-        Ok(value) => {
-            metrics.coalesced.increment(1);
-            Some(Ok(value.clone()))
-        }
-        Err(failure) => {
-            let error = failure.to_error()?;
-            metrics.errors.increment(1);
-            Some(Err(error))
-        }
-    }
 }

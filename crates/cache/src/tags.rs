@@ -31,6 +31,7 @@ struct Known {
 }
 
 pub(crate) struct Tag {
+    name: Arc<str>,
     /// The number of its last invalidation.
     changed: AtomicU64,
 }
@@ -71,7 +72,7 @@ impl Tags {
         if known.tags.len() >= known.limit.max(SPARE) {
             known.let_go();
         }
-        let tag = Arc::new(Tag { changed: AtomicU64::new(known.floor) });
+        let tag = Arc::new(Tag { name: Arc::clone(name), changed: AtomicU64::new(known.floor) });
         known.tags.insert(Arc::clone(name), Arc::clone(&tag));
         tag
     }
@@ -93,6 +94,10 @@ impl Known {
 }
 
 impl TagSet {
+    pub(crate) fn names(&self) -> Vec<Arc<str>> {
+        self.tags.iter().map(|tag| Arc::clone(&tag.name)).collect()
+    }
+
     pub(crate) fn is_current(&self) -> bool {
         self.tags.iter().all(|tag| tag.changed.load(Ordering::SeqCst) <= self.seen)
     }

@@ -96,6 +96,11 @@ impl Coherence {
         }
     }
 
+    /// The same for what has not reached the remote, whose changes nobody hears of.
+    pub(crate) fn unconfirmed(&self, ttl: Duration) -> Duration {
+        ttl.min(self.untracked_ttl)
+    }
+
     /// Somebody changed the key.
     pub(crate) fn changed(&self, redis_key: &[u8]) {
         self.stamps[self.slot(redis_key)].fetch_add(1, Ordering::SeqCst);
@@ -121,6 +126,11 @@ impl Coherence {
         let _ = self.epoch.try_update(Ordering::SeqCst, Ordering::SeqCst, |epoch| {
             (!hears(epoch)).then(|| epoch.wrapping_add(1))
         });
+    }
+
+    /// Whether changes are heard of now.
+    pub(crate) fn hears(&self) -> bool {
+        hears(self.epoch.load(Ordering::SeqCst))
     }
 
     /// Tells apart what was learnt on one connection from what was learnt on another.

@@ -1,246 +1,414 @@
 use std::{
-    fmt::Display,
+    fmt,
+    io::Write,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
     time::Duration,
 };
 
 use metrics::{Counter, counter};
-use redis::Cmd;
-use serde::{Serialize, de::DeserializeOwned};
+use redis::{Cmd, Value};
 
-use super::{Failure, Remote};
+use super::{
+    Codec, Coherence, Filled, Kept, Lease, Outgoing, Remote, Seal, Standing,
+    envelope::{Contents, Envelope, Fingerprint, Life, now},
+    lease::{LEASED, behind},
+    remote_tags::{RemoteTags, Verdict},
+    script::{FILL, GIVE_BACK, SET},
+    tally::Tally,
+    waits::Waits,
+};
 use crate::{
     CacheConfig,
-    telemetry::{REMOTE_TARGET, REMOTE_UNDECODABLE, RemoteMetrics},
+    tags::Tags,
+    telemetry::{REMOTE_OVERSIZED, REMOTE_TARGET, REMOTE_UNDECODABLE},
 };
 
-/// Redis refuses an expiry that overflows its clock; a century is as good as for ever.
-const MAX_TTL: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
-
-/// How deep values may nest. rmp-serde's own limit of 1024 overflows the stack of an unoptimised build's thread.
-const MAX_DEPTH: usize = 128;
-
-/// How a lease begins, and no value: MessagePack has no use for this byte.
-const LEASED: u8 = 0xc1;
-
-/// Puts a value, or nothing, in the place of a lease; does nothing when the lease is gone.
-const FILL: &str = "\
-    if redis.call('GET', KEYS[1]) ~= ARGV[1] then return end \
-    if ARGV[2] then redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) else redis.call('DEL', KEYS[1]) end";
-
-/// The right to fill a key. It stands in the key itself, so that whoever invalidates or inserts the key, in whatever
-/// process, takes it away; and it is taken before the source is read, so that what was read before does not come after.
-pub(crate) struct Lease([u8; 17]);
-
 /// One cache's view of its remote: typed, and without failures.
-///
-/// What it needs of keys and values is captured in functions, so that only a cache with a remote must have it.
 pub(crate) struct Tier<K, V> {
-    remote: Remote,
+    pub(super) remote: Remote,
+    pub(super) config: CacheConfig,
+    pub(super) listener: Arc<Listener>,
     cache: &'static str,
-    ttl_ms: u64,
-    lease_ms: u64,
-    show: fn(&'static str, &K) -> String,
-    encode: fn(&V) -> Result<Vec<u8>, rmp_serde::encode::Error>,
-    decode: fn(&[u8]) -> Result<V, rmp_serde::decode::Error>,
-    gets: RemoteMetrics,
-    sets: RemoteMetrics,
-    deletes: RemoteMetrics,
+    /// What the keys of this cache's values begin with.
+    prefix: Vec<u8>,
+    /// Of what all of them have in common.
+    fingerprint: Fingerprint,
+    make_key: MakeKey<K>,
+    codec: Box<dyn Codec<V>>,
+    local: Arc<Tags>,
+    pub(super) gets: Tally,
+    pub(super) sets: Tally,
     undecodable: Counter,
+    oversized: Counter,
 }
 
-impl<K, V> Tier<K, V> {
-    pub(crate) fn new(remote: Remote, cache: &'static str, config: &CacheConfig) -> Tier<K, V>
-    where
-        K: Display,
-        V: Serialize + DeserializeOwned,
-    {
-        let expiry_ms = |ttl: Duration| (ttl.min(MAX_TTL).as_millis() as u64).max(1);
-        let ttl = config.remote_ttl;
-        let lease = config.load_timeout.saturating_add(remote.shared.config.timeout);
+/// Appends the key's bytes.
+pub(crate) type MakeKey<K> = Box<dyn Fn(&K, &mut Vec<u8>) + Send + Sync>;
+
+pub(crate) fn display<K: fmt::Display>(key: &K, bytes: &mut Vec<u8>) {
+    // Fails only where a `Display` says so, and what it has written is what `to_string` would panic with.
+    let _ = write!(bytes, "{key}");
+}
+
+/// What changes in the remote are told to.
+pub(super) struct Listener {
+    pub(super) tags: RemoteTags,
+    pub(super) waits: Waits,
+}
+
+/// What was found under a key.
+pub(super) enum Found<V> {
+    Good {
+        kept: Kept<V>,
+        /// It is time to ask the source anew, though it may still be served.
+        due: bool,
+    },
+    /// Nothing that may be served.
+    Nothing,
+    Undecodable,
+}
+
+/// What a read needs to know from before it was sent.
+#[derive(Clone, Copy)]
+pub(super) struct Before {
+    seal: Seal,
+    tags: u64,
+}
+
+impl<K, V: 'static> Tier<K, V> {
+    pub(crate) fn new(
+        remote: Remote,
+        cache: &'static str,
+        config: &CacheConfig,
+        local: Arc<Tags>,
+        make_key: MakeKey<K>,
+        codec: Box<dyn Codec<V>>,
+    ) -> Tier<K, V> {
+        let tags = RemoteTags::new(remote.clone(), cache, Arc::clone(&local));
+        let listener = Arc::new(Listener { tags, waits: Waits::default() });
+        let told = Arc::downgrade(&listener);
+        remote.on_change(Arc::new(move |redis_key| {
+            if let Some(listener) = told.upgrade() {
+                listener.tags.changed(redis_key);
+                listener.waits.wake(redis_key);
+            }
+        }));
+        let prefix = format!("{}{cache}:", remote.prefix()).into_bytes();
+        // With the lengths, "a:b" + "c" is not "a" + "b:c".
+        let mut fingerprint = Fingerprint::default();
+        fingerprint.add(&codec.version().to_le_bytes());
+        fingerprint.add(&(remote.prefix().len() as u64).to_le_bytes());
+        fingerprint.add(&prefix);
         Tier {
             remote,
+            config: config.clone(),
+            listener,
             cache,
-            ttl_ms: if ttl.is_zero() { 0 } else { expiry_ms(ttl) },
-            lease_ms: expiry_ms(lease),
-            show: |cache, key| format!("{cache}:{key}"),
-            // Named fields: a struct may gain, lose and reorder fields while old values are about.
-            encode: |value| rmp_serde::to_vec_named(value),
-            decode,
-            gets: RemoteMetrics::new(cache, "get"),
-            sets: RemoteMetrics::new(cache, "set"),
-            deletes: RemoteMetrics::new(cache, "delete"),
+            prefix,
+            fingerprint,
+            make_key,
+            codec,
+            local,
+            gets: Tally::new(cache, "get"),
+            sets: Tally::new(cache, "set"),
             undecodable: counter!(REMOTE_UNDECODABLE, "cache" => cache),
+            oversized: counter!(REMOTE_OVERSIZED, "cache" => cache),
         }
     }
 
-    pub(crate) async fn get(&self, key: &K) -> Option<V> {
+    pub(super) fn redis_key(&self, key: &K) -> Vec<u8> {
+        let mut redis_key = Vec::with_capacity(self.prefix.len() + 24);
+        redis_key.extend_from_slice(&self.prefix);
+        (self.make_key)(key, &mut redis_key);
+        redis_key
+    }
+
+    /// To be taken before the source is read.
+    pub(crate) fn seal(&self, key: &K) -> Seal {
+        self.coherence().seal(&self.redis_key(key))
+    }
+
+    pub(crate) fn bound(&self, seal: Seal, ttl: Duration) -> Duration {
+        self.coherence().bound(seal, ttl)
+    }
+
+    pub(crate) fn standing(&self, seal: Seal) -> Standing {
+        self.coherence().standing(seal)
+    }
+
+    pub(crate) fn coherence(&self) -> &Arc<Coherence> {
+        self.remote.coherence()
+    }
+
+    pub(super) fn before(&self, redis_key: &[u8]) -> Before {
+        Before { seal: self.coherence().seal(redis_key), tags: self.local.now() }
+    }
+
+    /// What the remote has, be it stale. It costs one GET, and where the numbers of its tags are not known one MGET.
+    pub(crate) async fn get(&self, key: &K) -> Option<Kept<V>> {
+        let redis_key = self.redis_key(key);
+        let before = self.before(&redis_key);
         let mut command = Cmd::new();
-        command.arg("GET").arg((self.show)(self.cache, key));
-        let bytes: Vec<u8> = match self.remote.ask::<Option<Vec<u8>>>(&command).await {
+        command.arg("GET").arg(&redis_key);
+        let bytes = match self.remote.ask::<Option<Vec<u8>>>(&command).await {
             Ok(found) => found?,
             Err(failure) => {
-                self.note(&self.gets, &failure, "a read");
+                self.gets.note(&failure);
                 return None;
             }
         };
-        if bytes.first() == Some(&LEASED) {
+        self.learn_tags([(&redis_key[..], &bytes[..])]).await;
+        self.kept(&redis_key, &bytes, before)
+    }
+
+    /// The same for many keys, with one MGET.
+    pub(crate) async fn get_many(&self, keys: &[K]) -> Vec<Option<Kept<V>>> {
+        if keys.is_empty() {
+            return Vec::new();
+        }
+        let redis_keys: Vec<_> = keys.iter().map(|key| self.redis_key(key)).collect();
+        let before: Vec<_> = redis_keys.iter().map(|redis_key| self.before(redis_key)).collect();
+        let mut command = redis::cmd("MGET");
+        command.arg(&redis_keys);
+        let found = self.remote.ask::<Vec<Option<Vec<u8>>>>(&command).await;
+        let found = found.inspect_err(|failure| self.gets.note(failure)).unwrap_or_default();
+        let there =
+            redis_keys.iter().zip(&found).filter_map(|(key, bytes)| Some((&key[..], bytes.as_deref()?)));
+        self.learn_tags(there).await;
+        let mut kept: Vec<_> = redis_keys
+            .iter()
+            .zip(&found)
+            .zip(before)
+            .map(|((redis_key, bytes), before)| self.kept(redis_key, bytes.as_deref()?, before))
+            .collect();
+        kept.resize_with(keys.len(), || None);
+        kept
+    }
+
+    fn kept(&self, redis_key: &[u8], bytes: &[u8], before: Before) -> Option<Kept<V>> {
+        match self.judge(redis_key, bytes, before) {
+            Found::Good { kept, .. } => Some(kept),
+            Found::Nothing => None,
+            Found::Undecodable => {
+                self.undecodable.increment(1);
+                tracing::debug!(
+                    target: REMOTE_TARGET, cache = self.cache, "a value in the remote does not decode",
+                );
+                None
+            }
+        }
+    }
+
+    /// Asks for the numbers of tags that entries have and this process does not know.
+    pub(super) async fn learn_tags<'b>(&self, entries: impl IntoIterator<Item = (&'b [u8], &'b [u8])>) {
+        let mut unknown: Option<Vec<&str>> = None;
+        for (redis_key, bytes) in entries {
+            let Some(envelope) = self.open(redis_key, behind(bytes), 0) else { continue };
+            let tags = &self.listener.tags;
+            if tags.verdict(envelope.seq, envelope.tags.iter().copied()) == Verdict::Unknown {
+                unknown.get_or_insert_default().extend(envelope.tags);
+            }
+        }
+        if let Some(mut names) = unknown {
+            names.sort_unstable();
+            names.dedup();
+            self.listener.tags.look(&names).await;
+        }
+    }
+
+    fn open<'b>(&self, redis_key: &[u8], bytes: &'b [u8], now: u64) -> Option<Envelope<'b>> {
+        Envelope::open(bytes, self.fingerprint_of(redis_key), now)
+    }
+
+    fn fingerprint_of(&self, redis_key: &[u8]) -> u64 {
+        let mut fingerprint = self.fingerprint;
+        fingerprint.add(&redis_key[self.prefix.len()..]);
+        fingerprint.get()
+    }
+
+    pub(super) fn judge(&self, redis_key: &[u8], bytes: &[u8], before: Before) -> Found<V> {
+        let leased = bytes.first() == Some(&LEASED);
+        let bytes = behind(bytes);
+        if leased && bytes.is_empty() {
+            return Found::Nothing;
+        }
+        let Some(envelope) = self.open(redis_key, bytes, now()) else { return Found::Undecodable };
+        let Life { fresh, stale, whole } = envelope.life;
+        // Tags that are still unknown are missing, or nobody could be asked.
+        let good = self.listener.tags.verdict(envelope.seq, envelope.tags.iter().copied()) == Verdict::Good;
+        if !good || fresh + stale == 0 {
+            return Found::Nothing;
+        }
+        let value = match envelope.absent {
+            true => None,
+            false => match self.decode(&envelope) {
+                Some(value) => Some(Arc::new(value)),
+                None => return Found::Undecodable,
+            },
+        };
+        let names: Vec<Arc<str>> = envelope.tags.iter().map(|name| Arc::from(*name)).collect();
+        let kept = Kept {
+            value,
+            fresh_for: Duration::from_millis(fresh),
+            stale_for: Duration::from_millis(stale),
+            seal: before.seal,
+            tags: self.local.set(before.tags, &names),
+        };
+        let lived = (whole - fresh) as f64;
+        let refresh_after = self.config.refresh_after;
+        let due = fresh == 0 || (refresh_after > 0.0 && lived >= whole as f64 * refresh_after);
+        Found::Good { kept, due }
+    }
+
+    fn decode(&self, envelope: &Envelope<'_>) -> Option<V> {
+        let body = envelope.body()?;
+        // A hand-written Deserialize may panic on what it never expected; to the reader that is garbage too.
+        let decoded = catch_unwind(AssertUnwindSafe(|| self.codec.decode(&body)));
+        match decoded {
+            Ok(Ok(value)) => Some(value),
+            Ok(Err(error)) => {
+                tracing::debug!(target: REMOTE_TARGET, cache = self.cache, error, "not a value");
+                None
+            }
+            Err(_) => None,
+        }
+    }
+
+    /// Keeps what the source had, unless the key was changed meanwhile.
+    pub(crate) async fn fill(&self, key: &K, lease: Lease, out: Outgoing<'_, V>) -> Filled {
+        let (redis_key, life) = (self.redis_key(key), Life::new(out.fresh_for, out.stale_for));
+        let names: Vec<&str> = out.tags.iter().map(|tag| &**tag).collect();
+        let tags = &self.listener.tags;
+        let envelope = match life.end() {
+            0 => None,
+            end => {
+                tags.secure(&names, end).await;
+                match tags.verdict(lease.seq, names.iter().copied()) {
+                    Verdict::Good => self.envelope(&redis_key, lease.seq, life, &out),
+                    Verdict::Unknown => None,
+                    Verdict::Outdated => {
+                        self.put(&FILL, &redis_key, &[&lease.id]).await;
+                        return Filled::Outdated;
+                    }
+                }
+            }
+        };
+        let seal = self.coherence().seal(&redis_key);
+        let answer = match &envelope {
+            Some(bytes) => {
+                let life = life.end().to_string();
+                self.put(&FILL, &redis_key, &[&lease.id, bytes, life.as_bytes()]).await
+            }
+            None => self.put(&FILL, &redis_key, &[&lease.id]).await,
+        };
+        match answer {
+            Some(true) if envelope.is_some() => Filled::Yes(seal),
+            Some(false) => Filled::Outdated,
+            _ => Filled::Unavailable,
+        }
+    }
+
+    /// The source gave no answer that says anything of what the remote has, so that stays.
+    pub(crate) async fn give_back(&self, key: &K, lease: Lease) {
+        self.put(&GIVE_BACK, &self.redis_key(key), &[&lease.id]).await;
+    }
+
+    /// Puts a value there, whatever was there before. If that can't be done, nothing is to be there.
+    pub(crate) async fn set(&self, key: &K, out: Outgoing<'_, V>) -> Filled {
+        let (redis_key, life) = (self.redis_key(key), Life::new(out.fresh_for, out.stale_for));
+        let seal = self.coherence().seal(&redis_key);
+        if let Some(bytes) = self.insertion(&redis_key, life, &out).await {
+            let life = life.end().to_string();
+            let arguments = [&bytes[..], life.as_bytes()];
+            match self.remote.run_change(&SET, &[&redis_key], &arguments).await {
+                Ok(_) => return Filled::Yes(seal),
+                Err(failure) => self.sets.note(&failure),
+            }
+        }
+        self.remote.forget(vec![redis_key]).await;
+        Filled::Unavailable
+    }
+
+    async fn insertion(&self, redis_key: &[u8], life: Life, out: &Outgoing<'_, V>) -> Option<Vec<u8>> {
+        if life.end() == 0 || self.config.remote_ttl.is_zero() {
             return None;
         }
-        // A hand-written Deserialize may panic on what it never expected; to the reader that is garbage too.
-        let decoded = catch_unwind(AssertUnwindSafe(|| (self.decode)(&bytes)));
-        let error = match decoded {
-            Ok(Ok(value)) => return Some(value),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "its decoder panicked".to_owned(),
+        let names: Vec<&str> = out.tags.iter().map(|tag| &**tag).collect();
+        let tags = &self.listener.tags;
+        let mut seq = tags.secure(&names, life.end()).await?;
+        if tags.verdict(seq, names.iter().copied()) != Verdict::Good {
+            // Where changes go unheard, what is known of the counter and of the tags may be of different times.
+            seq = tags.read(&names, life.end()).await?;
+        }
+        self.envelope(redis_key, seq, life, out)
+    }
+
+    fn envelope(&self, redis_key: &[u8], seq: u64, life: Life, out: &Outgoing<'_, V>) -> Option<Vec<u8>> {
+        let body = match out.value {
+            None => None,
+            Some(value) => Some(self.encode(value)?),
         };
-        self.undecodable.increment(1);
-        tracing::debug!(target: REMOTE_TARGET, cache = self.cache, error, "a value in the remote does not decode");
+        let fingerprint = self.fingerprint_of(redis_key);
+        let contents = Contents { fingerprint, body: body.as_deref(), life, seq, tags: out.tags };
+        let sealed = contents.seal(now(), self.remote.compress_above());
+        if sealed.is_none() {
+            self.oversized.increment(1);
+        }
+        sealed
+    }
+
+    fn encode(&self, value: &V) -> Option<Vec<u8>> {
+        let encoded = catch_unwind(AssertUnwindSafe(|| self.codec.encode(value)));
+        let error = match encoded {
+            Ok(Ok(bytes)) => {
+                let limit = self.config.max_value_bytes;
+                if limit == 0 || bytes.len() as u64 <= limit {
+                    return Some(bytes);
+                }
+                self.oversized.increment(1);
+                return None;
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the codec panicked".to_owned(),
+        };
+        self.sets.failed();
+        tracing::warn!(target: REMOTE_TARGET, cache = self.cache, error, "a value does not encode");
         None
     }
 
-    /// For one who is about to read the source.
-    pub(crate) async fn lease(&self, key: &K) -> Option<Lease> {
-        if self.ttl_ms == 0 {
-            return None;
-        }
-        let mut lease = Lease([LEASED; 17]);
-        lease.0[1..].copy_from_slice(&rand::random::<[u8; 16]>());
-        self.write(
-            Cmd::new()
-                .arg("SET")
-                .arg((self.show)(self.cache, key))
-                .arg(&lease.0)
-                .arg("PX")
-                .arg(self.lease_ms),
-        )
-        .await
-        .then_some(lease)
-    }
-
-    /// Keeps what the source had, unless the key was changed meanwhile. Without a value the lease is given back.
-    pub(crate) async fn fill(&self, key: &K, value: Option<&V>, lease: Lease) {
-        let mut command = Cmd::new();
-        command.arg("EVAL").arg(FILL).arg(1).arg((self.show)(self.cache, key)).arg(&lease.0);
-        if let Some(bytes) = value.and_then(|value| self.bytes(value)) {
-            command.arg(bytes).arg(self.ttl_ms);
-        }
-        self.write(&command).await;
-    }
-
-    pub(crate) async fn set(&self, key: &K, value: &V) {
-        if self.ttl_ms == 0 {
-            return;
-        }
-        let written = match self.bytes(value) {
-            Some(bytes) => {
-                let mut command = Cmd::new();
-                command.arg("SET").arg((self.show)(self.cache, key)).arg(bytes).arg("PX").arg(self.ttl_ms);
-                self.write(&command).await
-            }
-            None => false,
-        };
-        if !written {
-            // Better no value than the one from before.
-            self.delete(key).await;
-        }
-    }
-
-    fn bytes(&self, value: &V) -> Option<Vec<u8>> {
-        (self.encode)(value)
-            .inspect_err(|error| {
-                self.sets.failures.increment(1);
-                tracing::warn!(target: REMOTE_TARGET, cache = self.cache, %error, "a value does not encode");
-            })
-            .ok()
-    }
-
-    /// Says whether it was done.
-    async fn write(&self, command: &Cmd) -> bool {
-        let answer = self.remote.ask::<()>(command).await;
-        answer.inspect_err(|failure| self.note(&self.sets, failure, "a write")).is_ok()
-    }
-
-    pub(crate) async fn delete(&self, key: &K) {
-        let mut command = Cmd::new();
-        command.arg("DEL").arg((self.show)(self.cache, key));
-        // Though Redis may just have failed: an answer that came late is no reason to leave an old value there.
-        if let Err(failure) = self.remote.insist::<()>(&command).await {
-            self.note(&self.deletes, &failure, "an invalidation");
-            tracing::warn!(
-                target: REMOTE_TARGET, cache = self.cache, error = %failure,
-                "an invalidation did not reach the remote; its entry may be served until its TTL ends",
-            );
-        }
-    }
-
-    fn note(&self, metrics: &RemoteMetrics, failure: &Failure, what: &'static str) {
-        match failure {
-            Failure::Skipped => metrics.skipped.increment(1),
-            _ => {
-                metrics.failures.increment(1);
-                tracing::debug!(
-                    target: REMOTE_TARGET, cache = self.cache, operation = what, error = %failure,
-                    "the remote gave no answer",
-                );
+    /// Whether it was done; `None` when Redis gave no answer.
+    async fn put(
+        &self,
+        script: &super::script::Script,
+        redis_key: &[u8],
+        arguments: &[&[u8]],
+    ) -> Option<bool> {
+        match self.remote.run(script, &[redis_key], arguments).await {
+            Ok(answer) => Some(answer == Value::Int(1)),
+            Err(failure) => {
+                self.sets.note(&failure);
+                None
             }
         }
     }
-}
 
-fn decode<V: DeserializeOwned>(bytes: &[u8]) -> Result<V, rmp_serde::decode::Error> {
-    let mut deserializer = rmp_serde::Deserializer::new(bytes);
-    deserializer.set_max_depth(MAX_DEPTH);
-    let value = V::deserialize(&mut deserializer)?;
-    match deserializer.get_ref().is_empty() {
-        true => Ok(value),
-        // Any byte below 128 begins a good MessagePack number: garbage must not pass for one.
-        false => Err(serde::de::Error::custom("bytes follow the value")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde::Deserialize;
-
-    use super::*;
-
-    #[derive(Debug, PartialEq, Serialize, Deserialize)]
-    struct Old {
-        id: u64,
-        name: String,
-        fax: Option<String>,
+    /// Never lost: what Redis can't be told now it is told before it is read again.
+    pub(crate) async fn delete(&self, keys: &[K]) {
+        self.remote.forget(keys.iter().map(|key| self.redis_key(key)).collect()).await;
     }
 
-    #[derive(Debug, PartialEq, Serialize, Deserialize)]
-    struct New {
-        name: String,
-        #[serde(default)]
-        email: Option<String>,
-        id: u64,
+    pub(crate) async fn invalidate_tag(&self, tag: &Arc<str>) {
+        self.listener.tags.invalidate(Some(tag)).await;
     }
 
-    #[test]
-    fn a_value_survives_added_removed_and_reordered_fields() {
-        let old = Old { id: 7, name: "Ada".into(), fax: Some("1".into()) };
-        let bytes = rmp_serde::to_vec_named(&old).unwrap();
-        assert_eq!(decode::<Old>(&bytes).unwrap(), old);
-        assert_eq!(decode::<New>(&bytes).unwrap(), New { name: "Ada".into(), email: None, id: 7 });
+    /// Makes a miss of all that this cache has in the remote.
+    pub(crate) async fn clear(&self) {
+        self.listener.tags.invalidate(None).await;
     }
 
-    #[test]
-    fn truncated_and_foreign_bytes_are_errors() {
-        let bytes = rmp_serde::to_vec_named(&Old { id: 7, name: "Ada".into(), fax: None }).unwrap();
-        for end in 0..bytes.len() {
-            decode::<Old>(&bytes[..end]).unwrap_err();
-        }
-        decode::<u64>(b"garbage").unwrap_err();
-        // A map that claims four billion entries, and nesting without end.
-        decode::<Old>(&[0xdf, 0xff, 0xff, 0xff, 0xff]).unwrap_err();
-        decode::<Nested>(&[0x91; 1 << 20]).unwrap_err();
+    /// `call` is called when another process has cleared this cache.
+    pub(crate) fn on_clear(&self, call: Box<dyn Fn() + Send + Sync>) {
+        self.listener.tags.on_clear(call);
     }
-
-    #[derive(Debug, Deserialize)]
-    #[allow(dead_code)]
-    struct Nested(Vec<Nested>);
 }

@@ -217,7 +217,7 @@ async fn a_load_that_brings_nothing_leaves_nothing_in_redis() {
     let recording = Recording::default();
     let cache = recording.of(|| users(&url));
     assert_eq!(cache.get_or_load(&1, || async { Ok::<_, Failed>(None) }).await.unwrap(), None);
-    cache.get_or_load(&2, || async { Err(Failed) }).await.unwrap_err();
+    cache.get_or_load(&2, || async { Err::<Option<_>, _>(Failed) }).await.unwrap_err();
     cache.settled().await;
     let mut redis = redis(&url).await;
     assert!(!redis.exists(&["user:1", "user:2"]).await.unwrap());

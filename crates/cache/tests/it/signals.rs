@@ -20,7 +20,7 @@ async fn every_request_is_counted_once_by_its_result() {
     assert_eq!((miss.unwrap().as_deref(), coalesced.unwrap().as_deref()), (Some(&7), Some(&7)));
     cache.get_or_load(&1, || source.clone().load(7)).await.unwrap();
     cache.get(&1).await.unwrap();
-    cache.get_or_load(&2, || async { Err(Failed) }).await.unwrap_err();
+    cache.get_or_load(&2, || async { Err::<Option<u64>, _>(Failed) }).await.unwrap_err();
     cache.invalidate(&1).await;
     expect![[r#"
         greenwave.cache.invalidations{cache=test} 1

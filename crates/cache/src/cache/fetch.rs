@@ -1,0 +1,190 @@
+//! What becomes of a read that memory does not answer at once.
+
+use std::{hash::Hash, sync::Arc};
+
+use tracing::{Instrument, field::Empty, info_span};
+
+use super::Inner;
+use crate::{
+    LoadError,
+    invalidate::Entrance,
+    landing::{Landing, fly, fly_many},
+    memory::{Age, Look, Old},
+    remote::Standing,
+    singleflight::{Flight, Heard, Load, LoadMany},
+};
+
+/// A place among those who wait for a load.
+pub(super) struct Seat<V> {
+    pub(super) flight: Arc<Flight<V>>,
+    pub(super) leads: bool,
+    /// The count of invalidated tags when the caller came.
+    arrival: u64,
+}
+
+/// What a caller gets, `None` when it must ask anew.
+pub(super) type Answer<V, E> = Option<Result<Option<Arc<V>>, LoadError<E>>>;
+
+/// How a caller comes to an answer.
+pub(super) enum Way<K: Hash + Eq + Clone, V> {
+    Present(Option<Arc<V>>),
+    Join(Seat<V>),
+    Lead(Landing<K, V>, Seat<V>),
+}
+
+impl<K, V> Inner<K, V>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Send + Sync + 'static,
+{
+    pub(super) async fn fetch<E, F>(
+        self: &Arc<Self>,
+        key: &K,
+        old: Option<Old<V>>,
+        load: F,
+    ) -> Result<Option<Arc<V>>, LoadError<E>>
+    where
+        E: Send + Sync + 'static,
+        F: FnOnce() -> Load<V>,
+    {
+        if let Some(old) = old.as_ref().filter(|old| old.is_served()) {
+            if let Some(landing) = self.refresh(key, old) {
+                self.launch(landing, load());
+            }
+            self.count_old(old);
+            return Ok(old.value.clone());
+        }
+        let arrival = self.tags.now();
+        let mut refused = None;
+        let (landing, seat) = loop {
+            match self.way(key, &old, refused.as_ref(), arrival) {
+                Way::Present(value) => {
+                    self.metrics.hits.increment(1);
+                    return Ok(value);
+                }
+                Way::Join(seat) => match self.heard(&seat, old.as_ref()).await {
+                    Some(answer) => return answer,
+                    None => refused = Some(seat.flight),
+                },
+                Way::Lead(landing, seat) => break (landing, seat),
+            }
+        };
+        self.launch(landing, load());
+        // Our own load fails with an E, so there is always an answer.
+        self.heard(&seat, old.as_ref()).await.unwrap_or(Err(LoadError::Aborted))
+    }
+
+    /// `refused` is a load that the caller has waited for, and cannot use.
+    pub(super) fn way(
+        self: &Arc<Self>,
+        key: &K,
+        old: &Option<Old<V>>,
+        refused: Option<&Arc<Flight<V>>>,
+        arrival: u64,
+    ) -> Way<K, V> {
+        let has_fallback = old.as_ref().is_some_and(|old| old.age != Age::Over);
+        let joins = |flight: &Arc<Flight<V>>| {
+            !refused.is_some_and(|refused| Arc::ptr_eq(refused, flight)) && self.joins(flight, has_fallback)
+        };
+        let entrance =
+            self.table.join_or_lead(key, joins, || self.memory.look(key).served(), self.begin(key));
+        match entrance {
+            Entrance::Present(value) => Way::Present(value),
+            Entrance::Join(flight) => {
+                flight.join();
+                Way::Join(Seat { flight, leads: false, arrival })
+            }
+            Entrance::Lead(claim, flight) => {
+                let landing = Landing::new(self, claim, &flight, old.clone());
+                Way::Lead(landing, Seat { flight, leads: true, arrival })
+            }
+        }
+    }
+
+    /// Leads a load of what is served meanwhile, unless somebody does or it has just failed.
+    pub(super) fn refresh(self: &Arc<Self>, key: &K, old: &Old<V>) -> Option<Landing<K, V>> {
+        let look = || match self.memory.look(key) {
+            Look::Fresh(_) => Some(()),
+            _ => None,
+        };
+        match self.table.join_or_lead(key, |flight| self.joins(flight, true), look, self.begin(key)) {
+            Entrance::Lead(claim, flight) => Some(Landing::new(self, claim, &flight, Some(old.clone()))),
+            _ => None,
+        }
+    }
+
+    fn begin(&self, key: &K) -> impl FnOnce() -> Flight<V> {
+        let seal = self.remote.as_ref().map(|remote| remote.seal(key));
+        let tags_seen = self.tags.now();
+        move || Flight::new(tags_seen, seal)
+    }
+
+    /// Whether what a load brings is of use to one who comes now.
+    fn joins(&self, flight: &Flight<V>, has_fallback: bool) -> bool {
+        let changed = match (&self.coherence, flight.seal) {
+            (Some(coherence), Some(seal)) => coherence.standing(seal) == Standing::Changed,
+            _ => false,
+        };
+        match flight.outcome() {
+            Some(Err(failed)) => !changed && (has_fallback || failed.still_answers()),
+            _ => !changed,
+        }
+    }
+
+    pub(super) fn launch(&self, landing: Landing<K, V>, load: Load<V>) {
+        let span = info_span!("cache.load", cache = self.name, waiters = Empty);
+        landing.flight().set_span(&span);
+        self.tasks.spawn(fly(landing, load).instrument(span));
+    }
+
+    pub(super) fn launch_many(&self, landings: Vec<Landing<K, V>>, load: LoadMany<K, V>) {
+        if landings.is_empty() {
+            return;
+        }
+        let span = info_span!("cache.load", cache = self.name, keys = landings.len(), waiters = Empty);
+        for landing in &landings {
+            landing.flight().set_span(&span);
+        }
+        self.tasks.spawn(fly_many(landings, load).instrument(span));
+    }
+
+    /// Waits for a load, and counts what the caller gets.
+    pub(super) async fn heard<E: Send + Sync + 'static>(
+        &self,
+        seat: &Seat<V>,
+        old: Option<&Old<V>>,
+    ) -> Answer<V, E> {
+        let metrics = &self.metrics;
+        match seat.flight.heard(old, self.policy().soft_timeout).await {
+            Heard::Landed(landed) => {
+                // A tag that was invalidated before the caller came makes what was read before that useless.
+                let is_current = landed.tags.as_ref().is_none_or(|tags| tags.is_current());
+                if !seat.leads && !is_current && seat.flight.tags_seen < seat.arrival {
+                    return None;
+                }
+                match (landed.remotely, seat.leads) {
+                    (true, true) => metrics.remote_hits.increment(1),
+                    (false, true) => metrics.misses.increment(1),
+                    (_, false) => metrics.coalesced.increment(1),
+                }
+                Some(Ok(landed.value.clone()))
+            }
+            Heard::Stale(old) => {
+                self.count_old(&old);
+                Some(Ok(old.value))
+            }
+            Heard::Failed(failure) => {
+                let error = failure.to_error()?;
+                metrics.errors.increment(1);
+                Some(Err(error))
+            }
+        }
+    }
+
+    pub(super) fn count_old(&self, old: &Old<V>) {
+        match old.age {
+            Age::Ripe => self.metrics.hits.increment(1),
+            _ => self.metrics.stale.increment(1),
+        }
+    }
+}

@@ -1,0 +1,89 @@
+use std::hash::Hash;
+
+use serde::Serialize;
+
+use crate::{Cache, cache::Inner};
+
+/// What a cache has done since it was made: [`Cache::stats`](crate::Cache::stats).
+///
+/// Every read is counted once, in one of `hits`, `stale`, `remote_hits`, `misses`, `waits` and `errors`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct CacheStats {
+    /// Of the cache.
+    pub name: &'static str,
+    /// Reads that were answered from memory with what was fresh.
+    pub hits: u64,
+    /// Reads that were answered with what was past its TTL.
+    pub stale: u64,
+    /// Reads that were answered from the remote.
+    pub remote_hits: u64,
+    /// Reads for which the source was asked, or a `get` that found nothing.
+    pub misses: u64,
+    /// Reads that waited for a load that another had begun.
+    pub waits: u64,
+    /// Reads that ended in an error, and loads that failed.
+    pub errors: u64,
+    /// How often the source was asked, failed loads included.
+    pub loads: u64,
+    /// How many seconds all loads took together.
+    pub load_seconds: f64,
+    /// Loads that found nothing.
+    pub absent: u64,
+    /// Loaded values that were not kept because an invalidation came during the load.
+    pub discarded: u64,
+    /// Loaded values that were too large to be kept.
+    pub too_large: u64,
+    /// Calls that invalidated something.
+    pub invalidations: u64,
+    /// Entries that had to go from memory to make room for others.
+    pub evictions: u64,
+    /// Entries in memory now, expired ones included.
+    pub entries: u64,
+    /// What they weigh: bytes where the cache has a weigher, else their number.
+    pub bytes: u64,
+}
+
+impl CacheStats {
+    /// How many reads there were.
+    pub fn requests(&self) -> u64 {
+        self.hits + self.stale + self.remote_hits + self.misses + self.waits + self.errors
+    }
+
+    /// What part of the reads memory answered at once, from 0.0 to 1.0.
+    pub fn hit_ratio(&self) -> f64 {
+        (self.hits + self.stale) as f64 / self.requests().max(1) as f64
+    }
+}
+
+impl<K, V> Cache<K, V>
+where
+    K: Hash + Eq,
+{
+    /// What this cache has done since it was made. Brings its metrics up to date too.
+    ///
+    /// It looks into each shard of the memory, so it is for once a second and not for every request.
+    pub fn stats(&self) -> CacheStats {
+        let Inner { name, memory, metrics, .. } = &*self.inner;
+        let (entries, bytes) = (memory.entries(), memory.weight());
+        metrics.publish(entries, bytes);
+        CacheStats {
+            name,
+            hits: metrics.hits.get(),
+            stale: metrics.stale.get(),
+            remote_hits: metrics.remote_hits.get(),
+            misses: metrics.misses.get(),
+            waits: metrics.coalesced.get(),
+            errors: metrics.errors.get(),
+            loads: metrics.load_duration.count(),
+            load_seconds: metrics.load_duration.sum().as_secs_f64(),
+            absent: metrics.absent.get(),
+            discarded: metrics.discarded.get(),
+            too_large: metrics.too_large.get(),
+            invalidations: metrics.invalidations.get(),
+            evictions: metrics.evictions.get(),
+            entries,
+            bytes,
+        }
+    }
+}

@@ -1,0 +1,176 @@
+use std::{
+    hash::{BuildHasher, Hash, RandomState},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::simulation::{Simulation, TTLS};
+use super::{SizeUnit, WouldBe, WouldBeRatio};
+
+/// How many entries a small cache holds at most. By these, ratios are within two points of the truth on real traces.
+const MOST: u64 = 2048;
+
+const USUAL_TTLS: [Duration; TTLS - 1] = [
+    Duration::from_secs(1),
+    Duration::from_secs(10),
+    Duration::from_secs(60),
+    Duration::from_secs(10 * 60),
+    Duration::from_secs(60 * 60),
+    Duration::from_secs(24 * 60 * 60),
+];
+
+/// Watches the reads of one cache, for some of its keys.
+///
+/// Keys are chosen by their hash, so all reads of a chosen key are seen (Waldspurger et al., "Efficient MRC Construction
+/// with SHARDS", FAST '15), and a cache that is smaller in the same proportion behaves on them as the large one does on
+/// all (Waldspurger et al., "Cache Modeling and Optimization using Miniature Simulations", ATC '17).
+pub(crate) struct Sampler {
+    hasher: RandomState,
+    /// Which bits of a hash must be zero for a key to be seen by any simulation.
+    mask: u64,
+    start: Instant,
+    ttls: [Duration; TTLS],
+    ttls_ms: [u32; TTLS],
+    simulations: Mutex<Box<[Simulation]>>,
+}
+
+/// The hash of a key that is watched.
+#[derive(Clone, Copy)]
+pub(crate) struct Sampled(u64);
+
+impl Sampler {
+    /// For a cache that holds `capacity`, which are about so many `entries`: sizes from an eighth of it to its eightfold.
+    pub(crate) fn around(capacity: u64, entries: u64, ttl: Duration) -> Sampler {
+        let part = |of: u64, eighths: u64| ((u128::from(of) * u128::from(eighths) / 8) as u64).max(1);
+        let simulations = [1, 2, 4, 8, 16, 32, 64].map(|eighths| {
+            let entries_then = part(entries, eighths);
+            // A larger cache may see fewer keys, a smaller one has no need to see more.
+            let shift = shift_for(entries_then.max(entries));
+            Simulation::new(part(capacity, eighths), entries_then, shift)
+        });
+        Sampler::new(Box::new(simulations), ttl)
+    }
+
+    /// For caches of so many entries.
+    pub(crate) fn at(sizes: &[u64], ttl: Duration) -> Sampler {
+        let simulations = sizes.iter().map(|size| Simulation::new(*size, *size, shift_for(*size)));
+        Sampler::new(simulations.collect(), ttl)
+    }
+
+    fn new(simulations: Box<[Simulation]>, ttl: Duration) -> Sampler {
+        let shift = simulations.iter().map(|simulation| simulation.shift).min().unwrap_or(0);
+        let ttls = ttls_with(ttl);
+        Sampler {
+            hasher: RandomState::new(),
+            mask: mask(shift),
+            start: Instant::now(),
+            ttls,
+            ttls_ms: ttls.map(|ttl| u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX)),
+            simulations: Mutex::new(simulations),
+        }
+    }
+
+    /// `None` for most keys: nothing needs to be told of them.
+    pub(crate) fn sample<K: Hash + ?Sized>(&self, key: &K) -> Option<Sampled> {
+        let hash = self.hasher.hash_one(key);
+        (hash & self.mask == 0).then_some(Sampled(hash))
+    }
+
+    pub(crate) fn hit(&self, key: Sampled, weight: u64) {
+        self.read(key, Duration::ZERO, Some(weight));
+    }
+
+    pub(crate) fn missed(&self, key: Sampled) {
+        self.read(key, Duration::ZERO, None);
+    }
+
+    /// A read that needs `load`, if it is not answered from a cache.
+    pub(crate) fn read(&self, key: Sampled, load: Duration, weight: Option<u64>) {
+        self.read_at(self.now(), key, load, weight);
+    }
+
+    fn read_at(&self, now: u32, key: Sampled, load: Duration, weight: Option<u64>) {
+        // A key that many threads read at once must not make them wait for one another. What is not noted is lost to
+        // all sizes and TTLs alike, and leaves their ratios what they are.
+        let Ok(mut simulations) = self.simulations.try_lock() else { return };
+        for simulation in key.of(&mut simulations) {
+            simulation.read(key.0, now, load.as_secs_f64(), &self.ttls_ms, weight);
+        }
+    }
+
+    /// What was read is kept.
+    pub(crate) fn stored(&self, key: Sampled, weight: u64) {
+        let now = self.now();
+        key.of(&mut self.lock()).for_each(|simulation| simulation.store(key.0, now, weight));
+    }
+
+    /// The key is invalidated, or is not to be kept.
+    pub(crate) fn removed(&self, key: Sampled) {
+        key.of(&mut self.lock()).for_each(|simulation| simulation.remove(key.0));
+    }
+
+    pub(crate) fn cleared(&self) {
+        self.lock().iter_mut().for_each(Simulation::clear);
+    }
+
+    /// `requests` are all that there were, and `load_time` what they would have taken without any cache.
+    pub(crate) fn report(
+        &self,
+        name: &'static str,
+        unit: SizeUnit,
+        requests: u64,
+        load_time: Duration,
+    ) -> WouldBe {
+        let load_seconds = load_time.as_secs_f64();
+        let mut ratios = Vec::new();
+        for simulation in &*self.lock() {
+            for (n, ttl) in
+                self.ttls.iter().enumerate().filter(|(n, ttl)| *n == 0 || self.ttls[n - 1] != **ttl)
+            {
+                let (hit_ratio, of_time) = simulation.ratios(n);
+                ratios.push(WouldBeRatio {
+                    size: simulation.capacity,
+                    ttl: *ttl,
+                    hit_ratio,
+                    hits: (hit_ratio * requests as f64).round() as u64,
+                    load_seconds_saved: of_time * load_seconds,
+                });
+            }
+        }
+        WouldBe { name, unit, requests, load_seconds, ratios }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Box<[Simulation]>> {
+        self.simulations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> u32 {
+        self.start.elapsed().as_millis() as u32
+    }
+}
+
+impl Sampled {
+    fn of(self, simulations: &mut [Simulation]) -> impl Iterator<Item = &mut Simulation> {
+        simulations.iter_mut().filter(move |simulation| self.0 & mask(simulation.shift) == 0)
+    }
+}
+
+/// How few keys need be seen to tell what a cache of so many entries would do.
+fn shift_for(entries: u64) -> u32 {
+    let fewer = entries.div_ceil(MOST);
+    64 - fewer.saturating_sub(1).leading_zeros()
+}
+
+/// Not the lowest bits and not the highest, by which hash tables place and tell apart what they hold.
+fn mask(shift: u32) -> u64 {
+    ((1_u64 << shift.min(40)) - 1) << 24
+}
+
+fn ttls_with(configured: Duration) -> [Duration; TTLS] {
+    let mut ttls = [configured; TTLS];
+    ttls[1..].copy_from_slice(&USUAL_TTLS);
+    ttls.sort();
+    ttls
+}
