@@ -15,9 +15,9 @@ use std::time::Duration;
 
 use greenwave_cache::{Cache, CacheConfig, Cached, Remote};
 
+use super::Source;
 use super::redis::Space;
 use super::rows::{self, Customer, Rows};
-use super::Source;
 use crate::report::figures;
 use crate::{Arm, Arms, BoxError, Call, Experiment, Setup, Workload};
 
@@ -34,15 +34,18 @@ const LONG: Duration = Duration::from_secs(24 * 60 * 60);
 #[must_use]
 pub fn experiment(source: Source) -> Experiment {
     let question = "How many more pages does a service answer when what they show is cached?";
-    Experiment::new("cache-aside", "The cache", question, move |setup| aside(setup, source.clone())).unit("pages")
+    Experiment::new("cache-aside", "The cache", question, move |setup| aside(setup, source.clone()))
+        .unit("pages")
 }
 
 /// Redis against memory before Redis. It needs [`Source::redis`].
 #[must_use]
 pub fn levels(source: Source) -> Experiment {
     let question = "How many more pages does a service answer when it has memory before Redis (--redis)?";
-    Experiment::new("cache-levels", "Memory before Redis", question, move |setup| by_level(setup, source.clone()))
-        .unit("pages")
+    Experiment::new("cache-levels", "Memory before Redis", question, move |setup| {
+        by_level(setup, source.clone())
+    })
+    .unit("pages")
 }
 
 async fn aside(setup: Setup, source: Source) -> Result<Arms, BoxError> {
@@ -63,7 +66,9 @@ async fn aside(setup: Setup, source: Source) -> Result<Arms, BoxError> {
 
 async fn by_level(setup: Setup, source: Source) -> Result<Arms, BoxError> {
     let Some(url) = &source.redis else {
-        return Err("this compares Redis with memory before it: give one as --redis redis://HOST:PORT/0".into());
+        return Err(
+            "this compares Redis with memory before it: give one as --redis redis://HOST:PORT/0".into()
+        );
     };
     let space = Space::new(&setup, url).await?;
     let rows = Rows::new(&setup, &source).await?;

@@ -42,7 +42,10 @@ pub fn experiment(source: Source) -> Experiment {
 async fn set_up(setup: Setup, source: Source) -> Result<Arms, BoxError> {
     let rows = Rows::new(&setup, &source).await?;
     let popular = POPULAR.min(rows.customers);
-    setup.fact("page", format!("{PAGE} customers out of {} popular ones", figures::count(popular.unsigned_abs())));
+    setup.fact(
+        "page",
+        format!("{PAGE} customers out of {} popular ones", figures::count(popular.unsigned_abs())),
+    );
     setup.fact("source", format!("{SLOWNESS:?} slower for {SPELL:?} of every {:?}", SPELL * 2));
     let fresh = CacheConfig { ttl: Duration::from_millis(500), ..CacheConfig::default() };
     let stale = CacheConfig {
@@ -92,7 +95,10 @@ impl Moody {
         Cache::builder(name).config(config).build().wrap(move |id| self.customer(id))
     }
 
-    fn customer(&self, id: i64) -> impl Future<Output = Result<Option<Customer>, rows::Error>> + Send + use<> {
+    fn customer(
+        &self,
+        id: i64,
+    ) -> impl Future<Output = Result<Option<Customer>, rows::Error>> + Send + use<> {
         let slow = (self.born.elapsed().as_millis() / SPELL.as_millis()) % 2 == 1;
         let read = self.rows.customer(id);
         async move {

@@ -39,7 +39,8 @@ const KEPT: u64 = 600;
 /// The experiment on these orders.
 #[must_use]
 pub fn experiment(source: Source) -> Experiment {
-    let question = "How many more cold keys that thousands want does a service bear when each is loaded once?";
+    let question =
+        "How many more cold keys that thousands want does a service bear when each is loaded once?";
     Experiment::new("stampede", "One load per key", question, move |setup| set_up(setup, source.clone()))
         .unit("stampedes")
 }
@@ -70,11 +71,11 @@ async fn set_up(setup: Setup, source: Source) -> Result<Arms, BoxError> {
     }
     setup.fact("load", format!("the turnover of {} orders", figures::count(SPAN.unsigned_abs())));
     let counted = |orders: &Orders| figures::count(orders.loads.load(Ordering::Relaxed));
-    setup.fact(
-        "loads in one stampede",
-        format!("before {}, after {}", counted(&before), counted(&after)),
-    );
-    Ok(Arms { before: arm("cache-aside by hand", by_hand, callers), after: arm("one load per key", ours, callers) })
+    setup.fact("loads in one stampede", format!("before {}, after {}", counted(&before), counted(&after)));
+    Ok(Arms {
+        before: arm("cache-aside by hand", by_hand, callers),
+        after: arm("one load per key", ours, callers),
+    })
 }
 
 fn arm(label: &str, fleet: Fleet, callers: usize) -> Arm {
@@ -116,7 +117,10 @@ impl Orders {
         Orders { rows, loads: Arc::default() }
     }
 
-    fn turnover(&self, key: u64) -> impl Future<Output = Result<Option<Turnover>, rows::Error>> + Send + use<> {
+    fn turnover(
+        &self,
+        key: u64,
+    ) -> impl Future<Output = Result<Option<Turnover>, rows::Error>> + Send + use<> {
         self.loads.fetch_add(1, Ordering::Relaxed);
         let first = key % (self.rows.orders - SPAN).max(1).unsigned_abs();
         self.rows.turnover(first.cast_signed())
@@ -151,7 +155,9 @@ impl Process {
     async fn get(&self, key: u64) -> Result<Arc<Turnover>, BoxError> {
         match self {
             Process::ByHand(cache) => cache.get(key).await,
-            Process::Ours(cached) => cached.call(&key).await?.ok_or_else(|| "there is no such turnover".into()),
+            Process::Ours(cached) => {
+                cached.call(&key).await?.ok_or_else(|| "there is no such turnover".into())
+            }
         }
     }
 }

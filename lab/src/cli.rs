@@ -213,6 +213,8 @@ async fn obey_signals(stop: CancellationToken) -> anyhow::Result<Infallible> {
     eprintln!("stopping, and removing what was created; once more to stop at once");
     stop.cancel();
     next().await;
-    eprintln!("stopped: a folder greenwave-lab-…, databases or keys greenwave_lab_… may be left to remove by hand");
+    eprintln!(
+        "stopped: a folder greenwave-lab-…, databases or keys greenwave_lab_… may be left to remove by hand"
+    );
     std::process::exit(130)
 }

@@ -4,10 +4,9 @@ mod seats;
 
 use std::{
     fmt,
-    future::{Future, poll_fn},
+    future::Future,
     hash::Hash,
     ops::Deref,
-    panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
     sync::{
         Arc,
@@ -20,13 +19,13 @@ use std::{
 
 use metrics::{Counter, Gauge, counter, gauge};
 use serde::{Deserialize, Serialize};
-use tokio::{task::unconstrained, time::timeout};
+use tokio::task::unconstrained;
 use tracing::{Instrument, Span};
 
 use self::seats::{Entrance, Guest, Outcome, Seat, Seats};
 use crate::{
     LoadError,
-    singleflight::Failure,
+    singleflight::{Failure, within},
     telemetry::{BYTES, ENTRIES, REQUESTS},
 };
 
@@ -264,22 +263,11 @@ impl<K: Hash + Eq, V> Inner<K, V> {
     async fn load<E: Send + Sync + 'static>(
         self: Arc<Self>,
         seat: Seat<K, Counted<V>, Failure>,
-        load: impl Future<Output = Result<V, E>>,
+        load: impl Future<Output = Result<V, E>> + Send + 'static,
     ) {
-        // In a block of its own, so that the future is gone before the seat is free.
-        let outcome = {
-            let mut load = pin!(load);
-            let caught = poll_fn(|context| {
-                let polled = catch_unwind(AssertUnwindSafe(|| load.as_mut().poll(context)));
-                polled.map_or_else(
-                    |payload| Poll::Ready(Err(Failure::panicked(payload))),
-                    |poll| poll.map_err(|error| Failure::Source(Arc::new(error))),
-                )
-            });
-            let limit = self.load_timeout;
-            timeout(limit, caught).await.unwrap_or(Err(Failure::TimedOut(limit)))
-        };
-        match outcome {
+        let load = Box::pin(async move { load.await.map_err(|error| Failure::Source(Arc::new(error))) });
+        // When it returns, the future is gone: only then may the seat be free.
+        match within(self.load_timeout, load).await {
             Ok(value) => {
                 self.requests.misses.increment(1);
                 self.fill(seat, value);

@@ -7,7 +7,9 @@ use crate::quick::{fact, run};
 #[tokio::test(flavor = "multi_thread")]
 async fn the_batch_brings_more_lists_on_postgres_and_leaves_nothing_behind() {
     let url = greenwave_test_servers::postgres_database();
-    let run = run(&batch::experiment(Source { database: Some(url.clone()), orders: 5_000, ..Source::default() })).await;
+    let run =
+        run(&batch::experiment(Source { database: Some(url.clone()), orders: 5_000, ..Source::default() }))
+            .await;
     // A hundred round trips against three; in a debug build, which is slow itself, it is less than that.
     let report = run.good(1.0);
     assert_eq!(

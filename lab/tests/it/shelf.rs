@@ -29,10 +29,7 @@ fn the_list_has_each_experiment_with_its_question() {
 #[tokio::test]
 async fn an_unknown_name_is_answered_with_the_nearest_and_with_all() {
     let error = cli::run(parse("lab indx").unwrap()).await.unwrap_err().to_string();
-    assert_eq!(
-        error,
-        format!("no experiment is called `indx`; did you mean `index`? there are: {ALL}")
-    );
+    assert_eq!(error, format!("no experiment is called `indx`; did you mean `index`? there are: {ALL}"));
     let error = cli::run(parse("lab qqq").unwrap()).await.unwrap_err().to_string();
     assert_eq!(error, format!("no experiment is called `qqq`; there are: {ALL}"));
     let error = Lab::new().with(naps(2, 1)).get("nap").unwrap_err();
