@@ -222,7 +222,7 @@ type Own<E> = Arc<Mutex<Option<Response<CachedBody<E>>>>>;
 /// What reaches all who wait, and isn't kept.
 enum Refusal<E> {
     Service(E),
-    Response(CachedResponse),
+    Response(Box<CachedResponse>),
 }
 
 impl<K, F> CacheLayer<K, F>
@@ -308,7 +308,7 @@ where
         directives: &Directives,
     ) -> Result<Loaded<CachedResponse>, Refusal<E>> {
         if response.status().is_server_error() {
-            return Err(Refusal::Response(response));
+            return Err(Refusal::Response(Box::new(response)));
         }
         let loaded = Loaded::value(response);
         Ok(match directives.ttl.filter(|_| self.ttl_from_headers) {

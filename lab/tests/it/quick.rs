@@ -12,11 +12,15 @@ pub(crate) struct Run {
 }
 
 pub(crate) async fn run(experiment: &Experiment) -> Run {
+    run_for(Duration::from_millis(700), experiment).await
+}
+
+pub(crate) async fn run_for(duration: Duration, experiment: &Experiment) -> Run {
     let (tell, told) = std::sync::mpsc::channel();
     let settings = Settings {
         rounds: 1,
         warm_up: Duration::from_millis(100),
-        duration: Duration::from_millis(700),
+        duration,
         concurrency: 4,
         seed: Some(1),
         ..Settings::default()
