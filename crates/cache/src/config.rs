@@ -1,3 +1,5 @@
+#[cfg(feature = "redis")]
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -133,6 +135,16 @@ pub struct RemoteConfig {
 
     /// How many bytes a value may have before it is compressed, with LZ4; default 4096. 0 compresses none.
     pub compress_above: usize,
+
+    /// A file with the certificates, in PEM, of who may vouch for the server, where its URL asks for TLS; default
+    /// none, which means those that the system trusts. It is read once, when the remote is made.
+    pub tls_ca: Option<PathBuf>,
+
+    /// A file with the certificate, in PEM, by which this process shows who it is; default none.
+    pub tls_certificate: Option<PathBuf>,
+
+    /// A file with the private key of `tls_certificate`, in PEM; default none.
+    pub tls_key: Option<PathBuf>,
 }
 
 /// How a process hears of changes that others make in a [`Remote`](crate::Remote).
@@ -159,6 +171,9 @@ impl Default for RemoteConfig {
             untracked_ttl: Duration::from_secs(1),
             namespace: String::new(),
             compress_above: 4096,
+            tls_ca: None,
+            tls_certificate: None,
+            tls_key: None,
         }
     }
 }

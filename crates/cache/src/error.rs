@@ -12,6 +12,14 @@ pub enum Error {
     #[cfg(feature = "postcard")]
     #[error("the shape of the cache's values can't be found out; give it a number with Postcard::of_shape")]
     Shape(#[source] Box<dyn error::Error + Send + Sync>),
+    /// A file with a certificate or a key cannot be read.
+    #[error("the cache's remote needs the file {}", path.display())]
+    RemoteCertificate {
+        /// The file that the configuration names.
+        path: std::path::PathBuf,
+        /// What reading it said.
+        source: std::io::Error,
+    },
 }
 
 /// Why [`get_or_load`](crate::Cache::get_or_load) has no answer.

@@ -1,53 +1,60 @@
 //! L2: Redis, shared by processes. It may fail at any time, and then costs little.
 
-mod breaker;
 mod codec;
 mod coherence;
 mod compress;
+mod connection;
 mod envelope;
+mod failure;
+mod failures;
+mod hearing;
+mod keeper;
 mod kept;
 mod lease;
+mod link;
 #[cfg(feature = "postcard")]
 mod postcard;
+mod published;
+mod recovery;
 mod remote_tags;
 mod script;
-mod tally;
+mod sentinel;
+mod session;
+mod target;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 mod tier;
 mod waits;
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{fmt, sync::Arc};
 
-use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, FromRedisValue, RedisError,
-    ServerErrorKind, aio::MultiplexedConnection,
-};
-use tokio::time::timeout;
+use redis::{Cmd, FromRedisValue, Value};
 
-use self::breaker::Breaker;
 pub use self::codec::{Codec, MessagePack};
 #[cfg(feature = "postcard")]
 pub use self::postcard::Postcard;
 pub(crate) use self::{
     coherence::{Coherence, Seal, Standing},
+    failure::Failure,
+    hearing::{OnChange, OnOverflow},
     kept::{Filled, Kept, Outgoing, Turn},
     lease::Lease,
+    recovery::Repeat,
     tier::{MakeKey, Tier, display},
 };
-use crate::{Error, RemoteConfig, telemetry::REMOTE_TARGET};
+use self::{link::Link, session::Session, target::Target};
+use crate::{Error, RemoteConfig};
 
-/// How many commands may wait to be written to the connection before callers wait for room.
-const COMMANDS_WAITING: usize = 1024;
+/// How many keys are deleted at a time.
+const FORGOTTEN_AT_ONCE: usize = 512;
 
 /// A Redis (or Valkey) that caches keep their values in.
 ///
-/// It never fails a read. Every operation ends within [`RemoteConfig::timeout`]; after a failure the remote is left
-/// alone for [`RemoteConfig::retry_after`], and then tried by one operation at a time until one succeeds. Only
-/// invalidations are always tried. All caches given a clone share one connection, which is opened by the first
-/// operation and again whenever it is lost.
+/// It never fails a read. Every operation ends within [`RemoteConfig::timeout`], and one that does not answer is asked
+/// nothing more until a task in the background finds it well again. Invalidations that it missed are repeated before
+/// it is read again. All caches given a clone share one connection, which is opened by the first operation, on the
+/// runtime of that one, and again whenever it is lost; it ends with the last clone.
 ///
 /// ```no_run
 /// use greenwave_cache::{Cache, Remote};
@@ -64,31 +71,15 @@ pub struct Remote {
     shared: Arc<Shared>,
 }
 
+/// Of all clones: when the last is gone, the connection ends.
 struct Shared {
-    client: Client,
-    config: RemoteConfig,
-    breaker: Breaker,
-    connection: Mutex<Slot>,
-    connecting: tokio::sync::Mutex<()>,
-    coherence: Arc<Coherence>,
-    prefix: String,
+    link: Arc<Link>,
 }
 
-/// The connection that is in use, and how many there were before it.
-struct Slot {
-    connection: Option<MultiplexedConnection>,
-    epoch: u64,
-}
-
-/// Why the remote gave no answer.
-#[derive(Debug)]
-enum Failure {
-    /// It was not asked: it has just failed.
-    Skipped,
-    TimedOut(Duration),
-    Broken(RedisError),
-    /// It answered, with an error.
-    Refused(RedisError),
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.link.end();
+    }
 }
 
 impl Remote {
@@ -102,182 +93,124 @@ impl Remote {
 
     /// The same, with other limits than the default ones.
     pub fn connect_with(url: &str, config: RemoteConfig) -> Result<Remote, Error> {
-        let client = Client::open(url).map_err(Error::RemoteUrl)?;
-        if matches!(client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. }) {
+        let target = Target::parse(url, &config)?;
+        if target.is_encrypted() {
             // Without a provider the first connection would panic. This fails only where there is one.
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
-        let shared = Shared {
-            client,
-            breaker: Breaker::new(config.retry_after),
-            config,
-            connection: Mutex::new(Slot { connection: None, epoch: 0 }),
-            connecting: tokio::sync::Mutex::new(()),
-            coherence: Arc::new(Coherence::new(std::time::Duration::from_secs(1))),
-            prefix: String::new(),
-        };
-        Ok(Remote { shared: Arc::new(shared) })
+        Ok(Remote { shared: Arc::new(Shared { link: Arc::new(Link::new(target, config)) }) })
     }
 
-    /// Asks Redis, within the timeout and if the breaker lets it.
-    async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Failure> {
-        match self.shared.breaker.lets_through() {
-            true => self.insist(command).await,
-            false => Err(Failure::Skipped),
-        }
+    /// Asks Redis, within the timeout; does not ask one that does not answer at present.
+    ///
+    /// Dropping the future asks nothing more; Redis may still do what it was asked.
+    pub(crate) async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Failure> {
+        let answer = self.link().exchange(async |mut session| session.connection.send(command).await).await?;
+        redis::from_redis_value(answer).map_err(|error| Failure::Refused(error.into()))
     }
 
-    /// Asks Redis, within the timeout, even if it has just failed.
-    async fn insist<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Failure> {
-        let shared = &*self.shared;
-        let epoch = shared.slot().epoch;
-        let limit = shared.config.timeout;
-        let answer = timeout(limit, shared.exchange(command)).await.unwrap_or(Err(Failure::TimedOut(limit)));
-        match &answer {
-            Ok(_) | Err(Failure::Refused(_)) => self.recovered(),
-            Err(failure) => {
-                // A connection that owes an answer may owe it for ever.
-                shared.forget(epoch);
-                self.failed(failure);
+    /// The same for several commands of one key, one after the other. An error of any is the error of all.
+    pub(crate) async fn ask_in_order(&self, commands: &[Cmd]) -> Result<Vec<Value>, Failure> {
+        self.link().exchange(async |mut session| session.connection.send_in_order(commands).await).await
+    }
+
+    /// The same for commands of any keys, in no certain order.
+    pub(crate) async fn ask_all(&self, commands: &[Cmd]) -> Result<Vec<Value>, Failure> {
+        self.link().exchange(async |mut session| session.connection.send_all(commands).await).await
+    }
+
+    /// Makes Redis forget keys, and tells those who have them. Waits for that as long as the timeout; what cannot be
+    /// done now is done before the next read. So it never fails.
+    ///
+    /// Dropping the future leaves what is not done to be done later.
+    pub(crate) async fn forget(&self, redis_keys: Vec<Vec<u8>>) {
+        for keys in redis_keys.chunks(FORGOTTEN_AT_ONCE) {
+            let link = self.link();
+            let numbers: Vec<u64> = keys.iter().map(|key| link.note(key, Repeat::Delete)).collect();
+            let delete = async |mut session: Session| session.delete(keys).await;
+            if link.insist(delete).await {
+                for (key, number) in keys.iter().zip(numbers) {
+                    link.confirmed(key, number);
+                    // Redis does not tell this process of what it changes itself.
+                    link.hearers.tell(&link.coherence, Some(key));
+                }
             }
         }
-        answer
     }
 
-    async fn ask_all(&self, commands: &[Cmd]) -> Result<Vec<redis::Value>, Failure> {
-        let mut answers = Vec::new();
-        for command in commands {
-            answers.push(self.ask(command).await?);
-        }
-        Ok(answers)
-    }
-
-    async fn forget(&self, redis_keys: Vec<Vec<u8>>) {
-        let _ = self.insist::<redis::Value>(redis::cmd("DEL").arg(redis_keys)).await;
-    }
-
-    async fn change(&self, command: &Cmd, _: &[&[u8]]) -> Result<redis::Value, Failure> {
-        self.insist(command).await
-    }
-
-    fn coherence(&self) -> &Arc<Coherence> {
-        &self.shared.coherence
-    }
-
-    fn on_change(&self, _: Arc<dyn Fn(Option<&[u8]>) + Send + Sync>) {}
-
-    fn prefix(&self) -> &str {
-        &self.shared.prefix
-    }
-
-    fn compress_above(&self) -> usize {
-        self.shared.config.compress_above
-    }
-
-    fn recovered(&self) {
-        if self.shared.breaker.close() {
-            tracing::info!(target: REMOTE_TARGET, address = %self.address(), "the cache's remote answers again");
-        }
-    }
-
-    fn failed(&self, failure: &Failure) {
-        if self.shared.breaker.open() {
-            tracing::warn!(
-                target: REMOTE_TARGET, address = %self.address(), error = %failure,
-                "the cache's remote does not answer; going on without it",
-            );
-        }
-    }
-
-    /// Without the password that the URL may hold.
-    fn address(&self) -> impl fmt::Display {
-        self.shared.client.get_connection_info().addr()
-    }
-}
-
-impl Shared {
-    async fn exchange<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Failure> {
-        let (mut connection, epoch, fresh) = self.connection().await?;
-        let error = match command.query_async(&mut connection).await {
-            Ok(answer) => return Ok(answer),
-            Err(error) => error,
+    /// Makes a change of one key that others must hear of: commands one after the other, as by
+    /// [`ask_in_order`](Remote::ask_in_order). Returns a seal, too, that is good for what the last of them saw or
+    /// wrote, if the last is a read.
+    ///
+    /// When it fails, or the future is dropped, the change may have been made or not; `repeat` then brings Redis in
+    /// order, before the next read.
+    pub(crate) async fn change(
+        &self,
+        redis_key: &[u8],
+        commands: &[Cmd],
+        repeat: Repeat,
+    ) -> Result<(Vec<Value>, Seal), Failure> {
+        let link = self.link();
+        let number = link.note(redis_key, repeat.clone());
+        let before = link.coherence.seal(redis_key);
+        let change = async |mut session: Session| session.change(redis_key, commands).await;
+        let answers = match link.exchange(change).await {
+            Ok(answers) => answers,
+            Err(failure) => {
+                // An old value that could not be replaced would be read.
+                if let Failure::Refused(_) = failure
+                    && link.insist(async |mut session| session.repeat(&[(redis_key, &repeat)]).await).await
+                {
+                    link.confirmed(redis_key, number);
+                    link.hearers.tell(&link.coherence, Some(redis_key));
+                }
+                return Err(failure);
+            }
         };
-        if !is_broken(&error) {
-            return Err(Failure::Refused(error));
-        }
-        self.forget(epoch);
-        if fresh {
-            return Err(Failure::Broken(error));
-        }
-        // Redis closed the connection while it was idle, or has been restarted: nothing is wrong with it now.
-        let (mut connection, ..) = self.connection().await?;
-        command.query_async(&mut connection).await.map_err(|error| match is_broken(&error) {
-            true => Failure::Broken(error),
-            false => Failure::Refused(error),
-        })
+        link.confirmed(redis_key, number);
+        let seal = link.coherence.changed_here(before);
+        link.hearers.changed(Some(redis_key));
+        Ok((answers, seal))
     }
 
-    /// The connection with its epoch, and whether it was opened just now.
-    async fn connection(&self) -> Result<(MultiplexedConnection, u64, bool), Failure> {
-        if let Some((connection, epoch)) = self.open_connection() {
-            return Ok((connection, epoch, false));
-        }
-        let _turn = self.connecting.lock().await;
-        if let Some((connection, epoch)) = self.open_connection() {
-            return Ok((connection, epoch, false));
-        }
-        // The caller's timeout spans connecting and asking: a second clock would only blur it.
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(None)
-            .set_response_timeout(None)
-            .set_pipeline_buffer_size(COMMANDS_WAITING);
-        let connection = self
-            .client
-            .get_multiplexed_async_connection_with_config(&config)
-            .await
-            .map_err(Failure::Broken)?;
-        let mut slot = self.slot();
-        slot.connection = Some(connection.clone());
-        slot.epoch += 1;
-        Ok((connection, slot.epoch, true))
+    /// By what memory knows whether what it has is still what Redis has.
+    pub(crate) fn coherence(&self) -> &Arc<Coherence> {
+        &self.link().coherence
     }
 
-    fn open_connection(&self) -> Option<(MultiplexedConnection, u64)> {
-        let slot = self.slot();
-        slot.connection.clone().map(|connection| (connection, slot.epoch))
+    /// `hear` is called for each change of a key that is heard of, and for those made here: with the key, or with none
+    /// for all of them. It is called in order, by who must not wait, after the key's stamp has moved.
+    #[must_use = "it is called as long as this is kept"]
+    pub(crate) fn on_change(&self, hear: Arc<OnChange>) -> Arc<OnChange> {
+        self.link().hearers.on_change(Arc::downgrade(&hear));
+        hear
     }
 
-    /// Gives the connection up, unless another took its place.
-    fn forget(&self, epoch: u64) {
-        let mut slot = self.slot();
-        if slot.epoch == epoch {
-            slot.connection = None;
-        }
+    /// `clear` is called when more changes were missed than could be remembered. What it returns is done before the
+    /// next read, and should clear a cache.
+    #[must_use = "it is called as long as this is kept"]
+    pub(crate) fn on_overflow(&self, clear: Arc<OnOverflow>) -> Arc<OnOverflow> {
+        self.link().hearers.on_overflow(Arc::downgrade(&clear));
+        clear
     }
 
-    fn slot(&self) -> MutexGuard<'_, Slot> {
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What the names of all keys begin with: the namespace with its colon, or nothing.
+    pub(crate) fn prefix(&self) -> &str {
+        &self.link().prefix
     }
-}
 
-/// Whether nothing more is to be expected of the connection that it came by.
-fn is_broken(error: &RedisError) -> bool {
-    // After a failover the connection is still to the old primary, which takes no writes; a new one finds the other.
-    error.is_unrecoverable_error() || error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly)
-}
+    pub(crate) fn config(&self) -> &RemoteConfig {
+        &self.link().config
+    }
 
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Failure::Skipped => f.write_str("it has just failed"),
-            Failure::TimedOut(after) => write!(f, "no answer within {after:?}"),
-            Failure::Broken(error) | Failure::Refused(error) => error.fmt(f),
-        }
+    fn link(&self) -> &Arc<Link> {
+        &self.shared.link
     }
 }
 
 impl fmt::Debug for Remote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Remote").field("address", &self.address().to_string()).finish_non_exhaustive()
+        let address = self.link().target.to_string();
+        f.debug_struct("Remote").field("address", &address).finish_non_exhaustive()
     }
 }

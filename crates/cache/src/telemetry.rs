@@ -37,7 +37,7 @@ pub const REMOTE_SKIPPED: &str = "greenwave.cache.remote.skipped";
 /// Values in the remote that did not decode, by `cache`.
 pub const REMOTE_UNDECODABLE: &str = "greenwave.cache.remote.undecodable";
 /// Values that the remote was not given because they are too large, by `cache`.
-pub const REMOTE_OVERSIZED: &str = "greenwave.cache.remote.oversized";
+pub const REMOTE_TOO_LARGE: &str = "greenwave.cache.remote.too_large";
 /// Responses that a `CacheLayer` could not cache, by `cache` and `reason`.
 pub const UNCACHED: &str = "greenwave.cache.response.uncached";
 

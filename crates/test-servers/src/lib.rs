@@ -1,4 +1,5 @@
-//! Private PostgreSQL, PgBouncer, Redis and NATS servers for tests.
+//! Private PostgreSQL, PgBouncer, Redis and NATS servers for tests; Redis also with TLS, as a cluster, and watched by a
+//! sentinel.
 //!
 //! Each server runs in a temporary directory on a free loopback port, and ends with the process that started it,
 //! however that ends. `cargo xtask test` starts one of each and hands their addresses down by environment; a plain
@@ -12,6 +13,8 @@
 //! redis.start();
 //! ```
 
+mod certificates;
+mod groups;
 mod program;
 mod server;
 
@@ -23,6 +26,7 @@ use std::{
     },
 };
 
+pub use groups::{RedisCluster, RedisSentinel};
 pub use program::{MISSING_HINT, Program};
 pub use server::Server;
 
@@ -39,7 +43,8 @@ pub fn postgres_database() -> String {
     let server = POSTGRES.url(Server::postgres);
     let name = format!("test_{}_{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     server::run(
-        &Program::Psql,
+        &env::temp_dir(),
+        Program::Psql,
         &[&server, "-qXc", &format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'")],
     );
     let base = server.rsplit_once('/').map_or(server.as_str(), |(base, _)| base);
@@ -53,7 +58,7 @@ pub fn redis_url() -> String {
     let offset = process::id().wrapping_mul(97);
     let database = offset.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % REDIS_DATABASES;
     let url = format!("{}/{database}", server.trim_end_matches('/'));
-    server::run(&Program::RedisCli, &["-u", &url, "FLUSHDB"]);
+    server::run(&env::temp_dir(), Program::RedisCli, &["-u", &url, "FLUSHDB"]);
     url
 }
 

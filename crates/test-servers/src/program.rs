@@ -15,7 +15,7 @@ pub enum Program {
     Postgres,
     /// The PostgreSQL client.
     Psql,
-    /// The Redis server.
+    /// The Redis server, or what `GREENWAVE_TEST_REDIS_SERVER` names instead: `valkey-server`.
     RedisServer,
     /// The Redis client.
     RedisCli,
@@ -29,13 +29,15 @@ pub enum Program {
     Curl,
     /// The pooling proxy of PostgreSQL.
     Pgbouncer,
+    /// Makes certificates.
+    Openssl,
     /// The extension by which PostgreSQL plans with indexes that do not exist.
     Hypopg,
 }
 
 impl Program {
     /// All of them.
-    pub const ALL: [Program; 11] = [
+    pub const ALL: [Program; 12] = [
         Program::Initdb,
         Program::Postgres,
         Program::Psql,
@@ -46,6 +48,7 @@ impl Program {
         Program::Chromedriver,
         Program::Curl,
         Program::Pgbouncer,
+        Program::Openssl,
         Program::Hypopg,
     ];
 
@@ -61,6 +64,7 @@ impl Program {
             Program::Chromedriver => "chromedriver",
             Program::Curl => "curl",
             Program::Pgbouncer => "pgbouncer",
+            Program::Openssl => "openssl",
             Program::Hypopg => "hypopg.control",
         }
     }
@@ -79,6 +83,7 @@ impl Program {
             Program::Chromedriver => "chromium-driver",
             Program::Curl => "curl",
             Program::Pgbouncer => "pgbouncer",
+            Program::Openssl => "openssl",
             Program::Hypopg => return format!("postgresql-{}-hypopg", postgres_version()),
         };
         package.to_owned()
@@ -90,13 +95,16 @@ impl Program {
             let folder = Path::new("/usr/share/postgresql").join(postgres_version()).join("extension");
             return Some(folder.join(self.name())).filter(|file| file.is_file());
         }
+        let server =
+            std::env::var("GREENWAVE_TEST_REDIS_SERVER").ok().filter(|_| self == Program::RedisServer);
+        let name = server.as_deref().unwrap_or(self.name());
         let path = std::env::var_os("PATH").unwrap_or_default();
         // Debian keeps PostgreSQL's server programs out of the PATH, in a folder a version.
         let postgres = Path::new(POSTGRES).join(postgres_version()).join("bin");
         std::env::split_paths(&path)
             .chain([postgres])
             .chain([Path::new("/usr/sbin").to_path_buf()])
-            .map(|folder| folder.join(self.name()))
+            .map(|folder| folder.join(name))
             .find(|file| file.is_file())
     }
 

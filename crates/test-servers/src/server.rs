@@ -2,7 +2,7 @@ use std::{
     fs,
     net::{TcpListener, TcpStream},
     os::unix::{fs::chown, process::CommandExt},
-    path::Path,
+    path::{Path, PathBuf},
     process::{self, Child, Command, Stdio},
     sync::{
         OnceLock,
@@ -15,16 +15,22 @@ use std::{
 use rustix::process::{Pid, Signal, getuid, kill_process};
 use tempfile::TempDir;
 
-use crate::{Program, REDIS_DATABASES};
+use crate::{Program, REDIS_DATABASES, certificates};
 
 /// Counts statements, for databases that create the extension.
 const STATISTICS: &str = "shared_preload_libraries=pg_stat_statements";
-const START_DEADLINE: Duration = Duration::from_secs(30);
+const REDIS_CONFIG: &str = "redis.conf";
+/// What a sentinel calls the primary that it watches.
+pub(crate) const PRIMARY_NAME: &str = "main";
+pub(crate) const START_DEADLINE: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy)]
 enum Kind {
     Postgres,
     Redis,
+    RedisTls,
+    /// Also Redis, watching others.
+    Sentinel,
     Nats,
     Pgbouncer,
 }
@@ -63,7 +69,59 @@ impl Server {
 
     /// A Redis server that appends to its file every second.
     pub fn redis() -> Server {
-        Server::create(Kind::Redis).started()
+        Server::redis_with(&[])
+    }
+
+    /// The same with lines of one's own in its `redis.conf`, such as `maxmemory 2mb` or `requirepass secret`.
+    ///
+    /// The URL names no user and no password.
+    pub fn redis_with(lines: &[&str]) -> Server {
+        Server::configured(Kind::Redis, |server| vec![format!("port {}", server.port)], lines)
+    }
+
+    /// A Redis server that speaks TLS alone, with a certificate for `127.0.0.1` by [`Server::certificate_authority`].
+    pub fn redis_tls() -> Server {
+        let tls = |server: &Server| {
+            certificates::make(server.folder.path());
+            vec![
+                "port 0".to_owned(),
+                format!("tls-port {}", server.port),
+                format!("tls-cert-file {}", server.file(certificates::CERTIFICATE)),
+                format!("tls-key-file {}", server.file(certificates::KEY)),
+                format!("tls-ca-cert-file {}", server.file(certificates::AUTHORITY)),
+                "tls-auth-clients no".to_owned(),
+            ]
+        };
+        Server::configured(Kind::RedisTls, tls, &[])
+    }
+
+    /// One that asks `primary` and its replicas how they are, and replaces it once it is gone for 200 ms.
+    pub(crate) fn sentinel(primary: &Server) -> Server {
+        let watch = |server: &Server| {
+            vec![
+                format!("port {}", server.port),
+                format!("sentinel monitor {PRIMARY_NAME} 127.0.0.1 {} 1", primary.port),
+                format!("sentinel down-after-milliseconds {PRIMARY_NAME} 200"),
+                format!("sentinel failover-timeout {PRIMARY_NAME} 1000"),
+            ]
+        };
+        Server::configured(Kind::Sentinel, watch, &[])
+    }
+
+    fn configured(kind: Kind, own: impl FnOnce(&Server) -> Vec<String>, lines: &[&str]) -> Server {
+        let server = Server::create(kind);
+        let mut config = format!("bind 127.0.0.1\ndir {}\n", server.folder.path().display());
+        if !matches!(kind, Kind::Sentinel) {
+            // A primary does not wait for more replicas before it serves the first.
+            config += "save \"\"\nappendonly yes\nrepl-diskless-sync-delay 0\n";
+            config += &format!("databases {REDIS_DATABASES}\n");
+        }
+        for line in own(&server).iter().map(String::as_str).chain(lines.iter().copied()) {
+            config += line;
+            config.push('\n');
+        }
+        fs::write(server.file(REDIS_CONFIG), config).expect("the directory may be written");
+        server.started()
     }
 
     /// A NATS server with JetStream.
@@ -114,9 +172,22 @@ impl Server {
             Kind::Postgres | Kind::Pgbouncer => {
                 format!("postgres://postgres@127.0.0.1:{}/{}", self.port, self.database)
             }
-            Kind::Redis => format!("redis://127.0.0.1:{}", self.port),
+            Kind::Redis | Kind::Sentinel => format!("redis://127.0.0.1:{}", self.port),
+            Kind::RedisTls => format!("rediss://127.0.0.1:{}", self.port),
             Kind::Nats => format!("nats://127.0.0.1:{}", self.port),
         }
+    }
+
+    /// The port it listens on, of 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The file with the certificate of whoever signed that of [`Server::redis_tls`], in PEM.
+    ///
+    /// rustls-native-certs trusts it in a process that has its path in `SSL_CERT_FILE`.
+    pub fn certificate_authority(&self) -> PathBuf {
+        self.folder.path().join(certificates::AUTHORITY)
     }
 
     /// Starts it, on the port and data it had before; returns once it answers. Does nothing when it runs.
@@ -143,6 +214,10 @@ impl Server {
             assert!(Instant::now() < deadline, "a test server did not start:\n{}", self.log());
             thread::sleep(Duration::from_millis(100));
         }
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.child.is_some()
     }
 
     /// Ends it in good order.
@@ -198,10 +273,12 @@ impl Server {
                     command.args(["-c", setting]);
                 }
             }
-            Kind::Redis => {
+            Kind::Redis | Kind::RedisTls | Kind::Sentinel => {
                 command = self.command(Program::RedisServer);
-                command.args(["--bind", "127.0.0.1", "--port", &port, "--save", "", "--appendonly", "yes"]);
-                command.args(["--databases", &REDIS_DATABASES.to_string(), "--dir"]).arg(folder);
+                command.arg(folder.join(REDIS_CONFIG));
+                if matches!(self.kind, Kind::Sentinel) {
+                    command.arg("--sentinel");
+                }
             }
             Kind::Nats => {
                 command = self.command(Program::NatsServer);
@@ -240,12 +317,34 @@ impl Server {
     fn answers(&self) -> bool {
         match self.kind {
             Kind::Postgres | Kind::Pgbouncer => quiet(Program::Psql, &[&self.url(), "-qXc", "SELECT 1"]),
-            Kind::Redis => quiet(Program::RedisCli, &["-u", &self.url(), "--raw", "PING"]),
+            // One that wants a password answers too; one that still loads its file does not.
+            Kind::Redis | Kind::RedisTls | Kind::Sentinel => {
+                let answer = self.redis_cli(&["PING"]);
+                answer.is_ok_and(|answer| answer == "PONG" || answer.starts_with("NOAUTH"))
+            }
             Kind::Nats => TcpStream::connect(("127.0.0.1", self.port)).is_ok(),
         }
     }
 
-    fn log_file(&self) -> std::path::PathBuf {
+    /// What it answers to a command of Redis, or why it does not.
+    pub(crate) fn redis_cli(&self, command: &[&str]) -> Result<String, String> {
+        let mut client = Command::new(Program::RedisCli.path());
+        client.args(["-u", &self.url(), "--raw"]);
+        if let Kind::RedisTls = self.kind {
+            client.arg("--cacert").arg(self.certificate_authority());
+        }
+        let output = client.args(command).output().expect("the client starts");
+        match output.status.success() {
+            true => Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    fn log_file(&self) -> PathBuf {
         self.folder.path().join("log")
     }
 
@@ -260,12 +359,13 @@ impl Drop for Server {
     }
 }
 
-/// Runs a client to its end.
+/// Runs a program to its end.
 ///
 /// # Panics
 /// When it fails, with what it printed.
-pub(crate) fn run(program: &Program, arguments: &[&str]) {
-    let output = Command::new(program.path()).args(arguments).output().expect("the client starts");
+pub(crate) fn run(folder: &Path, program: Program, arguments: &[&str]) {
+    let mut command = Command::new(program.path());
+    let output = command.current_dir(folder).args(arguments).output().expect("the program starts");
     assert!(output.status.success(), "{program:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -315,7 +415,7 @@ fn children_of(parent: u32) -> Vec<Pid> {
     list.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
     listener.local_addr().expect("a bound socket has an address").port()
 }

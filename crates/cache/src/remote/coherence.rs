@@ -113,24 +113,46 @@ impl Coherence {
         }
     }
 
-    /// From now on changes go unheard.
-    pub(crate) fn lose(&self) {
-        *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        let _ = self.epoch.try_update(Ordering::SeqCst, Ordering::SeqCst, |epoch| {
-            hears(epoch).then(|| epoch.wrapping_add(1))
-        });
+    /// This process changed the key itself, of which the remote does not tell it: readers from before are outdated,
+    /// as by [`Coherence::changed`], but for the one who made the change. Its seal, from before, is exchanged for one
+    /// that is good if nobody else changed the key meanwhile.
+    pub(crate) fn changed_here(&self, before: Seal) -> Seal {
+        let stamp = self.stamps[before.slot as usize].fetch_add(1, Ordering::SeqCst);
+        match stamp == before.stamp {
+            true => Seal { stamp: stamp.wrapping_add(1), ..before },
+            false => before,
+        }
+    }
+
+    /// Changes have gone unheard since then.
+    pub(crate) fn lose(&self, since: Instant) {
+        // The time stands there before the epoch sends readers to it; a second loss must not renew it.
+        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        if hears(self.epoch()) {
+            *lost = since;
+            self.epoch.fetch_add(1, Ordering::SeqCst);
+        }
     }
 
     /// From now on changes of what is read are heard.
     pub(crate) fn hear(&self) {
-        let _ = self.epoch.try_update(Ordering::SeqCst, Ordering::SeqCst, |epoch| {
-            (!hears(epoch)).then(|| epoch.wrapping_add(1))
-        });
+        let _lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        if !hears(self.epoch()) {
+            self.epoch.fetch_add(1, Ordering::SeqCst);
+        }
     }
 
     /// Whether changes are heard of now.
     pub(crate) fn hears(&self) -> bool {
         hears(self.epoch.load(Ordering::SeqCst))
+    }
+
+    /// Changes are heard, but some were not: nothing from before is certain.
+    pub(crate) fn renew(&self) {
+        let _lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        if hears(self.epoch()) {
+            self.epoch.fetch_add(2, Ordering::SeqCst);
+        }
     }
 
     /// Tells apart what was learnt on one connection from what was learnt on another.
@@ -169,15 +191,31 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn who_changes_a_key_keeps_its_seal_unless_another_changed_it_too() {
+        let coherence = Coherence::new(SECOND);
+        coherence.hear();
+        let (writer, reader) = (coherence.seal(b"a"), coherence.seal(b"a"));
+        let written = coherence.changed_here(writer);
+        assert_eq!(coherence.standing(written), Standing::Current);
+        assert_eq!(coherence.standing(reader), Standing::Changed);
+
+        let writer = coherence.seal(b"a");
+        coherence.changed(b"a");
+        assert_eq!(coherence.standing(coherence.changed_here(writer)), Standing::Changed);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_goes_unheard_is_trusted_for_a_short_time() {
         let coherence = Coherence::new(SECOND);
         coherence.hear();
         let seal = coherence.seal(b"a");
         assert_eq!(coherence.bound(seal, SECOND * 9), SECOND * 9);
-        coherence.lose();
+        coherence.lose(Instant::now());
         assert_eq!(coherence.standing(seal), Standing::Current);
-        advance(SECOND).await;
-        assert_eq!(coherence.standing(seal), Standing::Unheard);
+        advance(SECOND / 2).await;
+        coherence.lose(Instant::now());
+        advance(SECOND / 2).await;
+        assert_eq!(coherence.standing(seal), Standing::Unheard, "lost is lost, however often it is said");
 
         let deaf = coherence.seal(b"a");
         assert_eq!(coherence.standing(deaf), Standing::Current);

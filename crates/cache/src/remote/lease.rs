@@ -37,7 +37,7 @@ pub(crate) struct Lease {
     pub(super) id: [u8; ID],
     /// The counter of invalidations by tag, from before the source is read.
     pub(super) seq: u64,
-    renewal: AbortHandle,
+    pub(super) renewal: AbortHandle,
 }
 
 impl Drop for Lease {
@@ -207,11 +207,7 @@ impl<K, V: 'static> Tier<K, V> {
                     useful: matches!(found, Found::Good { .. }),
                 })),
             },
-            refused => {
-                let refused = refused.extract_error().err();
-                refused.into_iter().for_each(|error| self.sets.note(&Failure::Refused(error)));
-                Attempt::Over(Turn::Lead(None))
-            }
+            _ => Attempt::Over(Turn::Lead(None)),
         });
         Ok(attempts.collect())
     }

@@ -16,14 +16,13 @@ use std::{
     time::Duration,
 };
 
-use redis::Value;
+use redis::{Cmd, Value};
 use tokio::time::Instant;
 
 use super::{
-    Remote, Seal,
-    coherence::{Coherence, Standing},
+    Coherence, Remote, Repeat, Seal, Standing,
+    failures::Failures,
     script::{INVALIDATE, TAGS},
-    tally::Tally,
 };
 use crate::tags::Tags;
 
@@ -32,7 +31,7 @@ const MAX_KNOWN: usize = 10_000;
 
 pub(super) struct RemoteTags {
     remote: Remote,
-    tally: Tally,
+    failures: Failures,
     /// What the names of all that is kept here begin with. No value's key has this zero byte behind a cache's name. The
     /// braces make a cluster keep them in one place.
     prefix: Vec<u8>,
@@ -69,8 +68,8 @@ pub(super) enum Verdict {
 impl RemoteTags {
     pub(super) fn new(remote: Remote, cache: &'static str, local: Arc<Tags>) -> RemoteTags {
         let prefix = format!("{{{}{cache}}}\0", remote.prefix()).into_bytes();
-        let tally = Tally::new(cache, "tags");
-        RemoteTags { remote, tally, prefix, local, known: Mutex::default(), on_clear: OnceLock::new() }
+        let failures = Failures::new(cache, "tags");
+        RemoteTags { remote, failures, prefix, local, known: Mutex::default(), on_clear: OnceLock::new() }
     }
 
     pub(super) fn on_clear(&self, call: Box<dyn Fn() + Send + Sync>) {
@@ -132,7 +131,7 @@ impl RemoteTags {
         match self.remote.ask::<Value>(&command).await {
             Ok(Value::Array(numbers)) => self.learn(names, &seals, &numbers, None),
             Ok(_) => {}
-            Err(failure) => self.tally.note(&failure),
+            Err(failure) => self.failures.note(&failure),
         }
     }
 
@@ -165,7 +164,7 @@ impl RemoteTags {
             }
             Ok(_) => None,
             Err(failure) => {
-                self.tally.note(&failure);
+                self.failures.note(&failure);
                 None
             }
         }
@@ -228,33 +227,37 @@ impl RemoteTags {
             *self.known() = Known::default();
             return;
         };
-        match redis_key.strip_prefix(&self.prefix[..]) {
-            Some(b"seq") => self.known().count = None,
+        let Some(name) = redis_key.strip_prefix(&self.prefix[..]) else { return };
+        // Whatever was changed, the counter was raised before it.
+        self.known().count = None;
+        if name == b"all" {
             // Where it was not known, its change is its beginning.
-            Some(b"all") if self.known().all.take().is_some() => self.tell_cleared(),
-            Some(name) => {
-                if let Some(tag) = name.strip_prefix(b"tag\0").and_then(|tag| std::str::from_utf8(tag).ok()) {
-                    self.known().tags.remove(tag);
-                    // Even if it was not known: what memory has of it may have come before it was last forgotten.
-                    self.local.invalidate(&Arc::from(tag));
-                }
+            let was_known = self.known().all.take().is_some();
+            if was_known {
+                self.tell_cleared();
             }
-            None => {}
+        } else if let Some(tag) = name.strip_prefix(b"tag\0").and_then(|tag| std::str::from_utf8(tag).ok()) {
+            self.known().tags.remove(tag);
+            // Even if it was not known: what memory has of it may have come before it was last forgotten.
+            self.local.invalidate(&Arc::from(tag));
         }
     }
 
     /// `None` for the whole cache. What the remote can't be told now it is told later.
     pub(super) async fn invalidate(&self, tag: Option<&str>) {
-        let tag_key = tag.map_or_else(|| self.all_key(), |tag| self.tag_key(tag));
-        let keys = [self.count_key(), tag_key];
+        let keys = [self.count_key(), tag.map_or_else(|| self.all_key(), |tag| self.tag_key(tag))];
+        let command = invalidation(&keys);
         self.forget(tag, &keys);
-        if let Err(failure) = self.remote.run_change(&INVALIDATE, &[&keys[0], &keys[1]], &[]).await {
-            self.tally.note(&failure);
-            // A counter that begins anew is ahead of all entries too.
-            self.remote.forget(keys.to_vec()).await;
+        if let Err(failure) = self.remote.change(&keys[1], &[command.clone()], Repeat::Run(command)).await {
+            self.failures.note(&failure);
         }
         // Redis does not tell us of this change, and what was asked before it may have been answered since.
         self.forget(tag, &keys);
+    }
+
+    /// What makes a miss of all that the cache has in the remote.
+    pub(super) fn clearing(&self) -> Cmd {
+        invalidation(&[self.count_key(), self.all_key()])
     }
 
     fn forget(&self, tag: Option<&str>, keys: &[Vec<u8>; 2]) {
@@ -277,6 +280,10 @@ impl Number {
         coherence.standing(self.seal) == Standing::Current
             && self.trusted_until.is_none_or(|until| Instant::now() < until)
     }
+}
+
+fn invalidation([count, tag]: &[Vec<u8>; 2]) -> Cmd {
+    INVALIDATE.by_code(&[count, tag], &[])
 }
 
 fn end(life: u64) -> Option<Instant> {

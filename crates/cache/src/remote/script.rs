@@ -6,7 +6,7 @@
 
 use std::sync::LazyLock;
 
-use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
+use redis::{Cmd, ErrorKind, ServerErrorKind, Value};
 
 use super::{Failure, Remote};
 
@@ -49,26 +49,13 @@ impl Remote {
             answer => answer,
         }
     }
-
-    /// The same for a change that others must hear of.
-    pub(super) async fn run_change(
-        &self,
-        script: &Script,
-        keys: &[&[u8]],
-        arguments: &[&[u8]],
-    ) -> Result<Value, Failure> {
-        match self.change(&script.by_hash(keys, arguments), keys).await {
-            Err(failure) if is_unknown(&failure) => self.change(&script.by_code(keys, arguments), keys).await,
-            answer => answer,
-        }
-    }
 }
 
 /// A key, and arguments.
 pub(super) type Call = (Vec<u8>, Vec<Vec<u8>>);
 
 impl Remote {
-    /// The same script for many keys. An answer may be an error.
+    /// The same script for many keys.
     pub(super) async fn run_all(&self, script: &Script, calls: &[Call]) -> Result<Vec<Value>, Failure> {
         let command = |(key, arguments): &Call, by_code| {
             let arguments: Vec<&[u8]> = arguments.iter().map(Vec::as_slice).collect();
@@ -77,39 +64,18 @@ impl Remote {
                 true => script.by_code(&[key], &arguments),
             }
         };
-        let by_hash: Vec<Cmd> = calls.iter().map(|call| command(call, false)).collect();
-        let mut answers = match self.ask_all(&by_hash).await {
-            Err(failure) if is_unknown(&failure) => vec![Value::Nil; calls.len()],
-            answers => answers?,
-        };
-        let again: Vec<usize> = (0..calls.len()).filter(|place| !is_answer(answers.get(*place))).collect();
-        if !again.is_empty() {
-            // In a cluster, some may know it and some not.
-            let by_code: Vec<Cmd> = again.iter().map(|place| command(&calls[*place], true)).collect();
-            answers.resize(calls.len(), Value::Nil);
-            for (place, answer) in again.into_iter().zip(self.ask_all(&by_code).await?) {
-                answers[place] = answer;
-            }
+        let commands = |by_code| calls.iter().map(|call| command(call, by_code)).collect::<Vec<Cmd>>();
+        match self.ask_all(&commands(false)).await {
+            // In a cluster some know it and some not: it must do no harm twice.
+            Err(failure) if is_unknown(&failure) => self.ask_all(&commands(true)).await,
+            answers => answers,
         }
-        Ok(answers)
     }
 }
 
 /// Redis was restarted, or has never run the script.
 fn is_unknown(failure: &Failure) -> bool {
-    matches!(failure, Failure::Refused(error) if is_no_script(error))
-}
-
-fn is_no_script(error: &RedisError) -> bool {
-    error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
-}
-
-fn is_answer(answer: Option<&Value>) -> bool {
-    match answer {
-        None | Some(Value::Nil) => false,
-        Some(Value::ServerError(error)) => !is_no_script(&error.clone().into()),
-        Some(_) => true,
-    }
+    matches!(failure, Failure::Refused(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript))
 }
 
 /// Puts a lease into a key. Answers 1, also when repeated; or 0 where another one stands; or with the value that is there, unless it is

@@ -10,18 +10,18 @@ use metrics::{Counter, counter};
 use redis::{Cmd, Value};
 
 use super::{
-    Codec, Coherence, Filled, Kept, Lease, Outgoing, Remote, Seal, Standing,
+    Codec, Coherence, Filled, Kept, Lease, OnChange, OnOverflow, Outgoing, Remote, Repeat, Seal, Standing,
     envelope::{Contents, Envelope, Fingerprint, Life, now},
+    failures::Failures,
     lease::{LEASED, behind},
     remote_tags::{RemoteTags, Verdict},
-    script::{FILL, GIVE_BACK, SET},
-    tally::Tally,
+    script::{FILL, GIVE_BACK, SET, Script},
     waits::Waits,
 };
 use crate::{
     CacheConfig,
     tags::Tags,
-    telemetry::{REMOTE_OVERSIZED, REMOTE_TARGET, REMOTE_UNDECODABLE},
+    telemetry::{REMOTE_TARGET, REMOTE_TOO_LARGE, REMOTE_UNDECODABLE},
 };
 
 /// One cache's view of its remote: typed, and without failures.
@@ -29,6 +29,7 @@ pub(crate) struct Tier<K, V> {
     pub(super) remote: Remote,
     pub(super) config: CacheConfig,
     pub(super) listener: Arc<Listener>,
+    _heard: (Arc<OnChange>, Arc<OnOverflow>),
     cache: &'static str,
     /// What the keys of this cache's values begin with.
     prefix: Vec<u8>,
@@ -37,10 +38,10 @@ pub(crate) struct Tier<K, V> {
     make_key: MakeKey<K>,
     codec: Box<dyn Codec<V>>,
     local: Arc<Tags>,
-    pub(super) gets: Tally,
-    pub(super) sets: Tally,
+    pub(super) gets: Failures,
+    pub(super) sets: Failures,
     undecodable: Counter,
-    oversized: Counter,
+    too_large: Counter,
 }
 
 /// Appends the key's bytes.
@@ -87,13 +88,13 @@ impl<K, V: 'static> Tier<K, V> {
     ) -> Tier<K, V> {
         let tags = RemoteTags::new(remote.clone(), cache, Arc::clone(&local));
         let listener = Arc::new(Listener { tags, waits: Waits::default() });
-        let told = Arc::downgrade(&listener);
-        remote.on_change(Arc::new(move |redis_key| {
-            if let Some(listener) = told.upgrade() {
-                listener.tags.changed(redis_key);
-                listener.waits.wake(redis_key);
-            }
-        }));
+        let (hearer, clearer) = (Arc::clone(&listener), Arc::clone(&listener));
+        let hear: Arc<OnChange> = Arc::new(move |redis_key: Option<&[u8]>| {
+            hearer.tags.changed(redis_key);
+            hearer.waits.wake(redis_key);
+        });
+        let clear: Arc<OnOverflow> = Arc::new(move || vec![clearer.tags.clearing()]);
+        let heard = (remote.on_change(hear), remote.on_overflow(clear));
         let prefix = format!("{}{cache}:", remote.prefix()).into_bytes();
         // With the lengths, "a:b" + "c" is not "a" + "b:c".
         let mut fingerprint = Fingerprint::default();
@@ -104,16 +105,17 @@ impl<K, V: 'static> Tier<K, V> {
             remote,
             config: config.clone(),
             listener,
+            _heard: heard,
             cache,
             prefix,
             fingerprint,
             make_key,
             codec,
             local,
-            gets: Tally::new(cache, "get"),
-            sets: Tally::new(cache, "set"),
+            gets: Failures::new(cache, "get"),
+            sets: Failures::new(cache, "set"),
             undecodable: counter!(REMOTE_UNDECODABLE, "cache" => cache),
-            oversized: counter!(REMOTE_OVERSIZED, "cache" => cache),
+            too_large: counter!(REMOTE_TOO_LARGE, "cache" => cache),
         }
     }
 
@@ -317,14 +319,16 @@ impl<K, V: 'static> Tier<K, V> {
     /// Puts a value there, whatever was there before. If that can't be done, nothing is to be there.
     pub(crate) async fn set(&self, key: &K, out: Outgoing<'_, V>) -> Filled {
         let (redis_key, life) = (self.redis_key(key), Life::new(out.fresh_for, out.stale_for));
-        let seal = self.coherence().seal(&redis_key);
         if let Some(bytes) = self.insertion(&redis_key, life, &out).await {
             let life = life.end().to_string();
-            let arguments = [&bytes[..], life.as_bytes()];
-            match self.remote.run_change(&SET, &[&redis_key], &arguments).await {
-                Ok(_) => return Filled::Yes(seal),
-                Err(failure) => self.sets.note(&failure),
-            }
+            let command = SET.by_code(&[&redis_key], &[&bytes, life.as_bytes()]);
+            return match self.remote.change(&redis_key, &[command], Repeat::Delete).await {
+                Ok((_, seal)) => Filled::Yes(seal),
+                Err(failure) => {
+                    self.sets.note(&failure);
+                    Filled::Unavailable
+                }
+            };
         }
         self.remote.forget(vec![redis_key]).await;
         Filled::Unavailable
@@ -351,9 +355,9 @@ impl<K, V: 'static> Tier<K, V> {
         };
         let fingerprint = self.fingerprint_of(redis_key);
         let contents = Contents { fingerprint, body: body.as_deref(), life, seq, tags: out.tags };
-        let sealed = contents.seal(now(), self.remote.compress_above());
+        let sealed = contents.seal(now(), self.remote.config().compress_above);
         if sealed.is_none() {
-            self.oversized.increment(1);
+            self.too_large.increment(1);
         }
         sealed
     }
@@ -366,24 +370,19 @@ impl<K, V: 'static> Tier<K, V> {
                 if limit == 0 || bytes.len() as u64 <= limit {
                     return Some(bytes);
                 }
-                self.oversized.increment(1);
+                self.too_large.increment(1);
                 return None;
             }
             Ok(Err(error)) => error.to_string(),
             Err(_) => "the codec panicked".to_owned(),
         };
-        self.sets.failed();
+        self.sets.count();
         tracing::warn!(target: REMOTE_TARGET, cache = self.cache, error, "a value does not encode");
         None
     }
 
     /// Whether it was done; `None` when Redis gave no answer.
-    async fn put(
-        &self,
-        script: &super::script::Script,
-        redis_key: &[u8],
-        arguments: &[&[u8]],
-    ) -> Option<bool> {
+    async fn put(&self, script: &Script, redis_key: &[u8], arguments: &[&[u8]]) -> Option<bool> {
         match self.remote.run(script, &[redis_key], arguments).await {
             Ok(answer) => Some(answer == Value::Int(1)),
             Err(failure) => {

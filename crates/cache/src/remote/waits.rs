@@ -33,6 +33,11 @@ impl Waits {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.keys().len()
+    }
+
     fn keys(&self) -> MutexGuard<'_, HashMap<Vec<u8>, Arc<Notify>>> {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -14,6 +14,8 @@ mod weak_model;
 mod wrapper;
 
 #[cfg(feature = "redis")]
+mod connections;
+#[cfg(feature = "redis")]
 mod outages;
 #[cfg(feature = "redis")]
 mod races;

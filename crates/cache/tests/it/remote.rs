@@ -249,8 +249,11 @@ impl Stalled {
         let list = redis::cmd("CLIENT").arg("LIST").take();
         loop {
             let clients: String = list.query_async(&mut self.redis).await.unwrap();
-            let stands =
-                |client: &str| client.contains(&format!("cmd={command} ")) && client.contains(" flags=b ");
+            let is_blocked = |client: &str| {
+                let mut fields = client.split(' ');
+                fields.any(|field| field.strip_prefix("flags=").is_some_and(|flags| flags.contains('b')))
+            };
+            let stands = |client: &str| client.contains(&format!("cmd={command} ")) && is_blocked(client);
             if clients.lines().any(stands) {
                 return;
             }

@@ -2,18 +2,18 @@ use super::Failure;
 use crate::telemetry::{REMOTE_TARGET, RemoteMetrics};
 
 /// What failed of one kind of operation: counted, and told at debug level. Nothing fails for it.
-pub(super) struct Tally {
+pub(super) struct Failures {
     cache: &'static str,
     operation: &'static str,
     metrics: RemoteMetrics,
 }
 
-impl Tally {
-    pub(super) fn new(cache: &'static str, operation: &'static str) -> Tally {
-        Tally { cache, operation, metrics: RemoteMetrics::new(cache, operation) }
+impl Failures {
+    pub(super) fn new(cache: &'static str, operation: &'static str) -> Failures {
+        Failures { cache, operation, metrics: RemoteMetrics::new(cache, operation) }
     }
 
-    pub(super) fn failed(&self) {
+    pub(super) fn count(&self) {
         self.metrics.failures.increment(1);
     }
 

@@ -1,0 +1,134 @@
+//! Changes that the remote has not confirmed, and what is to be done about them when it answers again.
+//!
+//! A change is noted before it is sent and struck out when it is confirmed. So whatever happens to a connection, the
+//! next one repeats what was under way on it, before anybody reads from it.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use redis::Cmd;
+
+/// How many changes are remembered, and how many bytes of keys, before all caches of the remote are cleared instead.
+const MAX_CHANGES: usize = 1 << 16;
+const MAX_BYTES: usize = 16 << 20;
+
+/// What brings the remote in order when a change of a key may not have reached it.
+#[derive(Clone, Debug)]
+pub(crate) enum Repeat {
+    /// The key goes: of no value is better than an old one.
+    Delete,
+    Run(Cmd),
+}
+
+#[derive(Default)]
+pub(super) struct Missed {
+    changes: HashMap<Vec<u8>, Change>,
+    bytes: usize,
+    /// The number that the last change had when they were too many.
+    overflowed: Option<u64>,
+    last: u64,
+}
+
+#[derive(Clone)]
+struct Change {
+    number: u64,
+    since: Instant,
+    repeat: Repeat,
+}
+
+/// Changes to repeat.
+#[derive(Default)]
+pub(super) struct Batch {
+    pub(super) changes: Vec<(Vec<u8>, Repeat, u64)>,
+    /// There were more than could be remembered.
+    pub(super) overflowed: Option<u64>,
+}
+
+impl Batch {
+    pub(super) fn is_empty(&self) -> bool {
+        self.changes.is_empty() && self.overflowed.is_none()
+    }
+}
+
+impl Missed {
+    /// Notes a change that is about to be made; returns its number, by which it is struck out.
+    pub(super) fn note(&mut self, key: &[u8], repeat: Repeat) -> u64 {
+        self.last += 1;
+        let number = self.last;
+        if self.changes.len() >= MAX_CHANGES || self.bytes + key.len() > MAX_BYTES {
+            self.overflowed = Some(number);
+            self.changes.clear();
+            self.bytes = 0;
+            return number;
+        }
+        let change = Change { number, since: Instant::now(), repeat };
+        if self.changes.insert(key.to_vec(), change).is_none() {
+            self.bytes += key.len();
+        }
+        number
+    }
+
+    /// A change was confirmed. One of the same key that was noted later stays.
+    pub(super) fn strike_out(&mut self, key: &[u8], number: u64) {
+        if self.changes.get(key).is_some_and(|change| change.number == number) {
+            self.changes.remove(key);
+            self.bytes -= key.len();
+        }
+    }
+
+    /// All caches were cleared, for the reason that had this number.
+    pub(super) fn cleared(&mut self, number: u64) {
+        if self.overflowed == Some(number) {
+            self.overflowed = None;
+        }
+    }
+
+    /// Those that have waited for so long.
+    pub(super) fn waiting(&self, at_least: Duration) -> Batch {
+        let changes = self
+            .changes
+            .iter()
+            .filter(|(_, change)| change.since.elapsed() >= at_least)
+            .map(|(key, change)| (key.clone(), change.repeat.clone(), change.number))
+            .collect();
+        Batch { changes, overflowed: self.overflowed }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_stays_until_the_last_of_its_key_is_confirmed() {
+        let mut missed = Missed::default();
+        let (first, second) = (missed.note(b"a", Repeat::Delete), missed.note(b"a", Repeat::Delete));
+        missed.strike_out(b"a", first);
+        assert_eq!(missed.waiting(Duration::ZERO).changes.len(), 1, "the second is not confirmed");
+        assert!(missed.waiting(Duration::from_secs(60)).is_empty());
+        missed.strike_out(b"a", second);
+        assert!(missed.waiting(Duration::ZERO).is_empty());
+        assert_eq!(missed.bytes, 0);
+    }
+
+    #[test]
+    fn more_than_can_be_remembered_is_one_thing_to_remember() {
+        let mut missed = Missed::default();
+        for number in 0..=MAX_CHANGES {
+            missed.note(&number.to_be_bytes(), Repeat::Delete);
+        }
+        let batch = missed.waiting(Duration::ZERO);
+        assert!(batch.overflowed.is_some() && batch.changes.is_empty());
+
+        // Meanwhile they are too many once more: the confirmation of the first clearing is none of the second.
+        missed.note(&vec![0; MAX_BYTES], Repeat::Delete);
+        missed.note(b"a", Repeat::Delete);
+        missed.cleared(batch.overflowed.unwrap());
+        let batch = missed.waiting(Duration::ZERO);
+        assert!(batch.overflowed.is_some());
+        missed.cleared(batch.overflowed.unwrap());
+        assert!(missed.waiting(Duration::ZERO).is_empty());
+    }
+}
