@@ -1,12 +1,12 @@
 //! Stale before slow: a source that becomes slow, and a cache that may show what has just expired.
 //!
-//! Each half second the database is as fast as it is, and for the next half second each read of it takes 100 ms more,
-//! as when a backup or a migration runs. Before, what has expired is waited for. After, it is shown for another while
+//! For a quarter of a second the database is as fast as it is, and for the next one each read of it takes 100 ms more, as
+//! when a backup or a migration runs. Before, what has expired is waited for. After, it is shown for another while
 //! and loaded anew in the background (`stale_while_revalidate`); what expired longer ago than that is shown when the
 //! load takes longer than 10 ms (`soft_timeout`, `stale_if_error`).
 //!
-//! Both arms read the same rows through caches that differ in nothing else. What the after arm shows is at most two
-//! seconds older.
+//! Both arms read the same rows through caches that differ in nothing else. What is asked for often is then at most as old
+//! as its TTL and one load.
 
 use std::future::Future;
 use std::time::Duration;
@@ -26,7 +26,7 @@ const PAGE: usize = 10;
 const POPULAR: i64 = 1_000;
 
 /// How long the source is well, and how long it is slow.
-const SPELL: Duration = Duration::from_millis(500);
+const SPELL: Duration = Duration::from_millis(250);
 
 /// By how much it is slow.
 const SLOWNESS: Duration = Duration::from_millis(100);
@@ -47,10 +47,10 @@ async fn set_up(setup: Setup, source: Source) -> Result<Arms, BoxError> {
         format!("{PAGE} customers out of {} popular ones", figures::count(popular.unsigned_abs())),
     );
     setup.fact("source", format!("{SLOWNESS:?} slower for {SPELL:?} of every {:?}", SPELL * 2));
-    let fresh = CacheConfig { ttl: Duration::from_millis(500), ..CacheConfig::default() };
+    let fresh = CacheConfig { ttl: Duration::from_millis(200), ..CacheConfig::default() };
     let stale = CacheConfig {
         stale_while_revalidate: Duration::from_secs(1),
-        stale_if_error: Duration::from_secs(2),
+        stale_if_error: Duration::from_secs(60),
         soft_timeout: Duration::from_millis(10),
         ..fresh.clone()
     };

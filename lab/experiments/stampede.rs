@@ -8,8 +8,8 @@
 //! connection of its own, as three processes have them. They live in one process, so that the frame sees all of the
 //! CPU time. What one process cannot show is a process that dies.
 //!
-//! Before the rounds each arm bears a stampede that is counted, and a difference between their answers ends the
-//! experiment.
+//! Before the rounds each arm bears a stampede, and a difference between their answers ends the experiment. How many
+//! loads a stampede causes is counted over all rounds; one that a round's end cuts off counts too.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -60,30 +60,46 @@ async fn set_up(setup: Setup, source: Source) -> Result<Arms, BoxError> {
         ours.push(Process::ours(&after, space.as_ref())?);
     }
     let (by_hand, ours): (Fleet, Fleet) = (by_hand.into(), ours.into());
-    let key = Call::new(setup.seed(), 0).pick(0..u64::MAX);
-    let answers = (stampede(&by_hand, key, callers).await?, stampede(&ours, key, callers).await?);
-    if answers.0 != answers.1 {
-        return Err("the two caches answer differently".into());
+    let mut keys = Call::new(setup.seed(), 0);
+    // One caller for each process first, for what that does once, like connecting.
+    for (number, callers) in [processes, callers].into_iter().enumerate() {
+        let key = keys.pick(0..u64::MAX);
+        if stampede(&by_hand, key, callers).await? != stampede(&ours, key, callers).await? {
+            return Err(format!("the two caches answer differently, in stampede {number}").into());
+        }
     }
     setup.fact("callers of a cold key", figures::count(callers as u64));
     if processes > 1 {
         setup.fact("processes", format!("{processes} caches over one Redis, in this process"));
     }
     setup.fact("load", format!("the turnover of {} orders", figures::count(SPAN.unsigned_abs())));
-    let counted = |orders: &Orders| figures::count(orders.loads.load(Ordering::Relaxed));
-    setup.fact("loads in one stampede", format!("before {}, after {}", counted(&before), counted(&after)));
+    count_at_end(&setup, before.clone(), after.clone());
     Ok(Arms {
-        before: arm("cache-aside by hand", by_hand, callers),
-        after: arm("one load per key", ours, callers),
+        before: arm("cache-aside by hand", by_hand, before, callers),
+        after: arm("one load per key", ours, after, callers),
     })
 }
 
-fn arm(label: &str, fleet: Fleet, callers: usize) -> Arm {
-    let work = Workload::over(fleet, move |fleet, mut call| async move {
+fn arm(label: &str, fleet: Fleet, orders: Orders, callers: usize) -> Arm {
+    let work = Workload::over((fleet, orders), move |(fleet, orders), mut call| async move {
+        orders.stampedes.fetch_add(1, Ordering::Relaxed);
         stampede(&fleet, call.pick(0..u64::MAX), callers).await?;
         Ok(())
     });
     Arm::new(label, work)
+}
+
+/// Reports how many loads a stampede caused, over all rounds.
+fn count_at_end(setup: &Setup, before: Orders, after: Orders) {
+    for orders in [&before, &after] {
+        orders.loads.store(0, Ordering::Relaxed);
+    }
+    let report = setup.clone();
+    setup.on_end("count the loads", async move {
+        let fact = format!("before {}, after {}", before.loads_of_one(), after.loads_of_one());
+        report.fact("loads in one stampede, on average", fact);
+        Ok(())
+    });
 }
 
 type Fleet = Arc<[Process]>;
@@ -105,16 +121,22 @@ async fn stampede(fleet: &Fleet, key: u64, callers: usize) -> Result<Turnover, B
     answer.map(|answer| (*answer).clone()).ok_or_else(|| "nobody called".into())
 }
 
-/// The source, and how often it is asked.
+/// The source, and how often it is asked in how many stampedes.
 #[derive(Clone)]
 struct Orders {
     rows: Rows,
     loads: Arc<AtomicU64>,
+    stampedes: Arc<AtomicU64>,
 }
 
 impl Orders {
     fn new(rows: Rows) -> Orders {
-        Orders { rows, loads: Arc::default() }
+        Orders { rows, loads: Arc::default(), stampedes: Arc::default() }
+    }
+
+    fn loads_of_one(&self) -> String {
+        let stampedes = self.stampedes.load(Ordering::Relaxed).max(1);
+        figures::figure(self.loads.load(Ordering::Relaxed) as f64 / stampedes as f64)
     }
 
     fn turnover(

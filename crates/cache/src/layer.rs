@@ -219,6 +219,10 @@ where
 /// Where a load leaves a response that is its own caller's alone.
 type Own<E> = Arc<Mutex<Option<Response<CachedBody<E>>>>>;
 
+fn take<T>(slot: &Mutex<Option<T>>) -> Option<T> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
 /// What reaches all who wait, and isn't kept.
 enum Refusal<E> {
     Service(E),
@@ -243,10 +247,12 @@ where
         Out: Body<Data = Bytes> + Send + 'static,
         Out::Error: Send + 'static,
     {
-        let (mut call, own) = (Some(call), Own::default());
+        // The load takes the call when it runs, which it does not where the remote has the response.
+        let (call, own) = (Arc::new(Mutex::new(Some(call))), Own::default());
         let load = || {
-            let (layer, own, call) = (Arc::clone(&self), Arc::clone(&own), call.take());
+            let (layer, call, own) = (Arc::clone(&self), Arc::clone(&call), Arc::clone(&own));
             async move {
+                let call = take(&call);
                 match call {
                     Some(call) => layer.load(call, &own).await,
                     None => Ok(Loaded::absent()),
@@ -255,14 +261,11 @@ where
         };
         match self.cache.get_or_load(key, load).await {
             Ok(Some(response)) => Ok(whole(&response)),
-            Ok(None) => {
-                let own = own.lock().unwrap_or_else(PoisonError::into_inner).take();
-                match (own, call) {
-                    (Some(own), _) => Ok(own),
-                    (None, Some(call)) => call.make().await,
-                    (None, None) => Ok(empty(StatusCode::INTERNAL_SERVER_ERROR)),
-                }
-            }
+            Ok(None) => match (take(&own), take(&call)) {
+                (Some(own), _) => Ok(own),
+                (None, Some(call)) => call.make().await,
+                (None, None) => Ok(empty(StatusCode::INTERNAL_SERVER_ERROR)),
+            },
             Err(LoadError::Source(refusal)) => match &*refusal {
                 Refusal::Service(error) => Err(error.clone()),
                 Refusal::Response(response) => Ok(whole(response)),

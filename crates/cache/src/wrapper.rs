@@ -59,9 +59,12 @@ where
         Fut: Future<Output = Result<R, E>> + Send + 'static,
         R: Into<Loaded<V>>,
     {
+        let function = Arc::new(function);
         let load = move |key| {
-            let loaded = function(key);
-            Box::pin(async move { loaded.await.map(Into::into) }) as Pin<Box<dyn Future<Output = _> + Send>>
+            let function = Arc::clone(&function);
+            // Called when the future runs, which it does not where the remote has the value.
+            Box::pin(async move { function(key).await.map(Into::into) })
+                as Pin<Box<dyn Future<Output = _> + Send>>
         };
         Cached { cache: self, load: Arc::new(load) }
     }

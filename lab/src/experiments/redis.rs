@@ -56,7 +56,7 @@ impl Space {
         let mut cursor: u64 = 0;
         loop {
             let mut scan = redis::cmd("SCAN");
-            scan.arg(cursor).arg("MATCH").arg(format!("{}:*", self.namespace)).arg("COUNT").arg(BATCH);
+            scan.arg(cursor).arg("MATCH").arg(format!("*{}:*", self.namespace)).arg("COUNT").arg(BATCH);
             let (next, keys): (u64, Vec<Vec<u8>>) = scan.query_async(&mut redis).await?;
             if !keys.is_empty() {
                 redis::cmd("UNLINK").arg(keys).query_async::<()>(&mut redis).await?;

@@ -9,7 +9,7 @@ use super::{Source, shops};
 use crate::{BoxError, Setup};
 
 /// How many orders a turnover is summed over.
-pub(super) const SPAN: i64 = 2_000;
+pub(super) const SPAN: i64 = 5_000;
 
 /// A customer, as a page shows one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

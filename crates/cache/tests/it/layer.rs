@@ -426,3 +426,20 @@ async fn a_response_is_shared_by_processes_through_redis() {
     }
     assert_eq!(handler.calls(), 1);
 }
+
+#[cfg(feature = "redis")]
+#[tokio::test]
+async fn what_another_process_found_uncacheable_is_answered_here_all_the_same() {
+    let url = greenwave_test_servers::redis_url();
+    let handler = Handler::default();
+    for calls in ["1", "2"] {
+        let config = CacheConfig { absent_ttl: Duration::from_secs(60), ..Default::default() };
+        let pages: Pages =
+            Cache::builder("page").config(config).remote(Remote::connect(&url).unwrap()).build();
+        let answer =
+            handler.answering(|number| async move { ([("set-cookie", "id=7")], number.to_string()) });
+        let response = layer(&pages).layer(answer).oneshot(get_it()).await.unwrap();
+        assert_eq!(text(response).await, calls);
+        pages.settled().await;
+    }
+}

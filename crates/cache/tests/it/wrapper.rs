@@ -71,3 +71,20 @@ async fn callers_of_a_wrapped_function_share_one_call() {
     assert!(callers.join_all().await.iter().all(|value| value.as_deref() == Some(&7)));
     assert_eq!(calls.load(Ordering::SeqCst), 1);
 }
+
+#[cfg(feature = "redis")]
+#[tokio::test]
+async fn a_wrapped_function_is_not_called_for_what_the_remote_has() {
+    let (url, calls) = (greenwave_test_servers::redis_url(), Arc::new(AtomicUsize::new(0)));
+    for _ in 0..2 {
+        let counted = Arc::clone(&calls);
+        let remote = greenwave_cache::Remote::connect(&url).unwrap();
+        let squares = Cache::builder("square").remote(remote).build().wrap(move |number| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            square(number)
+        });
+        assert_eq!(squares.call(&7).await.unwrap().as_deref(), Some(&49));
+        squares.cache().settled().await;
+    }
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+}
