@@ -41,9 +41,11 @@ use crate::{Cache, LoadError, Loaded, telemetry::UNCACHED};
 ///
 /// ```
 /// use axum::{Router, extract::Path, routing::get};
-/// use greenwave_cache::{Cache, CacheLayer, CachedResponse};
+/// use greenwave_cache::{Cache, CacheConfig, CacheLayer, CachedResponse};
 ///
-/// let pages = Cache::<String, CachedResponse>::builder("page").build();
+/// let config = CacheConfig { max_bytes: 64 << 20, ..Default::default() };
+/// let weigh = |uri: &String, page: &CachedResponse| uri.len() as u64 + page.bytes();
+/// let pages = Cache::<String, CachedResponse>::builder("page").config(config).weigher(weigh).build();
 ///
 /// let app: Router = Router::new()
 ///     .route("/products/{id}", get(|Path(id): Path<u64>| async move { format!("product {id}") }))
@@ -53,7 +55,8 @@ use crate::{Cache, LoadError, Loaded, telemetry::UNCACHED};
 /// ```
 ///
 /// **The key must hold all that the response depends on**: the path, the query, the language, whose request it is. A
-/// request for which the function returns `None` goes by the cache, as should all that is meant for one user.
+/// request for which the function returns `None` goes by the cache, as should all that is meant for one user. Who may
+/// write any URL may fill the cache, so bound it by bytes, as above.
 ///
 /// # What is cached
 ///
