@@ -78,6 +78,12 @@ where
 {
     pub(crate) fn new(inner: Inner<K, V>) -> Cache<K, V> {
         let inner = Arc::new(inner);
+        let cache = Arc::downgrade(&inner);
+        inner.memory.clock.on_tick(Box::new(move || {
+            if let Some(cache) = cache.upgrade() {
+                cache.metrics.publish(cache.memory.entries(), cache.memory.weight());
+            }
+        }));
         if let Some(remote) = &inner.remote {
             let cache = Arc::downgrade(&inner);
             remote.on_clear(Box::new(move || {
@@ -125,7 +131,7 @@ where
         F: FnOnce() -> Fut,
         Fut: Future<Output = Result<R, E>> + Send + 'static,
     {
-        match self.inner.memory.look(key) {
+        match self.inner.memory.read(key) {
             Look::Fresh(value) => {
                 self.inner.metrics.hits.increment(1);
                 Ok(value)
@@ -177,7 +183,7 @@ where
         F: FnOnce(Option<Arc<V>>) -> Fut + Send + 'static,
         Fut: Future<Output = Result<R, E>> + Send + 'static,
     {
-        match self.inner.memory.look(key) {
+        match self.inner.memory.read(key) {
             Look::Fresh(value) => {
                 self.inner.metrics.hits.increment(1);
                 Ok(value)
@@ -195,7 +201,7 @@ where
     /// Dropping this future changes nothing.
     pub async fn get(&self, key: &K) -> Option<Arc<V>> {
         let inner = &self.inner;
-        if let Some(value) = inner.memory.look(key).fresh() {
+        if let Some(value) = inner.memory.read(key).fresh() {
             inner.metrics.hits.increment(1);
             return value;
         }

@@ -1,6 +1,6 @@
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -18,6 +18,8 @@ const STOPPED: u64 = u64::MAX;
 /// What it shows when it is made: high enough that there are times before it.
 const BEGINNING: u64 = 1 << 48;
 
+const MAX_TICK: Duration = Duration::from_millis(100);
+
 /// Milliseconds since [`BEGINNING`], at the price of one atomic load.
 ///
 /// `Instant::now` would more than double the price of a hit. So a task writes the time down once in a `tick`, and
@@ -32,14 +34,19 @@ struct Shared {
     start: Instant,
     now: AtomicU64,
     ticking: AtomicBool,
+    on_tick: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl Clock {
     /// A clock that is late by at most a hundredth of `ttl`, and never by more than 100 ms.
     pub(crate) fn for_ttl(ttl: Duration) -> Clock {
-        let tick = (ttl / 100).clamp(Duration::from_millis(1), Duration::from_millis(100));
-        let shared =
-            Shared { start: Instant::now(), now: AtomicU64::new(STOPPED), ticking: AtomicBool::new(false) };
+        let tick = (ttl / 100).clamp(Duration::from_millis(1), MAX_TICK);
+        let shared = Shared {
+            start: Instant::now(),
+            now: AtomicU64::new(STOPPED),
+            ticking: AtomicBool::new(false),
+            on_tick: OnceLock::new(),
+        };
         Clock { shared: Arc::new(shared), tick, ticker: Mutex::new(None) }
     }
 
@@ -49,6 +56,12 @@ impl Clock {
             STOPPED => self.start_ticking(),
             now => now,
         }
+    }
+
+    /// Calls `f` about every 100 ms while the ticker runs.
+    pub(crate) fn on_tick(&self, f: Box<dyn Fn() + Send + Sync>) {
+        // Fails only for a second one.
+        let _ = self.shared.on_tick.set(f);
     }
 
     /// The time without the ticker's lateness.
@@ -90,9 +103,15 @@ struct Ticker(Arc<Shared>);
 
 impl Ticker {
     async fn run(self, tick: Duration) {
-        loop {
+        let every = (MAX_TICK.as_millis() / tick.as_millis().max(1)).max(1);
+        for n in 1_u128.. {
             self.0.now.store(self.0.elapsed(), Ordering::Relaxed);
             sleep(tick).await;
+            if n % every == 0
+                && let Some(on_tick) = self.0.on_tick.get()
+            {
+                on_tick();
+            }
         }
     }
 }

@@ -10,13 +10,13 @@
 use std::{
     collections::HashMap,
     hash::{BuildHasher, Hash},
-    sync::PoisonError,
+    sync::{Arc, PoisonError},
 };
 
 use tokio::sync::RwLock;
 
 // Not `crate::sync`: the model of this table includes this file beside other locks.
-use super::sync::{Arc, Hashing, Mutex, MutexGuard, SHARDS};
+use super::sync::{Hashing, Mutex, MutexGuard, SHARDS};
 
 /// `F` is a load that is under way, which the table only hands out.
 pub(crate) struct Table<K, F> {
@@ -211,7 +211,7 @@ impl<K: Hash + Eq, F> Drop for Claim<K, F> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::sync::check, *};
 
     type Loads = Table<u64, ()>;
 
@@ -228,82 +228,94 @@ mod tests {
 
     #[test]
     fn a_claim_is_good_until_its_key_is_outdated() {
-        let table = Arc::new(Loads::new());
-        let (one, other) = (table.claim(&1), table.claim(&2));
-        assert!(one.is_current());
-        table.outdate(&1, || ());
-        assert!(!one.is_current());
-        assert_eq!(one.store(|| ()), None);
-        assert!(other.is_current(), "another key's claim is not touched");
-        assert!(table.claim(&1).is_current(), "a later claim is good");
-        table.outdate_all();
-        assert!(!other.is_current());
+        check(|| {
+            let table = Arc::new(Loads::new());
+            let (one, other) = (table.claim(&1), table.claim(&2));
+            assert!(one.is_current());
+            table.outdate(&1, || ());
+            assert!(!one.is_current());
+            assert_eq!(one.store(|| ()), None);
+            assert!(other.is_current(), "another key's claim is not touched");
+            assert!(table.claim(&1).is_current(), "a later claim is good");
+            table.outdate_all();
+            assert!(!other.is_current());
+        });
     }
 
     #[test]
     fn a_stale_claim_stays_stale_while_others_come_and_go() {
-        let table = Arc::new(Loads::new());
-        let stale = table.claim(&1);
-        for _ in 0..3 {
-            table.outdate(&1, || ());
-            drop(table.claim(&1));
-            assert!(!stale.is_current());
-        }
+        check(|| {
+            let table = Arc::new(Loads::new());
+            let stale = table.claim(&1);
+            for _ in 0..3 {
+                table.outdate(&1, || ());
+                drop(table.claim(&1));
+                assert!(!stale.is_current());
+            }
+        });
     }
 
     #[test]
     fn nobody_joins_a_load_from_before_an_invalidation() {
-        for outdate in [|table: &Loads| table.outdate(&1, || ()), |table: &Loads| table.outdate_all()] {
-            let table = Arc::new(Loads::new());
-            let (old_claim, old) = lead(&table, 1);
-            outdate(&table);
-            let (claim, new) = lead(&table, 1);
-            assert_eq!(old_claim.land(&old, || ()), None);
-            match enter(&table, 1) {
-                Entrance::Join(flight) => {
-                    assert!(Arc::ptr_eq(&flight, &new), "the old one's landing took the new")
+        check(|| {
+            for outdate in [|table: &Loads| table.outdate(&1, || ()), |table: &Loads| table.outdate_all()] {
+                let table = Arc::new(Loads::new());
+                let (old_claim, old) = lead(&table, 1);
+                outdate(&table);
+                let (claim, new) = lead(&table, 1);
+                assert_eq!(old_claim.land(&old, || ()), None);
+                match enter(&table, 1) {
+                    Entrance::Join(flight) => {
+                        assert!(Arc::ptr_eq(&flight, &new), "the old one's landing took the new")
+                    }
+                    _ => panic!("the new load still flies"),
                 }
-                _ => panic!("the new load still flies"),
+                assert_eq!(claim.land(&new, || 7), Some(7));
             }
-            assert_eq!(claim.land(&new, || 7), Some(7));
-        }
+        });
     }
 
     // Between a caller's look into memory and its turn here, a load may have stored its value and left.
     #[test]
     fn nobody_leads_a_load_of_what_is_there_by_now() {
-        let table = Arc::new(Loads::new());
-        match table.join_or_lead(&1, |_| true, || Some(7), || ()) {
-            Entrance::Present(value) => assert_eq!(value, 7),
-            _ => panic!("it would be loaded twice"),
-        }
-        assert_eq!(table.keys_in_work(), 0);
+        check(|| {
+            let table = Arc::new(Loads::new());
+            match table.join_or_lead(&1, |_| true, || Some(7), || ()) {
+                Entrance::Present(value) => assert_eq!(value, 7),
+                _ => panic!("it would be loaded twice"),
+            }
+            assert_eq!(table.keys_in_work(), 0);
+        });
     }
 
     #[test]
     fn a_load_that_nobody_wants_to_join_gives_way() {
-        let table = Arc::new(Loads::new());
-        let (unwanted, flight) = lead(&table, 1);
-        let Entrance::Lead(claim, _) =
-            table.join_or_lead(&1, |load| !Arc::ptr_eq(load, &flight), || None::<u64>, || ())
-        else {
-            panic!("nobody else leads")
-        };
-        assert!(claim.is_current());
-        assert_eq!(unwanted.land(&flight, || ()), None);
+        check(|| {
+            let table = Arc::new(Loads::new());
+            let (unwanted, flight) = lead(&table, 1);
+            let Entrance::Lead(claim, _) =
+                table.join_or_lead(&1, |load| !Arc::ptr_eq(load, &flight), || None::<u64>, || ())
+            else {
+                panic!("nobody else leads")
+            };
+            assert!(claim.is_current());
+            assert_eq!(unwanted.land(&flight, || ()), None);
+        });
     }
 
     #[test]
     fn a_key_that_nobody_works_on_costs_nothing() {
-        let table = Arc::new(Loads::new());
-        let first = table.claim(&1);
-        let (second, flight) = lead(&table, 1);
-        table.outdate(&2, || ());
-        assert_eq!(table.keys_in_work(), 1);
-        drop(first);
-        assert_eq!(table.keys_in_work(), 1);
-        second.land(&flight, || ());
-        drop(second);
-        assert_eq!(table.keys_in_work(), 0);
+        check(|| {
+            let table = Arc::new(Loads::new());
+            let first = table.claim(&1);
+            let (second, flight) = lead(&table, 1);
+            table.outdate(&2, || ());
+            assert_eq!(table.keys_in_work(), 1);
+            drop(first);
+            assert_eq!(table.keys_in_work(), 1);
+            second.land(&flight, || ());
+            drop(second);
+            assert_eq!(table.keys_in_work(), 0);
+        });
     }
 }

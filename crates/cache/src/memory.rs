@@ -10,6 +10,7 @@ use crate::{
     policy::{Policy, Weight, millis},
     remote::{Coherence, Seal, Standing},
     tags::TagSet,
+    would_be::{Sampled, Sampler, SizeUnit},
 };
 
 /// For how many entries room is made at the start. It is address space, and no memory until it is used; but room that
@@ -21,10 +22,11 @@ pub(crate) type Weigher<K, V> = Box<dyn Fn(&K, &V) -> u64 + Send + Sync>;
 
 pub(crate) struct Memory<K, V> {
     entries: Cache<K, Entry<V>, Weights, DefaultHashBuilder, Leave>,
-    clock: Clock,
+    pub(crate) clock: Clock,
     pub(crate) policy: Policy,
     weigher: Option<Weigher<K, V>>,
     coherence: Option<Arc<Coherence>>,
+    pub(crate) sampler: Sampler,
 }
 
 /// A value, and what decides whether it is still good.
@@ -36,12 +38,24 @@ pub(crate) struct Item<V> {
     pub(crate) seal: Option<Seal>,
 }
 
+/// Each hit copies one, so it is small.
 struct Entry<V> {
-    item: Item<V>,
+    value: Option<Arc<V>>,
+    /// `None` for most entries: nothing but the time can end them.
+    bonds: Option<Arc<Bonds>>,
     /// When a reader must look twice, in the clock's milliseconds: the entry is to be refreshed, or over.
     look_at: u64,
-    fresh_until: u64,
+    /// For how many milliseconds after that it is still fresh; of what is more than 49 days, that is.
+    ripe_for: u32,
     weight: u32,
+}
+
+#[derive(Clone)]
+struct Bonds {
+    tags: Option<Arc<TagSet>>,
+    seal: Option<Seal>,
+    /// Where the reads of this key are noted.
+    sampled: Option<Sampled>,
 }
 
 /// What memory has of a key.
@@ -71,15 +85,29 @@ pub(crate) enum Age {
 }
 
 // By hand, since the derived ones would ask that V is Clone.
-impl<V> Clone for Item<V> {
-    fn clone(&self) -> Item<V> {
-        Item { value: self.value.clone(), tags: self.tags.clone(), seal: self.seal }
+impl<V> Clone for Entry<V> {
+    #[inline]
+    fn clone(&self) -> Entry<V> {
+        Entry { value: self.value.clone(), bonds: self.bonds.clone(), ..*self }
     }
 }
 
-impl<V> Clone for Entry<V> {
-    fn clone(&self) -> Entry<V> {
-        Entry { item: self.item.clone(), ..*self }
+impl<V> Entry<V> {
+    fn new(
+        item: Item<V>,
+        sampled: Option<Sampled>,
+        (look_at, fresh_until): (u64, u64),
+        weight: u32,
+    ) -> Entry<V> {
+        let Item { value, tags, seal } = item;
+        let has_bonds = tags.is_some() || seal.is_some() || sampled.is_some();
+        let bonds = has_bonds.then(|| Arc::new(Bonds { tags, seal, sampled }));
+        let ripe_for = u32::try_from(fresh_until - look_at).unwrap_or(u32::MAX);
+        Entry { value, bonds, look_at, ripe_for, weight }
+    }
+
+    fn tags(&self) -> Option<Arc<TagSet>> {
+        self.bonds.as_ref().and_then(|bonds| bonds.tags.clone())
     }
 }
 
@@ -177,25 +205,69 @@ impl<K: Hash + Eq, V> Memory<K, V> {
             policy: Policy::new(config),
             weigher: weigher.filter(|_| config.max_bytes > 0 || config.max_value_bytes > 0),
             coherence,
+            sampler: Sampler::around(capacity, config.max_entries as u64, config.ttl),
+        }
+    }
+
+    /// What a request gets; its key may be one whose reads are noted.
+    #[inline]
+    pub(crate) fn read(&self, key: &K) -> Look<V> {
+        match self.entries.get(key) {
+            Some(entry) if self.is_plain(&entry) => Look::Fresh(entry.value),
+            entry => self.read_twice(key, entry),
+        }
+    }
+
+    #[inline(never)]
+    fn read_twice(&self, key: &K, entry: Option<Entry<V>>) -> Look<V> {
+        let Some(entry) = entry else {
+            self.note(self.sampler.sample(key), &Look::Nothing, 0);
+            return Look::Nothing;
+        };
+        let sampled = entry.bonds.as_ref().and_then(|bonds| bonds.sampled);
+        let weight = entry.weight;
+        let look = self.look_twice(entry);
+        self.note(sampled, &look, weight);
+        look
+    }
+
+    fn note(&self, sampled: Option<Sampled>, look: &Look<V>, weight: u32) {
+        let Some(sampled) = sampled else { return };
+        match look {
+            Look::Fresh(_) | Look::Old(Old { age: Age::Ripe | Age::Stale, .. }) => {
+                self.sampler.hit(sampled, u64::from(weight));
+            }
+            Look::Old(_) => self.sampler.missed(sampled),
+            Look::Nothing => {
+                if weight > 0 {
+                    // Invalidated, which ends it in a cache of any size.
+                    self.sampler.removed(sampled);
+                }
+                self.sampler.missed(sampled);
+            }
+        }
+    }
+
+    pub(crate) fn look(&self, key: &K) -> Look<V> {
+        match self.entries.get(key) {
+            Some(entry) if self.is_plain(&entry) => Look::Fresh(entry.value),
+            Some(entry) => self.look_twice(entry),
+            None => Look::Nothing,
         }
     }
 
     #[inline]
-    pub(crate) fn look(&self, key: &K) -> Look<V> {
-        let Some(entry) = self.entries.get(key) else { return Look::Nothing };
-        let plain = entry.item.tags.is_none() && self.coherence.is_none();
-        if plain && self.clock.now() < entry.look_at {
-            return Look::Fresh(entry.item.value);
-        }
-        self.look_twice(entry)
+    fn is_plain(&self, entry: &Entry<V>) -> bool {
+        entry.bonds.is_none() && self.clock.now() < entry.look_at
     }
 
-    #[inline(never)]
     fn look_twice(&self, entry: Entry<V>) -> Look<V> {
-        let Entry { item: Item { value, tags, seal }, look_at, fresh_until, .. } = entry;
+        let Entry { value, bonds, look_at, ripe_for, .. } = entry;
+        let tags = bonds.as_ref().and_then(|bonds| bonds.tags.clone());
         if tags.as_ref().is_some_and(|tags| !tags.is_current()) {
             return Look::Nothing;
         }
+        let seal = bonds.as_ref().and_then(|bonds| bonds.seal);
         let standing = match (&self.coherence, seal) {
             (Some(coherence), Some(seal)) => coherence.standing(seal),
             _ => Standing::Current,
@@ -205,6 +277,7 @@ impl<K: Hash + Eq, V> Memory<K, V> {
             Standing::Changed => Look::Nothing,
             Standing::Current if now < look_at => Look::Fresh(value),
             _ => {
+                let fresh_until = look_at.saturating_add(u64::from(ripe_for));
                 Look::Old(Old { value, tags, age: self.age(now, fresh_until, standing == Standing::Current) })
             }
         }
@@ -236,8 +309,12 @@ impl<K: Hash + Eq, V> Memory<K, V> {
     {
         match weight {
             Weight::Of(weight) if !ttl.is_zero() => {
-                let (look_at, fresh_until) = self.policy.ends(self.clock.exact(), ttl);
-                self.put(key.clone(), Entry { item, look_at, fresh_until, weight })
+                let sampled = self.sampler.sample(key);
+                if let Some(sampled) = sampled {
+                    self.sampler.stored(sampled, u64::from(weight));
+                }
+                let ends = self.policy.ends(self.clock.exact(), ttl);
+                self.put(key.clone(), Entry::new(item, sampled, ends, weight))
             }
             _ => self.remove(key),
         }
@@ -260,7 +337,8 @@ impl<K: Hash + Eq, V> Memory<K, V> {
         let old = Old { value: item.value.clone(), tags: item.tags.clone(), age };
         let removed = match weight {
             Weight::Of(weight) if age != Age::Over => {
-                self.put(key.clone(), Entry { item, look_at: fresh_until, fresh_until, weight })
+                let sampled = self.sampler.sample(key);
+                self.put(key.clone(), Entry::new(item, sampled, (fresh_until, fresh_until), weight))
             }
             _ => Removed::none(),
         };
@@ -271,7 +349,7 @@ impl<K: Hash + Eq, V> Memory<K, V> {
     pub(crate) fn prior(&self, key: &K) -> Option<Old<V>> {
         match self.look(key) {
             Look::Fresh(value) => {
-                let tags = self.entries.peek(key).and_then(|entry| entry.item.tags);
+                let tags = self.entries.peek(key).and_then(|entry| entry.tags());
                 Some(Old { value, tags, age: Age::Ripe })
             }
             look => look.old(),
@@ -284,10 +362,10 @@ impl<K: Hash + Eq, V> Memory<K, V> {
         K: Clone,
     {
         match self.entries.peek(key) {
-            Some(entry) if is_same(&entry.item.value, value) && !ttl.is_zero() => {
-                let (look_at, fresh_until) = self.policy.ends(self.clock.exact(), ttl);
-                let item = Item { seal: Some(seal), ..entry.item };
-                self.put(key.clone(), Entry { item, look_at, fresh_until, ..entry })
+            Some(entry) if is_same(&entry.value, value) && !ttl.is_zero() => {
+                let ends = self.policy.ends(self.clock.exact(), ttl);
+                let item = Item { tags: entry.tags(), value: entry.value, seal: Some(seal) };
+                self.put(key.clone(), Entry::new(item, self.sampler.sample(key), ends, entry.weight))
             }
             _ => Removed::none(),
         }
@@ -305,17 +383,28 @@ impl<K: Hash + Eq, V> Memory<K, V> {
     }
 
     pub(crate) fn remove(&self, key: &K) -> Removed<K, V> {
+        if let Some(sampled) = self.sampler.sample(key) {
+            self.sampler.removed(sampled);
+        }
         Removed { _left: self.entries.remove(key).into_iter().collect(), evicted: 0 }
     }
 
     /// Removes everything.
     pub(crate) fn clear(&self) {
+        self.sampler.cleared();
         // Not `clear`, which would run the user's code under its locks.
         self.entries.drain().for_each(drop);
     }
 
     pub(crate) fn entries(&self) -> u64 {
         self.entries.len() as u64
+    }
+
+    pub(crate) fn unit(&self) -> SizeUnit {
+        match self.policy.weighs {
+            true => SizeUnit::Bytes,
+            false => SizeUnit::Entries,
+        }
     }
 
     pub(crate) fn weight(&self) -> u64 {

@@ -87,8 +87,8 @@ impl<K, F> Observed<K, F> {
 
     /// What caches of several sizes and TTLs would have saved.
     pub fn would_be(&self) -> WouldBe {
-        let load_time = Duration::from_nanos(self.nanos.load(Ordering::Relaxed));
-        self.sampler.report(self.name, SizeUnit::Entries, self.calls.load(Ordering::Relaxed), load_time)
+        let load_seconds = Duration::from_nanos(self.nanos.load(Ordering::Relaxed)).as_secs_f64();
+        self.sampler.report(self.name, SizeUnit::Entries, self.calls.load(Ordering::Relaxed), load_seconds)
     }
 }
 

@@ -13,7 +13,7 @@ pub(crate) struct Policy {
     /// Between 0.0 and 1.0, or `None` for never.
     refresh_after: Option<f64>,
     max_value_bytes: u64,
-    weighs: bool,
+    pub(crate) weighs: bool,
     /// In milliseconds.
     pub(crate) stale_while_revalidate: u64,
     /// In milliseconds.

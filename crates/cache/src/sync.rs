@@ -2,8 +2,14 @@
 
 pub(crate) use std::{
     collections::hash_map::RandomState as Hashing,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Mutex, MutexGuard},
 };
 
 /// How many locks share the keys.
 pub(crate) const SHARDS: usize = 64;
+
+/// Runs a test of what is built of these.
+#[cfg(test)]
+pub(crate) fn check(test: impl Fn()) {
+    test();
+}

@@ -119,6 +119,13 @@ impl Metrics {
     }
 }
 
+// What was not told yet.
+impl Drop for Metrics {
+    fn drop(&mut self) {
+        self.publish(0, 0);
+    }
+}
+
 /// A count that is also a metric.
 pub(crate) struct Tally {
     count: AtomicU64,

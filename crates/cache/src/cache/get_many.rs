@@ -81,7 +81,7 @@ where
         let mut found = HashMap::with_capacity(keys.len());
         let (mut wanted, mut ripe) = (Vec::new(), Vec::new());
         for key in keys.iter().collect::<HashSet<_>>() {
-            match inner.memory.look(key) {
+            match inner.memory.read(key) {
                 Look::Fresh(value) => {
                     inner.metrics.hits.increment(1);
                     found.extend(value.map(|value| (key.clone(), value)));

@@ -91,4 +91,8 @@ impl<K, V> Tier<K, V> {
     pub(crate) fn on_clear(&self, _: Box<dyn Fn() + Send + Sync>) {
         match self.never {}
     }
+
+    pub(crate) fn undecodable(&self) -> u64 {
+        match self.never {}
+    }
 }

@@ -103,11 +103,11 @@ async fn of_what_was_written_here_a_change_elsewhere_is_heard() {
     let lease = here.lease(3).await;
     here.give_back(&3, lease).await;
     for seal in [filled, set, stale] {
-        assert_eq!(here.standing(seal), Standing::Current);
+        assert_eq!(here.coherence().standing(seal), Standing::Current);
     }
     there.delete(&[1, 2, 3]).await;
     for seal in [filled, set, stale] {
-        until(|| here.standing(seal) == Standing::Changed).await;
+        until(|| here.coherence().standing(seal) == Standing::Changed).await;
     }
 }
 

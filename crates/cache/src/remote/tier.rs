@@ -10,7 +10,7 @@ use metrics::{Counter, counter};
 use redis::{Cmd, Value};
 
 use super::{
-    Codec, Coherence, Filled, Kept, Lease, OnChange, OnOverflow, Outgoing, Remote, Repeat, Seal, Standing,
+    Codec, Coherence, Filled, Kept, Lease, OnChange, OnOverflow, Outgoing, Remote, Repeat, Seal,
     envelope::{Contents, Envelope, Fingerprint, Life, now},
     failures::Failures,
     lease::{LEASED, behind},
@@ -21,7 +21,7 @@ use super::{
 use crate::{
     CacheConfig,
     tags::Tags,
-    telemetry::{REMOTE_TARGET, REMOTE_TOO_LARGE, REMOTE_UNDECODABLE},
+    telemetry::{REMOTE_TARGET, REMOTE_TOO_LARGE, REMOTE_UNDECODABLE, Tally},
 };
 
 /// One cache's view of its remote: typed, and without failures.
@@ -40,7 +40,7 @@ pub(crate) struct Tier<K, V> {
     local: Arc<Tags>,
     pub(super) gets: Failures,
     pub(super) sets: Failures,
-    undecodable: Counter,
+    undecodable: Tally,
     too_large: Counter,
 }
 
@@ -114,7 +114,7 @@ impl<K, V: 'static> Tier<K, V> {
             local,
             gets: Failures::new(cache, "get"),
             sets: Failures::new(cache, "set"),
-            undecodable: counter!(REMOTE_UNDECODABLE, "cache" => cache),
+            undecodable: Tally::new(counter!(REMOTE_UNDECODABLE, "cache" => cache)),
             too_large: counter!(REMOTE_TOO_LARGE, "cache" => cache),
         }
     }
@@ -131,20 +131,17 @@ impl<K, V: 'static> Tier<K, V> {
         self.coherence().seal(&self.redis_key(key))
     }
 
-    pub(crate) fn bound(&self, seal: Seal, ttl: Duration) -> Duration {
-        self.coherence().bound(seal, ttl)
-    }
-
-    pub(crate) fn standing(&self, seal: Seal) -> Standing {
-        self.coherence().standing(seal)
-    }
-
     pub(crate) fn coherence(&self) -> &Arc<Coherence> {
         self.remote.coherence()
     }
 
     pub(super) fn before(&self, redis_key: &[u8]) -> Before {
         Before { seal: self.coherence().seal(redis_key), tags: self.local.now() }
+    }
+
+    /// How many values did not decode.
+    pub(crate) fn undecodable(&self) -> u64 {
+        self.undecodable.get()
     }
 
     /// What the remote has, be it stale. It costs one GET, and where the numbers of its tags are not known one MGET.
@@ -290,7 +287,7 @@ impl<K, V: 'static> Tier<K, V> {
                     Verdict::Good => self.envelope(&redis_key, lease.seq, life, &out),
                     Verdict::Unknown => None,
                     Verdict::Outdated => {
-                        self.put(&FILL, &redis_key, &[&lease.id]).await;
+                        self.put(&FILL, &redis_key, &lease, &[]).await;
                         return Filled::Outdated;
                     }
                 }
@@ -300,9 +297,9 @@ impl<K, V: 'static> Tier<K, V> {
         let answer = match &envelope {
             Some(bytes) => {
                 let life = life.end().to_string();
-                self.put(&FILL, &redis_key, &[&lease.id, bytes, life.as_bytes()]).await
+                self.put(&FILL, &redis_key, &lease, &[bytes, life.as_bytes()]).await
             }
-            None => self.put(&FILL, &redis_key, &[&lease.id]).await,
+            None => self.put(&FILL, &redis_key, &lease, &[]).await,
         };
         match answer {
             Some(true) if envelope.is_some() => Filled::Yes(seal),
@@ -313,7 +310,7 @@ impl<K, V: 'static> Tier<K, V> {
 
     /// The source gave no answer that says anything of what the remote has, so that stays.
     pub(crate) async fn give_back(&self, key: &K, lease: Lease) {
-        self.put(&GIVE_BACK, &self.redis_key(key), &[&lease.id]).await;
+        self.put(&GIVE_BACK, &self.redis_key(key), &lease, &[]).await;
     }
 
     /// Puts a value there, whatever was there before. If that can't be done, nothing is to be there.
@@ -382,11 +379,16 @@ impl<K, V: 'static> Tier<K, V> {
     }
 
     /// Whether it was done; `None` when Redis gave no answer.
-    async fn put(&self, script: &Script, redis_key: &[u8], arguments: &[&[u8]]) -> Option<bool> {
-        match self.remote.run(script, &[redis_key], arguments).await {
+    async fn put(&self, script: &Script, redis_key: &[u8], lease: &Lease, entry: &[&[u8]]) -> Option<bool> {
+        let arguments = [&[&lease.id[..]], entry].concat();
+        let answer = self.remote.run(script, &[redis_key], &arguments).await;
+        // Redis tells other processes.
+        self.listener.waits.wake(Some(redis_key));
+        match answer {
             Ok(answer) => Some(answer == Value::Int(1)),
             Err(failure) => {
                 self.sets.note(&failure);
+                self.return_later(redis_key, &lease.id);
                 None
             }
         }

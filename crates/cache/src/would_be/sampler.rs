@@ -43,7 +43,8 @@ pub(crate) struct Sampled(u64);
 impl Sampler {
     /// For a cache that holds `capacity`, which are about so many `entries`: sizes from an eighth of it to its eightfold.
     pub(crate) fn around(capacity: u64, entries: u64, ttl: Duration) -> Sampler {
-        let part = |of: u64, eighths: u64| ((u128::from(of) * u128::from(eighths) / 8) as u64).max(1);
+        let part =
+            |of: u64, eighths: u128| u64::try_from(u128::from(of) * eighths / 8).unwrap_or(u64::MAX).max(1);
         let simulations = [1, 2, 4, 8, 16, 32, 64].map(|eighths| {
             let entries_then = part(entries, eighths);
             // A larger cache may see fewer keys, a smaller one has no need to see more.
@@ -115,15 +116,14 @@ impl Sampler {
         self.lock().iter_mut().for_each(Simulation::clear);
     }
 
-    /// `requests` are all that there were, and `load_time` what they would have taken without any cache.
+    /// `requests` are all that there were, and `load_seconds` what they would have taken without any cache.
     pub(crate) fn report(
         &self,
         name: &'static str,
         unit: SizeUnit,
         requests: u64,
-        load_time: Duration,
+        load_seconds: f64,
     ) -> WouldBe {
-        let load_seconds = load_time.as_secs_f64();
         let mut ratios = Vec::new();
         for simulation in &*self.lock() {
             for (n, ttl) in

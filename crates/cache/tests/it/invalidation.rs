@@ -70,3 +70,16 @@ async fn another_keys_invalidation_does_not_disturb_a_load() {
     assert_eq!(caller.await.unwrap(), Some(7));
     assert_eq!(cache.get(&1).await.as_deref(), Some(&7));
 }
+
+#[tokio::test]
+async fn many_keys_are_invalidated_in_one_call() {
+    let Loading { cache, gate, caller, .. } = loading().await;
+    cache.insert(2, 2).await;
+    cache.insert(3, 3).await;
+    cache.invalidate_many(&[1, 2, 2]).await;
+    gate.open();
+    assert_eq!(caller.await.unwrap(), Some(7));
+    cache.settled().await;
+    assert_eq!((cache.get(&1).await, cache.get(&2).await), (None, None));
+    assert!(cache.get(&3).await.is_some());
+}

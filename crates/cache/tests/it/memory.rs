@@ -3,7 +3,7 @@ use std::time::Duration;
 use greenwave_cache::{Cache, CacheConfig};
 use tokio::time::sleep;
 
-use crate::support::Source;
+use crate::support::{Recording, Source};
 
 fn cache(config: CacheConfig) -> Cache<u64, u64> {
     Cache::builder("test").config(config).build()
@@ -51,6 +51,73 @@ async fn no_more_entries_stay_than_configured() {
         }
     }
     assert!((1..=100).contains(&kept), "{kept}");
+}
+
+#[tokio::test]
+async fn bytes_bound_the_cache_where_they_are_weighed() {
+    let recording = Recording::default();
+    let config = CacheConfig { max_bytes: 100_000, max_entries: 10, ..Default::default() };
+    let builder = || Cache::<u64, Vec<u8>>::builder("test").config(config.clone());
+    let cache = recording.of(|| builder().weigher(|_, value| value.len() as u64).build());
+    for key in 0..1_000 {
+        cache.insert(key, vec![0; 1_000]).await;
+    }
+    let mut kept = 0;
+    for key in 0..1_000 {
+        kept += cache.get(&key).await.map_or(0, |value| value.len());
+    }
+    assert!((50_000..=100_000).contains(&kept), "{kept}");
+    let evicted = recording.count("greenwave.cache.evictions{cache=test}");
+    assert_eq!(evicted, 1_000 - kept as u64 / 1_000);
+
+    // What does not fit at all is passed on.
+    cache.insert(1, vec![0; 200_000]).await;
+    assert_eq!(cache.get(&1).await, None);
+    // What weighs nothing has to go too.
+    let weightless = builder().weigher(|_, _| 0).build();
+    for key in 0..200_000 {
+        weightless.insert(key, vec![]).await;
+    }
+    assert!(weightless.stats().entries <= 100_000);
+}
+
+#[tokio::test]
+async fn a_value_that_is_too_large_is_passed_on_and_not_kept() {
+    let recording = Recording::default();
+    let config = CacheConfig { max_value_bytes: 10, ..Default::default() };
+    let cache: Cache<u64, String> = recording
+        .of(|| Cache::builder("test").config(config).weigher(|_, value: &String| value.len() as u64).build());
+    for (text, kept) in [("short", true), ("much too long", false)] {
+        let loaded = cache.get_or_load(&1, || Source::default().load(text.to_owned())).await.unwrap();
+        assert_eq!(loaded.as_deref().map(String::as_str), Some(text));
+        assert_eq!(cache.get(&1).await.is_some(), kept);
+        cache.invalidate(&1).await;
+    }
+    cache.insert(1, "short".to_owned()).await;
+    cache.insert(1, "much too long".to_owned()).await;
+    assert_eq!(cache.get(&1).await, None, "nor is what was there before");
+    assert_eq!(recording.count("greenwave.cache.load.too_large{cache=test}"), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn entries_that_came_together_do_not_end_together() {
+    let config = CacheConfig { ttl: Duration::from_secs(100), ttl_jitter: 0.5, ..Default::default() };
+    let cache = cache(config);
+    for key in 0..1_000 {
+        cache.insert(key, key).await;
+    }
+    let mut left = Vec::new();
+    for _ in 0..5 {
+        sleep(Duration::from_secs(20)).await;
+        let mut kept = 0;
+        for key in 0..1_000 {
+            kept += usize::from(cache.get(&key).await.is_some());
+        }
+        left.push(kept);
+    }
+    assert_eq!(left[0..2], [1_000, 1_000], "half of the TTL is certain");
+    assert!((700..900).contains(&left[2]) && (300..500).contains(&left[3]), "{left:?}");
+    assert_eq!(left[4], 0);
 }
 
 #[tokio::test]

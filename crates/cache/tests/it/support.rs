@@ -185,3 +185,25 @@ impl Random {
         self.0 % limit
     }
 }
+
+/// A client that knows nothing of this crate.
+#[cfg(feature = "redis")]
+pub(crate) async fn admin(url: &str) -> redis::aio::MultiplexedConnection {
+    // As patient as a busy machine needs.
+    let config = redis::AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+    let client = redis::Client::open(url).unwrap();
+    client.get_multiplexed_async_connection_with_config(&config).await.unwrap()
+}
+
+/// Sends a command of words without spaces.
+#[cfg(feature = "redis")]
+pub(crate) async fn tell<T: redis::FromRedisValue>(
+    redis: &mut redis::aio::MultiplexedConnection,
+    command: &str,
+) -> T {
+    let mut told = redis::Cmd::new();
+    for word in command.split(' ') {
+        told.arg(word);
+    }
+    told.query_async(redis).await.unwrap()
+}

@@ -1,0 +1,184 @@
+//! One load per key in all processes. Caches with a remote each, on one Redis, stand for as many processes.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use greenwave_cache::{Cache, CacheConfig, LoadError};
+use greenwave_test_servers::redis_url;
+use redis::AsyncTypedCommands;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+
+use crate::{
+    remote::{User, ada, patient, redis, users},
+    support::{Failed, Gate, Source},
+};
+
+const LOAD: Duration = Duration::from_millis(50);
+
+#[tokio::test]
+async fn a_cold_key_that_all_processes_want_is_loaded_once() {
+    let url = redis_url();
+    let source = Source::default();
+    let mut callers = JoinSet::new();
+    for cache in [users(&url), users(&url), users(&url)] {
+        for _ in 0..100 {
+            let (cache, source) = (cache.clone(), source.clone());
+            callers.spawn(async move {
+                let load = || async {
+                    sleep(LOAD).await;
+                    source.load(ada()).await
+                };
+                cache.get_or_load(&1, load).await.unwrap()
+            });
+        }
+    }
+    for user in callers.join_all().await {
+        assert_eq!(user.as_deref(), Some(&ada()));
+    }
+    assert_eq!(source.loads(), 1);
+}
+
+#[tokio::test]
+async fn a_failing_source_is_asked_by_each_process_at_most_once() {
+    let url = redis_url();
+    let source = Source::default();
+    let mut callers = JoinSet::new();
+    for cache in [users(&url), users(&url), users(&url)] {
+        for _ in 0..100 {
+            let (cache, source) = (cache.clone(), source.clone());
+            callers.spawn(async move {
+                let load = || async {
+                    sleep(LOAD).await;
+                    let _ = source.load(ada()).await;
+                    Err::<Option<User>, _>(Failed)
+                };
+                cache.get_or_load(&1, load).await.unwrap_err()
+            });
+        }
+    }
+    for error in callers.join_all().await {
+        assert!(matches!(error, LoadError::Source(_)));
+    }
+    assert!(source.loads() <= 3, "{}", source.loads());
+}
+
+#[tokio::test]
+async fn keys_that_processes_want_in_any_order_are_loaded_once_each() {
+    let url = redis_url();
+    let loads: Arc<Mutex<HashMap<u64, usize>>> = Arc::default();
+    let mut callers = JoinSet::new();
+    for process in 0..4_u64 {
+        let (cache, loads) = (users(&url), Arc::clone(&loads));
+        callers.spawn(async move {
+            let mut keys: Vec<u64> = (process..process + 30).collect();
+            if process % 2 == 0 {
+                keys.reverse();
+            }
+            let load = move |missing: Vec<u64>| {
+                let loads = Arc::clone(&loads);
+                async move {
+                    sleep(LOAD).await;
+                    missing.iter().for_each(|key| *loads.lock().unwrap().entry(*key).or_default() += 1);
+                    Ok::<_, Failed>(
+                        missing.into_iter().map(|id| (id, Some(User { id, ..ada() }))).collect::<Vec<_>>(),
+                    )
+                }
+            };
+            let found = cache.get_many(&keys, load).await.unwrap();
+            assert!(keys.iter().all(|key| found[key].id == *key));
+        });
+    }
+    let begun = Instant::now();
+    callers.join_all().await;
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}: a lease had to run out", begun.elapsed());
+    let loads = loads.lock().unwrap();
+    assert!(loads.len() == 33 && loads.values().all(|loads| *loads == 1), "{loads:?}");
+}
+
+/// By hand, or by a program in whatever language.
+#[tokio::test]
+async fn a_change_by_a_foreign_program_during_a_load_wins() {
+    let url = redis_url();
+    let cache = users(&url);
+    let gate = Gate::new();
+    let caller = tokio::spawn({
+        let (cache, gate) = (cache.clone(), gate.clone());
+        async move { cache.get_or_load(&1, || Source::default().load_behind(gate, ada())).await.unwrap() }
+    });
+    gate.arrival().await;
+    let mut redis = redis(&url).await;
+    redis.del("user:1").await.unwrap();
+    gate.open();
+    assert_eq!(caller.await.unwrap().as_deref(), Some(&ada()));
+    cache.settled().await;
+    assert!(!redis.exists("user:1").await.unwrap());
+    assert_eq!(cache.get(&1).await, None, "nor is it in memory");
+}
+
+#[tokio::test]
+async fn a_process_that_dies_while_it_loads_holds_others_up_for_its_lease_only() {
+    let url = redis_url();
+    let gate = Gate::new();
+    std::thread::spawn({
+        let (url, gate) = (url.clone(), gate.clone());
+        move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let cache = users(&url);
+                let stuck = cache.get_or_load(&1, || Source::default().load_behind(gate.clone(), ada()));
+                tokio::select! {
+                    biased;
+                    _ = stuck => panic!("the gate is closed"),
+                    () = gate.arrival() => {}
+                }
+            });
+        }
+    })
+    .join()
+    .unwrap();
+    let begun = Instant::now();
+    let source = Source::default();
+    let loaded = users(&url).get_or_load(&1, || source.clone().load(ada())).await;
+    assert_eq!(loaded.unwrap().as_deref(), Some(&ada()));
+    let waited = begun.elapsed();
+    assert!((Duration::from_millis(1_500)..Duration::from_secs(6)).contains(&waited), "{waited:?}");
+}
+
+#[tokio::test]
+async fn a_stale_value_is_served_by_all_while_one_loads() {
+    let url = redis_url();
+    let config = CacheConfig {
+        ttl: Duration::from_millis(50),
+        remote_ttl: Duration::from_millis(50),
+        ttl_jitter: 0.0,
+        stale_while_revalidate: Duration::from_secs(60),
+        ..Default::default()
+    };
+    let process = || Cache::<u64, User>::builder("user").config(config.clone()).remote(patient(&url)).build();
+    let (one, other) = (process(), process());
+    one.insert(1, ada()).await;
+    sleep(Duration::from_millis(100)).await;
+    let (gate, source) = (Gate::new(), Source::default());
+    let load = |cache: Cache<u64, User>| {
+        let (gate, source) = (gate.clone(), source.clone());
+        let bob = User { id: 1, name: "Bob".into() };
+        async move { cache.get_or_load(&1, || source.load_behind(gate, bob)).await.unwrap().unwrap() }
+    };
+    assert_eq!(load(one.clone()).await.name, "Ada");
+    gate.arrival().await;
+    // The other finds the lease, and behind it the stale value.
+    assert_eq!(load(other.clone()).await.name, "Ada");
+    assert_eq!(source.loads(), 1);
+    gate.open();
+    one.settled().await;
+    assert_eq!(redis(&url).await.exists("user:1").await, Ok(true));
+    let third = process();
+    let newest = third.get_or_load(&1, || async { Ok::<_, Failed>(None) }).await.unwrap().unwrap();
+    assert_eq!(newest.name, "Bob");
+}
