@@ -15,13 +15,17 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CacheConfig {
-    /// How many entries the process keeps at most; default 100000.
+    /// How many entries the process keeps at most; default 100000. 0 keeps none.
     ///
-    /// Beyond that the least useful entries go. 0 keeps none.
+    /// Beyond that the least useful entries go. Where `max_bytes` is set, that bounds the cache alone, and this says how
+    /// many entries to expect.
     pub max_entries: usize,
 
     /// How many bytes the process keeps at most, as [`CacheBuilder::weigher`](crate::CacheBuilder::weigher) counts
-    /// them; default 0, which bounds by entries alone.
+    /// them; default 0, which bounds by entries.
+    ///
+    /// A single entry may take a part of that: the memory is shared out among four times as many shards as there are
+    /// processors, and an entry that its shard cannot hold is not kept.
     pub max_bytes: u64,
 
     /// How large a value may be to be kept; default 0, any size. A larger one is passed on to those who wait for it.
@@ -31,18 +35,16 @@ pub struct CacheConfig {
 
     /// How long an entry is served from this process's memory before anybody is asked again; default 5m.
     ///
-    /// This is how old an answer may be when the source is changed by somebody who does not call
-    /// [`Cache::invalidate`](crate::Cache::invalidate) *here*: another process, or a hand on the database. With a
-    /// remote behind it, a change that reaches the remote (another process invalidates or inserts the key) is seen
-    /// here after `ttl` at the latest, counted from the end of a load that was under way; a change that nobody tells
-    /// the remote of is seen after `ttl + remote_ttl`. So choose a short `ttl` where several processes share a remote
-    /// and write. 0 keeps nothing in memory.
+    /// This is how old an answer may be when the source is changed by somebody who tells no cache of it, as a hand on
+    /// the database does; with a remote it is `ttl + remote_ttl`. Changes that a cache makes, or whoever else changes
+    /// the remote, are heard of at once while there is a connection. 0 keeps nothing in memory.
     #[serde(with = "humantime_serde")]
     pub ttl: Duration,
 
-    /// How much of its TTL an entry may lose at random, from 0.0 to 1.0; default 0.1.
+    /// How much of its TTL an entry may lose at random, from 0.0 to 1.0; default 0.1. What is no such number is taken
+    /// for the nearest, and NaN for 0.0.
     ///
-    /// Entries that came together, as after a start, then don't end together.
+    /// Entries that came together, as after a start, then don't end together, be it in memory or in the remote.
     pub ttl_jitter: f64,
 
     /// How long `Ok(None)`, the source's word that there is no such thing, is kept; default 0s, which is not at all.
@@ -51,12 +53,17 @@ pub struct CacheConfig {
     #[serde(with = "humantime_serde")]
     pub absent_ttl: Duration,
 
-    /// How long a failed load answers those who come after it; default 100ms. An invalidation ends it.
+    /// How long a failed load answers those who come after it; default 100ms. 0 tells only those who waited for it.
+    ///
+    /// Failed is one that returned an error, panicked or took too long. An invalidation or an insertion of its key ends
+    /// it at once.
     #[serde(with = "humantime_serde")]
     pub error_ttl: Duration,
 
-    /// When a fresh entry that is asked for is loaded anew in the background, as a part of its TTL; default 0.0, never.
+    /// When a fresh entry that is asked for is loaded anew in the background, as a part of its TTL; default 0.0, never,
+    /// and so is 1.0.
     ///
+    /// The moment is drawn at random from the first half of what is left then, so that processes do not load together.
     /// 0.8 is a good value for what must not become slow: nobody waits for the load of what is asked for often enough.
     pub refresh_after: f64,
 
@@ -69,7 +76,9 @@ pub struct CacheConfig {
     #[serde(with = "humantime_serde")]
     pub stale_if_error: Duration,
 
-    /// How long the source is left alone after a failure for which a stale entry was served; default 1s.
+    /// How long the source is left alone after a failure that an entry in memory covers; default 1s.
+    ///
+    /// Who has nothing to fall back on asks it again after `error_ttl`.
     #[serde(with = "humantime_serde")]
     pub retry_after: Duration,
 

@@ -82,8 +82,10 @@ type Boxed<T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send>>;
 pub(crate) enum Load<V> {
     Begun(Boxed<Loaded<V>>),
     /// It wants to know what there was before.
-    Revalidation(Box<dyn FnOnce(Option<Arc<V>>) -> Boxed<Loaded<V>> + Send>),
+    Revalidation(Revalidation<V>),
 }
+
+type Revalidation<V> = Box<dyn FnOnce(Option<Arc<V>>) -> Boxed<Loaded<V>> + Send>;
 
 /// A caller's load of many keys, boxed.
 pub(crate) type LoadMany<K, V> = Box<dyn FnOnce(Vec<K>) -> Boxed<Vec<(K, Loaded<V>)>> + Send>;

@@ -10,7 +10,6 @@ use std::{
 
 use greenwave_cache::{Cache, CacheConfig, LoadError};
 use tokio::{task::JoinSet, time::sleep};
-use tracing::Instrument;
 
 use crate::support::{Failed, Gate, Source};
 

@@ -6,6 +6,7 @@ mod get_many;
 mod invalidation;
 #[cfg(feature = "tower")]
 mod layer;
+mod law;
 mod loads;
 mod memory;
 mod model;

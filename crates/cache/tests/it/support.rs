@@ -164,10 +164,8 @@ impl Recorder for Recording {
 }
 
 /// A small generator of randomness whose seed can be told. Set `SEED` to repeat a run.
-#[cfg(feature = "redis")]
 pub(crate) struct Random(u64);
 
-#[cfg(feature = "redis")]
 impl Random {
     pub(crate) fn seeded(seed: u64) -> Random {
         Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
