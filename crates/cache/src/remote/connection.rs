@@ -1,6 +1,6 @@
 //! One connection, of whatever kind.
 
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, Pipeline, ProtocolVersion, PushInfo,
     RedisError, RedisResult, Value,
@@ -55,7 +55,8 @@ impl Connection {
             Connection::Single(_) => self.send_in_order(commands).await,
             Connection::Cluster(cluster) => {
                 let send = async |command| cluster.clone().req_packed_command(command).await?.extract_error();
-                try_join_all(commands.iter().map(send)).await
+                // All are sent, though one may fail.
+                join_all(commands.iter().map(send)).await.into_iter().collect()
             }
         }
     }
@@ -76,7 +77,7 @@ impl Connection {
 
     pub(super) async fn repeat(&mut self, changes: &[(&[u8], &Repeat)]) -> RedisResult<()> {
         let deleted = changes.iter().filter(|(_, repeat)| matches!(repeat, Repeat::Delete));
-        self.delete(deleted.map(|(key, _)| *key)).await?;
+        let deleted = self.delete(deleted.map(|(key, _)| *key)).await;
         let commands: Vec<Cmd> = changes
             .iter()
             .filter_map(|(_, repeat)| match repeat {
@@ -84,8 +85,31 @@ impl Connection {
                 Repeat::Run(command) => Some(command.clone()),
             })
             .collect();
-        self.send_all(&commands).await.map(drop)
+        let ran = self.send_all(&commands).await;
+        deleted.and(ran.map(drop))
     }
+
+    /// Whether whoever is at the other end answers, and still takes changes.
+    pub(super) async fn probe(&mut self) -> RedisResult<()> {
+        match self {
+            Connection::Single(connection) => {
+                check_role(&connection.send_packed_command(&redis::cmd("ROLE")).await?)
+            }
+            Connection::Cluster(_) => self.send(&redis::cmd("PING")).await.map(drop),
+        }
+    }
+}
+
+/// A user may be forbidden to ask: then a replica shows when it refuses a write.
+fn check_role(answer: &Value) -> RedisResult<()> {
+    if let Value::Array(role) = answer
+        && let Some(Value::BulkString(role)) = role.first()
+        && role != b"master"
+    {
+        let what = "the server is a replica, which takes no invalidations";
+        return Err(RedisError::from((ErrorKind::Io, what)));
+    }
+    Ok(())
 }
 
 /// Connects to one server. `push` gets what the server says unasked, and the end of the connection; not so where the
@@ -119,38 +143,41 @@ fn speaks_no_resp3(error: &RedisError) -> bool {
     error.kind() == ErrorKind::RESP3NotSupported || matches!(error.code(), Some("NOPROTO" | "NOPERM"))
 }
 
-/// What a server calls a connection.
-#[derive(Clone)]
-pub(super) struct Name {
-    id: String,
-    address: String,
+/// Who is at the ends of a connection, as far as the user may know it.
+#[derive(Clone, Default)]
+pub(super) struct Ends {
+    /// What the server calls the connection: by number and by address.
+    client: Option<(String, String)>,
+    /// Another one after each start.
+    server: Option<String>,
 }
 
-/// Makes sure that the server is a primary that is ready, and asks what it calls this connection.
-pub(super) async fn introduce(connection: &mut MultiplexedConnection) -> RedisResult<Option<Name>> {
-    let mut pipeline = Pipeline::with_capacity(3);
-    pipeline.cmd("PING").cmd("ROLE").cmd("CLIENT").arg("INFO");
-    let mut answers = connection.send_packed_commands(&pipeline, 0, 3).await?.into_iter();
-    answers.next().unwrap_or(Value::Nil).extract_error()?;
-    // Users may be forbidden to ask the other two: then a replica shows when it refuses a write.
-    if let Some(Value::Array(role)) = answers.next()
-        && let Some(Value::BulkString(role)) = role.first()
-        && role != b"master"
-    {
-        let what = "the server is a replica, which takes no invalidations";
-        return Err(RedisError::from((ErrorKind::Client, what)));
+impl Ends {
+    pub(super) fn same_server(&self, other: &Ends) -> bool {
+        self.server.is_some() && self.server == other.server
     }
-    let info = answers.next().and_then(|info| from_redis_value::<String>(info).ok()).unwrap_or_default();
-    let field = |name: &str| {
-        let mut fields = info.split_ascii_whitespace();
-        fields.find_map(|field| field.strip_prefix(name)).map(str::to_owned)
-    };
-    Ok(field("id=").zip(field("addr=")).map(|(id, address)| Name { id, address }))
+}
+
+/// Makes sure that the server is a primary that is ready, and asks who is at the ends.
+pub(super) async fn introduce(connection: &mut MultiplexedConnection) -> RedisResult<Ends> {
+    let mut pipeline = Pipeline::with_capacity(4);
+    pipeline.cmd("PING").cmd("ROLE").cmd("CLIENT").arg("INFO").cmd("INFO").arg("server");
+    let mut answers = connection.send_packed_commands(&pipeline, 0, 4).await?.into_iter();
+    answers.next().unwrap_or(Value::Nil).extract_error()?;
+    check_role(&answers.next().unwrap_or(Value::Nil))?;
+    let mut text =
+        || answers.next().and_then(|text| from_redis_value::<String>(text).ok()).unwrap_or_default();
+    let (client, server) = (text(), text());
+    Ok(Ends { client: field(&client, "id=").zip(field(&client, "addr=")), server: field(&server, "run_id:") })
+}
+
+fn field(text: &str, name: &str) -> Option<String> {
+    text.split_ascii_whitespace().find_map(|field| field.strip_prefix(name)).map(str::to_owned)
 }
 
 /// Ends a connection of before at the server, so that no command that still is on its way there takes effect.
-pub(super) async fn end(connection: &mut MultiplexedConnection, name: &Name) {
-    let Name { id, address } = name;
+pub(super) async fn end(connection: &mut MultiplexedConnection, before: &Ends) {
+    let Some((id, address)) = &before.client else { return };
     // Both must match: after a restart, the same number is another client's.
     let command = redis::cmd("CLIENT").arg("KILL").arg("ID").arg(id).arg("ADDR").arg(address).take();
     // Where it is not allowed, or not known, nothing is lost but this.

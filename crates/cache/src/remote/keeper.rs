@@ -76,12 +76,16 @@ impl Link {
 
     /// Connects, repeats what was missed, and lets readers in.
     async fn open(self: &Arc<Link>) -> Result<u64, Failure> {
-        let (number, mut before) = {
+        let (number, before) = {
             let mut line = self.line();
             line.sessions += 1;
-            (line.sessions, line.name.clone())
+            (line.sessions, line.ends.clone())
         };
-        let opened = self.connect(number).await?;
+        let mut opened = self.connect(number).await?;
+        if !before.same_server(&opened.ends) {
+            self.line().missed.doubt_the_last();
+        }
+        let mut before = Some(before);
         loop {
             let missed = {
                 let mut line = self.line();
@@ -95,11 +99,11 @@ impl Link {
                 }
                 missed
             };
-            let mut session = opened.session.clone();
-            if let (Some(name), Connection::Single(connection)) = (before.take(), &mut session.connection) {
-                connection::end(connection, &name).await;
+            let session = &mut opened.session;
+            if let (Some(before), Connection::Single(connection)) = (before.take(), &mut session.connection) {
+                connection::end(connection, &before).await;
             }
-            self.repeat(&mut session, missed).await?;
+            self.repeat(session, missed).await?;
         }
     }
 
@@ -108,7 +112,7 @@ impl Link {
         if !matches!(opened.session.hearing, Hearing::Not) {
             self.coherence.hear();
         }
-        line.name = opened.name;
+        line.ends = opened.ends;
         line.state = State::Up(opened.session);
         self.settled.notify_waiters();
         if std::mem::replace(&mut line.is_away, false) {

@@ -21,7 +21,7 @@ use tokio::{
 
 use super::{
     coherence::Coherence,
-    connection::Name,
+    connection::Ends,
     failure::Failure,
     hearing::Hearers,
     keeper::Keeper,
@@ -51,8 +51,8 @@ pub(super) struct Line {
     pub(super) missed: Missed,
     /// How many sessions there were.
     pub(super) sessions: u64,
-    /// What the server called the last one.
-    pub(super) name: Option<Name>,
+    /// Of the last one.
+    pub(super) ends: Ends,
     task: Option<AbortHandle>,
     /// The log says that the remote is away.
     pub(super) is_away: bool,
@@ -75,7 +75,7 @@ impl Link {
             state: State::Idle,
             missed: Missed::default(),
             sessions: 0,
-            name: None,
+            ends: Ends::default(),
             task: None,
             is_away: false,
         };

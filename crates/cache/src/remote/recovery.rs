@@ -1,10 +1,11 @@
 //! Changes that the remote has not confirmed, and what is to be done about them when it answers again.
 //!
 //! A change is noted before it is sent and struck out when it is confirmed. So whatever happens to a connection, the
-//! next one repeats what was under way on it, before anybody reads from it.
+//! next one repeats what was under way on it, before anybody reads from it. A server that takes the place of another, or
+//! has been restarted, may lack what that one confirmed last: to it the last changes are repeated, too.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -13,6 +14,10 @@ use redis::Cmd;
 /// How many changes are remembered, and how many bytes of keys, before all caches of the remote are cleared instead.
 const MAX_CHANGES: usize = 1 << 16;
 const MAX_BYTES: usize = 16 << 20;
+
+/// For how long a confirmed change may be lost with the server that confirmed it, and how many are remembered for that.
+const UNCERTAIN: Duration = Duration::from_secs(5);
+const MAX_UNCERTAIN: usize = 1 << 14;
 
 /// What brings the remote in order when a change of a key may not have reached it.
 #[derive(Clone, Debug)]
@@ -29,6 +34,9 @@ pub(super) struct Missed {
     /// The number that the last change had when they were too many.
     overflowed: Option<u64>,
     last: u64,
+    /// Those that were confirmed last, the oldest first.
+    confirmed: VecDeque<(Instant, Vec<u8>, Repeat)>,
+    confirmed_bytes: usize,
 }
 
 #[derive(Clone)]
@@ -57,25 +65,51 @@ impl Missed {
     pub(super) fn note(&mut self, key: &[u8], repeat: Repeat) -> u64 {
         self.last += 1;
         let number = self.last;
-        if self.changes.len() >= MAX_CHANGES || self.bytes + key.len() > MAX_BYTES {
+        let is_known = self.changes.contains_key(key);
+        if !is_known && !self.has_room_for(key) {
             self.overflowed = Some(number);
             self.changes.clear();
             self.bytes = 0;
             return number;
         }
         let change = Change { number, since: Instant::now(), repeat };
-        if self.changes.insert(key.to_vec(), change).is_none() {
-            self.bytes += key.len();
-        }
+        self.changes.insert(key.to_vec(), change);
+        self.bytes += if is_known { 0 } else { key.len() };
         number
     }
 
     /// A change was confirmed. One of the same key that was noted later stays.
     pub(super) fn strike_out(&mut self, key: &[u8], number: u64) {
-        if self.changes.get(key).is_some_and(|change| change.number == number) {
-            self.changes.remove(key);
-            self.bytes -= key.len();
+        if self.changes.get(key).is_none_or(|change| change.number != number) {
+            return;
         }
+        let Some((key, change)) = self.changes.remove_entry(key) else { return };
+        self.bytes -= key.len();
+        self.confirmed_bytes += key.len();
+        self.confirmed.push_back((Instant::now(), key, change.repeat));
+        while let Some((since, oldest, _)) = self.confirmed.front()
+            && (since.elapsed() > UNCERTAIN
+                || self.confirmed.len() > MAX_UNCERTAIN
+                || self.confirmed_bytes > MAX_BYTES)
+        {
+            self.confirmed_bytes -= oldest.len();
+            self.confirmed.pop_front();
+        }
+    }
+
+    /// Another server is there now: what the one before confirmed last is to be repeated, as far as there is room. Of
+    /// one key the last change counts, and more so one that was never confirmed.
+    pub(super) fn doubt_the_last(&mut self) {
+        self.confirmed_bytes = 0;
+        for (_, key, repeat) in std::mem::take(&mut self.confirmed).into_iter().rev() {
+            if self.has_room_for(&key) && !self.changes.contains_key(&key) {
+                self.note(&key, repeat);
+            }
+        }
+    }
+
+    fn has_room_for(&self, key: &[u8]) -> bool {
+        self.changes.len() < MAX_CHANGES && self.bytes + key.len() <= MAX_BYTES
     }
 
     /// All caches were cleared, for the reason that had this number.
@@ -111,6 +145,29 @@ mod tests {
         missed.strike_out(b"a", second);
         assert!(missed.waiting(Duration::ZERO).is_empty());
         assert_eq!(missed.bytes, 0);
+    }
+
+    #[test]
+    fn what_a_server_confirmed_last_is_repeated_to_another() {
+        let mut missed = Missed::default();
+        let confirmed = missed.note(b"a", Repeat::Delete);
+        missed.strike_out(b"a", confirmed);
+        let confirmed = missed.note(b"b", Repeat::Delete);
+        missed.strike_out(b"b", confirmed);
+        missed.note(b"b", Repeat::Run(Cmd::new()));
+        missed.doubt_the_last();
+        let mut batch = missed.waiting(Duration::ZERO);
+        batch.changes.sort_by_key(|(key, ..)| key.clone());
+        let [(_, Repeat::Delete, a), (_, Repeat::Run(_), b)] = batch.changes.as_slice() else { panic!() };
+        missed.strike_out(b"a", *a);
+        missed.strike_out(b"b", *b);
+        assert!(missed.waiting(Duration::ZERO).is_empty());
+        for number in 0..2 * MAX_UNCERTAIN {
+            let key = number.to_be_bytes();
+            let number = missed.note(&key, Repeat::Delete);
+            missed.strike_out(&key, number);
+        }
+        assert!(missed.confirmed.len() <= MAX_UNCERTAIN);
     }
 
     #[test]

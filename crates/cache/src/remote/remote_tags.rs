@@ -186,22 +186,20 @@ impl RemoteTags {
             let learnt = Number { number, seal, trusted_until, stays_until };
             (coherence.standing(seal) == Standing::Current).then_some(learnt)
         };
-        let changed = |old: Option<Number>, new: Option<Number>| {
-            old.is_some_and(|old| new.is_none_or(|new| new.number != old.number))
+        let changed = |old: Option<Number>, place: usize| {
+            old.is_some_and(|old| answers.get(place).and_then(number) != Some(old.number))
         };
         let mut known = self.known();
         known.count = learnt(0);
-        let all = learnt(1);
-        let cleared = changed(std::mem::replace(&mut known.all, all), all);
+        let cleared = changed(std::mem::replace(&mut known.all, learnt(1)), 1);
         let mut invalidated: Vec<Arc<str>> = Vec::new();
-        for (place, name) in names.iter().enumerate() {
+        for (place, name) in (2..).zip(names) {
             let name: Arc<str> = Arc::from(*name);
-            let tag = learnt(place + 2);
-            let old = match tag {
+            let old = match learnt(place) {
                 Some(tag) => known.tags.insert(Arc::clone(&name), tag),
                 None => known.tags.remove(&name),
             };
-            if changed(old, tag) {
+            if changed(old, place) {
                 invalidated.push(name);
             }
         }

@@ -12,7 +12,7 @@ use redis::{
 use tokio::time::{Instant, timeout};
 
 use super::{
-    connection::{self, Connection, Name},
+    connection::{self, Connection, Ends},
     failure::Failure,
     link::Link,
     published::{News, Publisher, Subscriber},
@@ -40,7 +40,7 @@ pub(super) enum Hearing {
 /// A session that is being opened.
 pub(super) struct Opened {
     pub(super) session: Session,
-    pub(super) name: Option<Name>,
+    pub(super) ends: Ends,
     /// One of its connections has ended meanwhile.
     pub(super) is_gone: Arc<AtomicBool>,
 }
@@ -58,8 +58,9 @@ impl Session {
     }
 
     pub(super) async fn repeat(&mut self, changes: &[(&[u8], &Repeat)]) -> RedisResult<()> {
-        self.connection.repeat(changes).await?;
-        self.publish(changes.iter().map(|(key, _)| Some(*key))).await
+        let repeated = self.connection.repeat(changes).await;
+        self.publish(changes.iter().map(|(key, _)| Some(*key))).await?;
+        repeated
     }
 
     pub(super) async fn clear(&mut self, commands: &[redis::Cmd]) -> RedisResult<()> {
@@ -76,7 +77,7 @@ impl Session {
 
     /// Whether all answer. Says whether something was missed.
     pub(super) async fn probe(mut self) -> RedisResult<bool> {
-        self.connection.send(&redis::cmd("PING")).await?;
+        self.connection.probe().await?;
         let Hearing::Published(channel) = &self.hearing else { return Ok(false) };
         channel.0.beat().await?;
         Ok(channel.1.lacks())
@@ -86,7 +87,7 @@ impl Session {
 impl Link {
     pub(super) async fn connect(self: &Arc<Link>, number: u64) -> Result<Opened, Failure> {
         let is_gone = Arc::<AtomicBool>::default();
-        let (connection, name, tracked) = match &self.target {
+        let (connection, ends, tracked) = match &self.target {
             Target::Single(info) => self.connect_to(info, number, &is_gone).await?,
             Target::Sentinel { sentinels, primary, node } => {
                 let info = sentinel::primary(sentinels, primary, node, self.config.timeout).await?;
@@ -101,7 +102,7 @@ impl Link {
                     builder = builder.certs(certificates.clone());
                 }
                 let cluster = builder.build()?.get_async_connection().await?;
-                (Connection::Cluster(Box::new(cluster)), None, None)
+                (Connection::Cluster(Box::new(cluster)), Ends::default(), None)
             }
         };
         let hearing = match (self.config.coherence, tracked) {
@@ -112,7 +113,7 @@ impl Link {
                 self.subscribe(place, number, &is_gone).await?
             }
         };
-        Ok(Opened { session: Session { number, connection, hearing }, name, is_gone })
+        Ok(Opened { session: Session { number, connection, hearing }, ends, is_gone })
     }
 
     async fn connect_to(
@@ -120,7 +121,7 @@ impl Link {
         info: &ConnectionInfo,
         number: u64,
         is_gone: &Arc<AtomicBool>,
-    ) -> Result<(Connection, Option<Name>, Option<Tracked>), Failure> {
+    ) -> Result<(Connection, Ends, Option<Tracked>), Failure> {
         let invalidated = |link: &Link, push: PushInfo| {
             if push.kind == PushKind::Invalidate {
                 link.hearers.invalidated(&link.coherence, &push.data);
@@ -128,12 +129,12 @@ impl Link {
         };
         let listener = self.listener(number, is_gone, invalidated);
         let (mut connection, speaks) = connection::open(info, listener).await?;
-        let name = connection::introduce(&mut connection).await?;
+        let ends = connection::introduce(&mut connection).await?;
         let hears = match self.config.coherence {
             CoherenceMode::Tracking => speaks && self.track(&mut connection).await?,
             CoherenceMode::Published | CoherenceMode::Off => false,
         };
-        Ok((Connection::Single(connection), name, Some(Tracked { info: info.clone(), hears })))
+        Ok((Connection::Single(connection), ends, Some(Tracked { info: info.clone(), hears })))
     }
 
     /// Asks to be told of changes of what is read on this connection; says whether that is granted.

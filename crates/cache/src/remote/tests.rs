@@ -1,4 +1,6 @@
 //! What tiers promise each other. Each has a remote of its own, as in processes of their own.
+//!
+//! Each test has a server of its own, too: Redis tells of a key's changes in any of its databases.
 
 use std::{
     sync::{
@@ -8,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use greenwave_test_servers::redis_url;
+use greenwave_test_servers::Server;
 use redis::{AsyncTypedCommands, aio::MultiplexedConnection};
 use tokio::{task::JoinSet, time::Instant};
 
@@ -93,7 +95,8 @@ async fn until(mut holds: impl FnMut() -> bool) {
 
 #[tokio::test]
 async fn of_what_was_written_here_a_change_elsewhere_is_heard() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let (here, there) = (process(&url).await, process(&url).await);
     let Filled::Yes(filled) = here.load(1, "a", &[]).await else { panic!() };
     let Filled::Yes(set) = here.put(2, "b", LIFE, &[]).await else { panic!() };
@@ -113,7 +116,8 @@ async fn of_what_was_written_here_a_change_elsewhere_is_heard() {
 
 #[tokio::test]
 async fn who_finds_a_lease_waits_for_what_it_brings() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let (holder, waiter) = (process(&url).await, process(&url).await);
     let lease = holder.lease(1).await;
     let begun = Instant::now();
@@ -129,7 +133,8 @@ async fn who_finds_a_lease_waits_for_what_it_brings() {
 
 #[tokio::test]
 async fn who_has_nothing_to_fill_lets_the_next_one_try() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let (first, second) = (process(&url).await, process(&url).await);
     let lease = first.lease(1).await;
     first.give_back(&1, lease).await;
@@ -146,7 +151,8 @@ async fn who_has_nothing_to_fill_lets_the_next_one_try() {
 
 #[tokio::test]
 async fn the_lease_of_the_dead_runs_out_and_that_of_the_living_does_not() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let (holder, other) = (process(&url).await, process(&url).await);
     other.put(2, "old", Duration::ZERO, &[]).await;
     let (living, dead, dead_before_stale) =
@@ -171,7 +177,8 @@ async fn the_lease_of_the_dead_runs_out_and_that_of_the_living_does_not() {
 
 #[tokio::test]
 async fn a_stale_value_stays_readable_while_a_lease_stands_before_it() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let (holder, reader) = (process(&url).await, process(&url).await);
     holder.put(1, "old", Duration::ZERO, &[]).await;
     let lease = holder.lease(1).await;
@@ -193,7 +200,8 @@ async fn a_stale_value_stays_readable_while_a_lease_stands_before_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_processes_that_want_the_same_keys_load_each_once_and_never_wait_for_each_other() {
     const KEYS: u64 = 20;
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let loads: Arc<Vec<AtomicUsize>> = Arc::new((0..KEYS).map(|_| AtomicUsize::new(0)).collect());
     let mut callers = JoinSet::new();
     for process_number in 0..4 {
@@ -227,7 +235,8 @@ async fn many_processes_that_want_the_same_keys_load_each_once_and_never_wait_fo
 
 #[tokio::test]
 async fn a_tag_takes_its_entries_along_everywhere() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let (here, there) = (process(&url).await, process(&url).await);
     let [red, blue] = tags(["red", "b:l\0ue"]);
     here.load(1, "both", &[red.clone(), blue.clone()]).await;
@@ -253,7 +262,8 @@ async fn a_tag_takes_its_entries_along_everywhere() {
 
 #[tokio::test]
 async fn a_tag_invalidated_during_a_load_wins() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let (here, there) = (process(&url).await, process(&url).await);
     let red = tags(["red"]);
     for known_before in [false, true] {
@@ -270,7 +280,8 @@ async fn a_tag_invalidated_during_a_load_wins() {
 
 #[tokio::test]
 async fn a_clear_is_heard_and_spares_other_caches() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let (here, there) = (process(&url).await, process(&url).await);
     let clears = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&clears);
@@ -290,7 +301,8 @@ async fn a_clear_is_heard_and_spares_other_caches() {
 
 #[tokio::test]
 async fn what_redis_forgot_of_tags_brings_nothing_back() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let (here, there) = (process(&url).await, process(&url).await);
     let red = tags(["red"]);
     let (count, tag) = ("{name}\0seq", "{name}\0tag\0red");
@@ -321,7 +333,8 @@ async fn what_redis_forgot_of_tags_brings_nothing_back() {
 
 #[tokio::test]
 async fn a_tag_outlives_its_entries() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let here = process(&url).await;
     let red = tags(["red"]);
     here.load(1, "a", &red).await;
@@ -338,7 +351,8 @@ async fn a_tag_outlives_its_entries() {
 
 #[tokio::test]
 async fn a_read_costs_one_get() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let (here, there) = (process(&url).await, process(&url).await);
     let both = tags(["red", "blue"]);
     for key in 0..3 {
@@ -364,7 +378,8 @@ async fn a_read_costs_one_get() {
 
 #[tokio::test]
 async fn local_tags_are_sampled_before_the_read() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let here = process(&url).await;
     let red = tags(["red"]);
     here.load(1, "a", &red).await;

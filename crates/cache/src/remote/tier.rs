@@ -2,7 +2,10 @@ use std::{
     fmt,
     io::Write,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -30,6 +33,8 @@ pub(crate) struct Tier<K, V> {
     pub(super) config: CacheConfig,
     pub(super) listener: Arc<Listener>,
     _heard: (Arc<OnChange>, Arc<OnOverflow>),
+    /// Whether the first answer is there.
+    met: AtomicBool,
     cache: &'static str,
     /// What the keys of this cache's values begin with.
     prefix: Vec<u8>,
@@ -106,6 +111,7 @@ impl<K, V: 'static> Tier<K, V> {
             config: config.clone(),
             listener,
             _heard: heard,
+            met: AtomicBool::new(false),
             cache,
             prefix,
             fingerprint,
@@ -139,6 +145,14 @@ impl<K, V: 'static> Tier<K, V> {
         Before { seal: self.coherence().seal(redis_key), tags: self.local.now() }
     }
 
+    /// A seal from before there is a connection is good for nothing. So the first read waits for one.
+    async fn meet(&self) {
+        if !self.met.load(Ordering::Relaxed) {
+            let _ = self.remote.ask::<Value>(&redis::cmd("PING")).await;
+            self.met.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// How many values did not decode.
     pub(crate) fn undecodable(&self) -> u64 {
         self.undecodable.get()
@@ -146,6 +160,7 @@ impl<K, V: 'static> Tier<K, V> {
 
     /// What the remote has, be it stale. It costs one GET, and where the numbers of its tags are not known one MGET.
     pub(crate) async fn get(&self, key: &K) -> Option<Kept<V>> {
+        self.meet().await;
         let redis_key = self.redis_key(key);
         let before = self.before(&redis_key);
         let mut command = Cmd::new();
@@ -166,6 +181,7 @@ impl<K, V: 'static> Tier<K, V> {
         if keys.is_empty() {
             return Vec::new();
         }
+        self.meet().await;
         let redis_keys: Vec<_> = keys.iter().map(|key| self.redis_key(key)).collect();
         let before: Vec<_> = redis_keys.iter().map(|redis_key| self.before(redis_key)).collect();
         let mut command = redis::cmd("MGET");

@@ -1,4 +1,6 @@
 //! One load per key in all processes. Caches with a remote each, on one Redis, stand for as many processes.
+//!
+//! Each test has a server of its own: Redis tells of a key's changes in any of its databases.
 
 use std::{
     collections::HashMap,
@@ -7,7 +9,7 @@ use std::{
 };
 
 use greenwave_cache::{Cache, CacheConfig, LoadError};
-use greenwave_test_servers::redis_url;
+use greenwave_test_servers::Server;
 use redis::AsyncTypedCommands;
 use tokio::{
     task::JoinSet,
@@ -23,7 +25,8 @@ const LOAD: Duration = Duration::from_millis(50);
 
 #[tokio::test]
 async fn a_cold_key_that_all_processes_want_is_loaded_once() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let source = Source::default();
     let mut callers = JoinSet::new();
     for cache in [users(&url), users(&url), users(&url)] {
@@ -46,7 +49,8 @@ async fn a_cold_key_that_all_processes_want_is_loaded_once() {
 
 #[tokio::test]
 async fn a_failing_source_is_asked_by_each_process_at_most_once() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let source = Source::default();
     let mut callers = JoinSet::new();
     for cache in [users(&url), users(&url), users(&url)] {
@@ -70,7 +74,8 @@ async fn a_failing_source_is_asked_by_each_process_at_most_once() {
 
 #[tokio::test]
 async fn keys_that_processes_want_in_any_order_are_loaded_once_each() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let loads: Arc<Mutex<HashMap<u64, usize>>> = Arc::default();
     let mut callers = JoinSet::new();
     for process in 0..4_u64 {
@@ -104,7 +109,8 @@ async fn keys_that_processes_want_in_any_order_are_loaded_once_each() {
 /// By hand, or by a program in whatever language.
 #[tokio::test]
 async fn a_change_by_a_foreign_program_during_a_load_wins() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let cache = users(&url);
     let gate = Gate::new();
     let caller = tokio::spawn({
@@ -123,7 +129,8 @@ async fn a_change_by_a_foreign_program_during_a_load_wins() {
 
 #[tokio::test]
 async fn a_process_that_dies_while_it_loads_holds_others_up_for_its_lease_only() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let gate = Gate::new();
     std::thread::spawn({
         let (url, gate) = (url.clone(), gate.clone());
@@ -152,7 +159,8 @@ async fn a_process_that_dies_while_it_loads_holds_others_up_for_its_lease_only()
 
 #[tokio::test]
 async fn a_stale_value_is_served_by_all_while_one_loads() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let config = CacheConfig {
         ttl: Duration::from_millis(50),
         remote_ttl: Duration::from_millis(50),

@@ -1,13 +1,16 @@
 use std::{
     net::TcpListener,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use greenwave_cache::{Cache, CacheConfig, Remote, RemoteConfig};
 use greenwave_test_servers::{Server, redis_url};
 
-use crate::support::{Recording, Source};
+use crate::support::{Failed, Recording, Source};
 
 /// Without memory, so that every read shows what the remote does.
 fn without_memory(url: &str, remote: RemoteConfig) -> (Cache<u64, u64>, Recording) {
@@ -303,4 +306,47 @@ async fn a_full_redis_refuses_writes_and_still_answers_reads() {
     assert_eq!(cache.get(&2).await, None);
     cache.insert(1, 9).await;
     assert_eq!(cache.get(&1).await, None, "what an insert cannot replace it removes");
+}
+
+/// A process with memory, whose values are good for long.
+fn with_memory(url: &str) -> Cache<u64, u64> {
+    Cache::builder("n").remote(Remote::connect(url).unwrap()).build()
+}
+
+// Memory is as good as its connection: what another process changed while it was lost must not be served after it.
+#[tokio::test]
+async fn processes_agree_again_within_a_second_after_a_redis_was_killed() {
+    let mut server = Server::redis();
+    let (one, other) = (with_memory(&server.url()), with_memory(&server.url()));
+    let truth = Arc::new(AtomicU64::new(1));
+    let read = async |cache: &Cache<u64, u64>| {
+        let truth = Arc::clone(&truth);
+        let load = || async move { Ok::<_, Failed>(Some(truth.load(Ordering::SeqCst))) };
+        *cache.get_or_load(&1, load).await.unwrap().unwrap()
+    };
+    for round in 1..4 {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while read(&one).await != round || read(&other).await != round || one.get(&1).await.is_none() {
+            assert!(Instant::now() < deadline, "they never agree");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        server.kill();
+        truth.store(round + 1, Ordering::SeqCst);
+        let started = Instant::now();
+        one.invalidate(&1).await;
+        assert_eq!(read(&one).await, round + 1, "an invalidation that has returned holds here, at least");
+        read(&other).await;
+        assert!(started.elapsed() < Duration::from_secs(2), "outages are not waited for");
+        server.start();
+        let back = Instant::now();
+        let mut agreed = 0;
+        while agreed < 50 {
+            agreed = if read(&other).await == round + 1 { agreed + 1 } else { 0 };
+            assert!(
+                agreed > 0 || back.elapsed() < Duration::from_millis(1_500),
+                "it serves what is outdated"
+            );
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
 }

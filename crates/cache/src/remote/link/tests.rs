@@ -244,6 +244,41 @@ async fn what_a_dead_redis_missed_it_is_told_before_it_is_read() {
     assert_eq!((read("a").await, read("b").await, read("c").await.as_deref()), (None, None, Some("again")));
 }
 
+// As a failover does that loses what the replica had not yet got.
+#[tokio::test]
+async fn what_a_server_confirmed_last_is_repeated_to_the_one_that_takes_its_place() {
+    let servers = [Server::redis(), Server::redis()];
+    let turn = Arc::new(AtomicUsize::new(0));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let urls = servers.each_ref().map(Server::url);
+    tokio::spawn({
+        let (turn, addresses) = (Arc::clone(&turn), urls.clone().map(|url| url.replace("redis://", "")));
+        async move {
+            loop {
+                let (mut client, _) = listener.accept().await.unwrap();
+                let address = &addresses[turn.load(Ordering::SeqCst)];
+                let mut server = tokio::net::TcpStream::connect(address).await.unwrap();
+                tokio::spawn(async move { tokio::io::copy_bidirectional(&mut client, &mut server).await });
+            }
+        }
+    });
+    for url in &urls {
+        run::<()>(&mut admin(url).await, "SET a old").await;
+    }
+    let remote = remote(&format!("redis://127.0.0.1:{port}"), patient());
+    answers(&remote).await;
+    remote.forget(vec![b"a".to_vec()]).await;
+    turn.store(1, Ordering::SeqCst);
+    run::<redis::Value>(&mut admin(&urls[0]).await, "CLIENT KILL TYPE normal").await;
+    eventually("the new one is there", async || {
+        let info = remote.ask::<String>(cmd("INFO").arg("server")).await.unwrap_or_default();
+        info.contains(&format!("tcp_port:{}", urls[1].rsplit(':').next().unwrap()))
+    })
+    .await;
+    assert_eq!(read(&remote, "a").await.unwrap().0, None);
+}
+
 #[tokio::test]
 async fn a_redis_that_pauses_is_not_read_until_it_has_done_what_was_late() {
     for pause in [Duration::from_millis(200), Duration::from_millis(1_500)] {
@@ -322,6 +357,18 @@ async fn a_redis_that_refuses_to_forget_is_not_read() {
     run::<()>(&mut foreign, "CONFIG SET min-replicas-to-write 0").await;
     answers(&remote).await;
     assert_eq!(read(&remote, "a").await.unwrap().0, None);
+}
+
+#[tokio::test]
+async fn a_primary_that_becomes_a_replica_is_left_though_nobody_writes() {
+    let server = Server::redis();
+    let remote = remote(&server.url(), patient());
+    answers(&remote).await;
+    let mut foreign = admin(&server.url()).await;
+    run::<()>(&mut foreign, "REPLICAOF 127.0.0.1 1").await;
+    eventually("it is left", async || remote.ask::<()>(&get("a")).await.is_err()).await;
+    run::<()>(&mut foreign, "REPLICAOF NO ONE").await;
+    answers(&remote).await;
 }
 
 #[tokio::test]
