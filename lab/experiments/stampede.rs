@@ -27,7 +27,7 @@ use super::rows::{self, Rows, SPAN, Turnover};
 use crate::report::figures;
 use crate::{Arm, Arms, BoxError, Call, Experiment, Setup, Workload};
 
-/// How many callers there are at a time.
+/// How many callers there are at a time; in a small data set no more than there are orders.
 const CALLERS: usize = 10_000;
 
 /// How many processes share a Redis.
@@ -52,7 +52,8 @@ async fn set_up(setup: Setup, source: Source) -> Result<Arms, BoxError> {
     };
     let rows = Rows::new(&setup, &source).await?;
     let processes = if space.is_some() { PROCESSES } else { 1 };
-    let callers = (CALLERS / setup.concurrency()).max(1);
+    let most = usize::try_from(rows.orders).map_or(CALLERS, |orders| CALLERS.min(orders));
+    let callers = (most / setup.concurrency()).max(1);
     let (before, after) = (Orders::new(rows.clone()), Orders::new(rows));
     let (mut by_hand, mut ours) = (Vec::new(), Vec::new());
     for _ in 0..processes {

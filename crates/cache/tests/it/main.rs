@@ -4,9 +4,9 @@
 
 mod get_many;
 mod invalidation;
+mod law;
 #[cfg(feature = "tower")]
 mod layer;
-mod law;
 mod loads;
 mod memory;
 mod model;
