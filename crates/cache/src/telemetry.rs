@@ -44,7 +44,7 @@ pub const REMOTE_TOO_LARGE: &str = "greenwave.cache.remote.too_large";
 pub const UNCACHED: &str = "greenwave.cache.response.uncached";
 
 /// All of the above.
-pub const METRICS: [&str; 13] = [
+pub const METRICS: &[&str] = &[
     REQUESTS,
     LOAD_DURATION,
     DISCARDED,
@@ -58,6 +58,7 @@ pub const METRICS: [&str; 13] = [
     REMOTE_FAILURES,
     REMOTE_SKIPPED,
     REMOTE_UNDECODABLE,
+    REMOTE_TOO_LARGE,
     UNCACHED,
 ];
 
