@@ -169,8 +169,9 @@ pub struct RemoteConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CoherenceMode {
-    /// Redis tells (RESP3 client tracking), whoever makes the change. Needs Redis 6 or Valkey; not with a cluster, which
-    /// gets `Published` instead.
+    /// Redis tells (RESP3 client tracking), whoever makes the change, and the caches of this crate tell each other too:
+    /// of what it has evicted, Redis tells nothing. So a change by another program of what was evicted goes unheard.
+    /// Needs Redis 6 or Valkey; not with a cluster, which gets `Published` instead.
     Tracking,
     /// The caches of this crate tell each other through Redis' pub/sub. Changes by other programs go unheard. Takes the
     /// place of `Tracking` where the server refuses that, with a warning.

@@ -139,6 +139,12 @@ impl Remote {
         }
     }
 
+    /// Has `repeat` done as soon as Redis answers, for what was asked of it and had no answer. `name` is for this alone:
+    /// of two under one name, the later is done; and no key has it.
+    pub(crate) fn later(&self, name: &[u8], repeat: Repeat) {
+        self.link().note(name, repeat);
+    }
+
     /// Makes a change of one key that others must hear of: commands one after the other. Returns a seal, too, that is
     /// good for what the last of them saw or wrote, if the last is a read.
     ///

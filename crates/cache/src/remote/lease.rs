@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    Failure, Remote, Turn,
+    Failure, Remote, Repeat, Turn,
     script::{Call, GIVE_BACK, LEASE, RENEW},
     tier::{Found, Tier},
     waits::Wait,
@@ -135,6 +135,7 @@ impl<K, V: 'static> Tier<K, V> {
             if !in_the_way.is_empty() {
                 // A lease that stays runs out.
                 let _ = self.remote.run_all(&GIVE_BACK, &in_the_way).await;
+                in_the_way.iter().for_each(|(redis_key, _)| self.listener.waits.wake(Some(redis_key)));
             }
             let Some(blocked) = blocked else { break };
             match wait.as_ref().filter(|wait| wait.key() == blocked) {
@@ -153,18 +154,20 @@ impl<K, V: 'static> Tier<K, V> {
         turns
     }
 
-    /// How long to wait for news before looking.
+    /// How long to wait for news before looking. It adds to what an outage costs, whose first sign may be that no news
+    /// come.
     fn net(&self) -> Duration {
-        let jitter = Duration::from_millis(rand::random_range(10..50));
-        match self.coherence().hears() {
-            true => jitter * 10,
-            false => jitter,
-        }
+        Duration::from_millis(rand::random_range(20..80))
     }
 
     fn leased(&self, one: &Try, seq: u64) -> Lease {
         let renewal = tokio::spawn(renew(self.remote.clone(), one.redis_key.clone(), one.id));
         Lease { id: one.id, seq, renewal: renewal.abort_handle() }
+    }
+
+    /// For a lease that Redis may have, or may yet give: when it answers again, nobody is to wait for that one's end.
+    pub(super) fn return_later(&self, redis_key: &[u8], id: &[u8]) {
+        self.remote.later(id, Repeat::Run(GIVE_BACK.by_code(&[redis_key], &[id])));
     }
 
     /// Tries for all at once. Where there is a value that is not wanted, it is to give way.
@@ -189,8 +192,12 @@ impl<K, V: 'static> Tier<K, V> {
     async fn attempt_once(&self, wanted: &[&Try]) -> Result<Vec<Attempt<V>>, Failure> {
         let before: Vec<_> = wanted.iter().map(|one| self.before(&one.redis_key)).collect();
         let calls: Vec<_> = wanted.iter().map(|one| one.call()).collect();
-        let answers =
-            self.remote.run_all(&LEASE, &calls).await.inspect_err(|failure| self.sets.note(failure))?;
+        let answers = self.remote.run_all(&LEASE, &calls).await.inspect_err(|failure| {
+            self.sets.note(failure);
+            if !matches!(failure, Failure::Skipped) {
+                wanted.iter().for_each(|one| self.return_later(&one.redis_key, &one.id));
+            }
+        })?;
         let opened: Vec<_> = wanted
             .iter()
             .zip(&answers)

@@ -105,12 +105,17 @@ impl Link {
                 (Connection::Cluster(Box::new(cluster)), Ends::default(), None)
             }
         };
-        let hearing = match (self.config.coherence, tracked) {
-            (CoherenceMode::Off, _) => Hearing::Not,
-            (_, Some(Tracked { hears: true, .. })) => Hearing::Tracked,
-            (_, tracked) => {
+        let hearing = match self.config.coherence {
+            CoherenceMode::Off => Hearing::Not,
+            // Tracking is not enough: what Redis evicts for a command of this process it does not tell this process of
+            // (NOLOOP), nor of later changes of what it has not got.
+            CoherenceMode::Tracking | CoherenceMode::Published => {
+                let is_tracked = tracked.as_ref().is_some_and(|tracked| tracked.hears);
                 let place = tracked.map(|tracked| tracked.info);
-                self.subscribe(place, number, &is_gone).await?
+                match self.subscribe(place, number, &is_gone).await? {
+                    Hearing::Not if is_tracked => Hearing::Tracked,
+                    hearing => hearing,
+                }
             }
         };
         Ok(Opened { session: Session { number, connection, hearing }, ends, is_gone })
@@ -177,10 +182,7 @@ impl Link {
         }
         match failure {
             Failure::Refused(_) => {
-                self.is_hard_of_hearing(
-                    &failure,
-                    "its caches cannot hear of changes: memory keeps nothing for long",
-                );
+                self.is_hard_of_hearing(&failure, "its caches cannot tell each other of changes");
                 Ok(Hearing::Not)
             }
             failure => Err(failure),

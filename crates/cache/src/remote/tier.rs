@@ -311,7 +311,7 @@ impl<K, V: 'static> Tier<K, V> {
                     Verdict::Good => self.envelope(&redis_key, lease.seq, life, &out),
                     Verdict::Unknown => None,
                     Verdict::Outdated => {
-                        self.put(&FILL, &redis_key, &[&lease.id]).await;
+                        self.put(&FILL, &redis_key, &lease, &[]).await;
                         return Filled::Outdated;
                     }
                 }
@@ -321,9 +321,9 @@ impl<K, V: 'static> Tier<K, V> {
         let answer = match &envelope {
             Some(bytes) => {
                 let life = life.end().to_string();
-                self.put(&FILL, &redis_key, &[&lease.id, bytes, life.as_bytes()]).await
+                self.put(&FILL, &redis_key, &lease, &[bytes, life.as_bytes()]).await
             }
-            None => self.put(&FILL, &redis_key, &[&lease.id]).await,
+            None => self.put(&FILL, &redis_key, &lease, &[]).await,
         };
         match answer {
             Some(true) if envelope.is_some() => Filled::Yes(seal),
@@ -334,7 +334,7 @@ impl<K, V: 'static> Tier<K, V> {
 
     /// The source gave no answer that says anything of what the remote has, so that stays.
     pub(crate) async fn give_back(&self, key: &K, lease: Lease) {
-        self.put(&GIVE_BACK, &self.redis_key(key), &[&lease.id]).await;
+        self.put(&GIVE_BACK, &self.redis_key(key), &lease, &[]).await;
     }
 
     /// Puts a value there, whatever was there before. If that can't be done, nothing is to be there.
@@ -403,11 +403,16 @@ impl<K, V: 'static> Tier<K, V> {
     }
 
     /// Whether it was done; `None` when Redis gave no answer.
-    async fn put(&self, script: &Script, redis_key: &[u8], arguments: &[&[u8]]) -> Option<bool> {
-        match self.remote.run(script, &[redis_key], arguments).await {
+    async fn put(&self, script: &Script, redis_key: &[u8], lease: &Lease, entry: &[&[u8]]) -> Option<bool> {
+        let arguments = [&[&lease.id[..]], entry].concat();
+        let answer = self.remote.run(script, &[redis_key], &arguments).await;
+        // Redis tells other processes.
+        self.listener.waits.wake(Some(redis_key));
+        match answer {
             Ok(answer) => Some(answer == Value::Int(1)),
             Err(failure) => {
                 self.sets.note(&failure);
+                self.return_later(redis_key, &lease.id);
                 None
             }
         }

@@ -1,0 +1,261 @@
+//! Real processes that share one Redis and want the same cold key. Each is this test binary again, told by its
+//! environment to run one test: [`member`].
+
+use std::{
+    env,
+    io::{self, BufRead, BufReader, Write},
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::mpsc::{Receiver, Sender, channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use greenwave_cache::{Cache, LoadError, Remote, RemoteConfig};
+use greenwave_test_servers::Server;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::task::{JoinSet, spawn_blocking};
+
+use crate::support::Failed;
+
+const PROCESSES: usize = 3;
+const CALLERS: usize = 1_000;
+/// How long a process that died can keep others from loading, and what a busy machine adds.
+const LEASE: Duration = Duration::from_secs(3);
+const SLACK: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(60);
+const MARK: &str = "member ";
+
+/// A process of the fleet, when it is started as one: all its callers want one key, and its loads are done by whoever
+/// started it. Started in any other way it has nothing to do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn member() {
+    let (Ok(url), Ok(callers)) = (env::var("FLEET_REDIS"), env::var("FLEET_CALLERS")) else { return };
+    let cache = cache(&url);
+    assert_eq!(cache.get(&0).await, None, "that connects");
+    println!("{MARK}ready");
+    assert_eq!(order().await, "go");
+
+    let mut all = JoinSet::new();
+    for _ in 0..callers.parse().unwrap() {
+        let cache = cache.clone();
+        all.spawn(async move { cache.get_or_load(&1, load).await });
+    }
+    let (mut answers, mut failures) = (0, 0);
+    while let Some(answer) = all.join_next().await {
+        match answer.unwrap() {
+            Ok(Some(_)) => answers += 1,
+            Err(LoadError::Source(_)) => failures += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    println!("{MARK}done {answers} {failures}");
+    let _ = order().await;
+}
+
+fn cache(url: &str) -> Cache<u64, u64> {
+    let config = RemoteConfig { timeout: Duration::from_secs(10), ..Default::default() };
+    Cache::builder("fleet").remote(Remote::connect_with(url, config).unwrap()).build()
+}
+
+async fn order() -> String {
+    let line = || io::stdin().lines().next().and_then(Result::ok);
+    spawn_blocking(line).await.unwrap().unwrap_or_default()
+}
+
+async fn load() -> Result<Option<u64>, Failed> {
+    println!("{MARK}load");
+    order().await.parse().map(Some).map_err(|_| Failed)
+}
+
+/// What a process says.
+#[derive(Debug, PartialEq)]
+enum Said {
+    Ready,
+    Load,
+    Done { answers: usize, failures: usize },
+}
+
+/// The processes, seen from the one that started them.
+struct Fleet {
+    redis: Server,
+    processes: Vec<(Child, ChildStdin)>,
+    said: Receiver<(usize, Said)>,
+    loads: Vec<usize>,
+    answers: usize,
+    failures: usize,
+}
+
+impl Fleet {
+    /// Starts processes, and lets all their callers loose on the cold key at once.
+    fn start() -> Fleet {
+        // Redis tells of changes in one database those who read the same names in another, and all of a FLUSHDB: one
+        // that is shared with other tests has too much to tell.
+        let redis = Server::redis();
+        let (say, said) = channel();
+        let processes = (0..PROCESSES).map(|number| {
+            let callers = CALLERS / PROCESSES + usize::from(number < CALLERS % PROCESSES);
+            let mut child = Command::new(env::current_exe().unwrap())
+                .args(["--exact", "fleet::member", "--nocapture"])
+                .env("FLEET_REDIS", redis.url())
+                .env("FLEET_CALLERS", callers.to_string())
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let (orders, says) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+            let say = say.clone();
+            thread::spawn(move || listen(number, BufReader::new(says), &say));
+            (child, orders)
+        });
+        let processes = processes.collect();
+        let mut fleet = Fleet { redis, processes, said, loads: vec![0; PROCESSES], answers: 0, failures: 0 };
+        for _ in 0..PROCESSES {
+            assert_eq!(fleet.next().1, Said::Ready);
+        }
+        for process in 0..PROCESSES {
+            fleet.tell(process, "go");
+        }
+        fleet
+    }
+
+    fn next(&mut self) -> (usize, Said) {
+        let (process, said) = self.said.recv_timeout(PATIENCE).expect("the fleet says something");
+        match said {
+            Said::Load => self.loads[process] += 1,
+            Said::Done { answers, failures } => {
+                self.answers += answers;
+                self.failures += failures;
+            }
+            Said::Ready => {}
+        }
+        (process, said)
+    }
+
+    /// Waits until a process has to load; says which.
+    fn load(&mut self) -> usize {
+        let (process, said) = self.next();
+        assert_eq!(said, Said::Load);
+        process
+    }
+
+    fn tell(&mut self, process: usize, order: &str) {
+        writeln!(self.processes[process].1, "{order}").unwrap();
+    }
+
+    /// Has `order` be the outcome of each load, until `processes` have all their answers.
+    fn serve(&mut self, order: &str, processes: usize) {
+        let mut done = 0;
+        while done < processes {
+            match self.next() {
+                (process, Said::Load) => self.tell(process, order),
+                (_, Said::Done { .. }) => done += 1,
+                (_, Said::Ready) => unreachable!("they were ready before"),
+            }
+        }
+    }
+
+    fn signal(&self, process: usize, signal: Signal) {
+        kill_process(Pid::from_child(&self.processes[process].0), signal).unwrap();
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        for (child, _) in &mut self.processes {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn listen(number: usize, says: impl BufRead, say: &Sender<(usize, Said)>) {
+    for line in says.lines().map_while(Result::ok) {
+        // The harness may have begun the line.
+        let Some((_, line)) = line.split_once(MARK) else { continue };
+        let words: Vec<_> = line.split(' ').collect();
+        let said = match words[..] {
+            ["ready"] => Said::Ready,
+            ["load"] => Said::Load,
+            ["done", answers, failures] => {
+                Said::Done { answers: answers.parse().unwrap(), failures: failures.parse().unwrap() }
+            }
+            _ => panic!("{line}"),
+        };
+        let _ = say.send((number, said));
+    }
+}
+
+#[test]
+fn a_thousand_callers_in_three_processes_make_one_load() {
+    let mut fleet = Fleet::start();
+    let leader = fleet.load();
+    // Long enough for all others to come and wait.
+    thread::sleep(Duration::from_millis(500));
+    let answered = Instant::now();
+    fleet.tell(leader, "7");
+    fleet.serve("7", PROCESSES);
+    let took = answered.elapsed();
+    assert_eq!((fleet.answers, fleet.failures), (CALLERS, 0));
+    assert_eq!(fleet.loads.iter().sum::<usize>(), 1);
+    assert!(took < SLACK, "the last caller had its answer {took:?} after the load's end");
+    println!("the last of {CALLERS} callers had its answer {took:?} after the load's end");
+}
+
+#[test]
+fn a_process_that_dies_in_its_load_delays_the_others_by_its_lease() {
+    let mut fleet = Fleet::start();
+    let leader = fleet.load();
+    thread::sleep(Duration::from_millis(500));
+    let killed = Instant::now();
+    fleet.signal(leader, Signal::KILL);
+    fleet.serve("7", PROCESSES - 1);
+    let took = killed.elapsed();
+    assert!(fleet.answers >= CALLERS / PROCESSES * 2, "all who live are answered: {}", fleet.answers);
+    assert_eq!(fleet.failures, 0);
+    assert_eq!(fleet.loads.iter().sum::<usize>(), 2, "one began with the dead, and one for all others");
+    assert!(took < LEASE + SLACK, "{took:?}");
+    println!("the last caller had its answer {took:?} after the loading process was killed");
+}
+
+// It believes that it still has the lease: nothing told it how long it was away.
+#[test]
+fn a_process_that_was_frozen_in_its_load_does_not_replace_what_others_loaded_since() {
+    let mut fleet = Fleet::start();
+    let leader = fleet.load();
+    thread::sleep(Duration::from_millis(500));
+    fleet.signal(leader, Signal::STOP);
+    fleet.serve("8", PROCESSES - 1);
+    fleet.signal(leader, Signal::CONT);
+    fleet.tell(leader, "7");
+    fleet.serve("8", 1);
+    assert_eq!((fleet.answers, fleet.failures), (CALLERS, 0));
+    assert_eq!(fleet.loads.iter().sum::<usize>(), 2);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let kept = runtime.block_on(async { cache(&fleet.redis.url()).get(&1).await });
+    assert_eq!(kept.as_deref(), Some(&8));
+}
+
+#[test]
+fn a_load_that_takes_longer_than_a_lease_is_not_repeated() {
+    let mut fleet = Fleet::start();
+    let leader = fleet.load();
+    thread::sleep(LEASE + Duration::from_millis(500));
+    fleet.tell(leader, "7");
+    fleet.serve("7", PROCESSES);
+    assert_eq!((fleet.answers, fleet.failures), (CALLERS, 0));
+    assert_eq!(fleet.loads.iter().sum::<usize>(), 1);
+}
+
+#[test]
+fn a_failing_source_is_asked_once_by_each_process_at_most() {
+    let mut fleet = Fleet::start();
+    let leader = fleet.load();
+    thread::sleep(Duration::from_millis(500));
+    let failed = Instant::now();
+    fleet.tell(leader, "fail");
+    fleet.serve("fail", PROCESSES);
+    let took = failed.elapsed();
+    assert_eq!((fleet.answers, fleet.failures), (0, CALLERS));
+    assert!(fleet.loads.iter().all(|&loads| loads <= 1), "{:?}", fleet.loads);
+    assert!(took < SLACK, "{took:?}");
+}
