@@ -30,6 +30,8 @@ pub(crate) struct Landing<K: Hash + Eq + Clone, V> {
     flight: Arc<Flight<V>>,
     /// What there was before.
     prior: Option<Old<V>>,
+    /// Others are to find that it has failed.
+    stays: bool,
 }
 
 /// An answer that is to be kept.
@@ -154,7 +156,7 @@ impl<K: Hash + Eq + Clone, V> Landing<K, V> {
         flight: &Arc<Flight<V>>,
         prior: Option<Old<V>>,
     ) -> Landing<K, V> {
-        Landing { cache: Arc::clone(cache), claim, flight: Arc::clone(flight), prior }
+        Landing { cache: Arc::clone(cache), claim, flight: Arc::clone(flight), prior, stays: false }
     }
 
     pub(crate) fn flight(&self) -> &Flight<V> {
@@ -249,7 +251,7 @@ impl<K: Hash + Eq + Clone, V> Landing<K, V> {
     }
 
     /// Those who wait have their answer; the remote may take its time.
-    async fn settle(self, lease: Option<Lease>, answered: Option<Answered<V>>)
+    async fn settle(mut self, lease: Option<Lease>, answered: Option<Answered<V>>)
     where
         K: Send + Sync + 'static,
         V: Send + Sync + 'static,
@@ -261,11 +263,13 @@ impl<K: Hash + Eq + Clone, V> Landing<K, V> {
             }
         }
         let lingers = self.lingers();
-        let cache = Arc::clone(&self.cache);
-        if !lingers.is_zero() && cache.failed.len() < MAX_FAILED {
-            cache.failed.spawn(async move {
+        if !lingers.is_zero() && self.cache.failed.len() < MAX_FAILED {
+            // A claim of its own, so that it keeps nothing else of the cache alive.
+            let (claim, flight) = (self.cache.table.claim(self.claim.key()), Arc::clone(&self.flight));
+            self.stays = true;
+            self.cache.failed.spawn(async move {
                 sleep(lingers).await;
-                drop(self);
+                claim.land(&flight, || ());
             });
         }
     }
@@ -292,7 +296,8 @@ impl<K: Hash + Eq + Clone, V> Drop for Landing<K, V> {
         if self.flight.outcome().is_none() {
             self.fail(Failure::Aborted);
         }
-        // The failed leave now.
-        self.claim.land(&self.flight, || ());
+        if !self.stays {
+            self.claim.land(&self.flight, || ());
+        }
     }
 }

@@ -108,7 +108,7 @@ where
     /// # use greenwave_cache::Cache;
     /// let squares = Cache::<u64, u64>::builder("square").build();
     /// for n in 0..1_000 {
-    ///     squares.get_or_load(&(n % 10), || async { Ok::<_, std::io::Error>(Some(n)) }).await.unwrap();
+    ///     squares.get_or_load(&(n % 10), || async move { Ok::<_, std::io::Error>(Some(n)) }).await.unwrap();
     /// }
     /// println!("{}", squares.would_be());
     /// # }

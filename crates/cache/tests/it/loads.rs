@@ -105,6 +105,17 @@ async fn a_failure_answers_those_who_come_shortly_after_it() {
     assert_eq!(cache.get_or_load(&4, load).await.unwrap().as_deref(), Some(&7));
 }
 
+#[tokio::test]
+async fn a_failure_that_is_kept_keeps_nothing_else() {
+    let cache = cache_with(CacheConfig { error_ttl: Duration::MAX, ..Default::default() });
+    let value = Arc::new(7);
+    cache.insert(1, Arc::clone(&value)).await;
+    cache.get_or_load(&2, || async { Err::<Option<u64>, _>(Failed) }).await.unwrap_err();
+    cache.settled().await;
+    drop(cache);
+    assert_eq!(Arc::strong_count(&value), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_failure_is_not_kept_where_its_ttl_is_zero() {
     let cache = cache_with(CacheConfig { error_ttl: Duration::ZERO, ..Default::default() });

@@ -28,6 +28,7 @@ async fn every_request_is_counted_once_by_its_result() {
     let stats = cache.stats();
     expect![[r#"
         greenwave.cache.invalidations{cache=test} 1
+        greenwave.cache.load.failed{cache=test} 1
         greenwave.cache.requests{cache=test,result=coalesced} 1
         greenwave.cache.requests{cache=test,result=error} 1
         greenwave.cache.requests{cache=test,result=hit} 2
@@ -75,7 +76,7 @@ async fn stats_say_what_became_of_the_entries() {
     assert_eq!(recording.count("greenwave.cache.evictions{cache=test}"), stats.evictions);
     let fields =
         serde_json::to_value(&stats).unwrap().as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-    expect!["absent bytes discarded entries errors evictions hits invalidations load_seconds loads misses name remote_hits stale too_large undecodable waits"]
+    expect!["absent bytes discarded entries errors evictions failed_loads hits invalidations load_seconds loads misses name remote_hits stale too_large undecodable waits"]
         .assert_eq(&fields.join(" "));
 }
 
