@@ -49,7 +49,7 @@ struct Round {
 }
 
 fn main() {
-    let (rounds, hits) = if is_trial() { (1, 1_000) } else { (31, 400_000) };
+    let (rounds, hits) = if is_trial() { (1, 1_000) } else { (21, 100_000) };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
     let zipf = Zipf::new(KEYS, 0.99);

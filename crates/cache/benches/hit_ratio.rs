@@ -37,7 +37,7 @@ fn main() {
             for _ in 0..runs {
                 let (ours, would_be) = runtime.block_on(ours(&keys, entries));
                 ratio = ours;
-                apart = apart.abs().max((ours - bare).abs());
+                apart = apart.max((ours - bare).abs());
                 furthest = furthest.max(error(&keys, &would_be));
             }
             println!(
@@ -54,8 +54,8 @@ fn main() {
 async fn ours(keys: &[u32], entries: usize) -> (f64, WouldBe) {
     let config = CacheConfig { max_entries: entries, ttl: TTL, ..Default::default() };
     let cache = Cache::<u32, u32>::builder("bench").config(config).build();
-    for key in keys {
-        cache.get_or_load(key, || async { Ok::<_, Infallible>(Some(*key)) }).await.unwrap();
+    for &key in keys {
+        cache.get_or_load(&key, || async move { Ok::<_, Infallible>(Some(key)) }).await.unwrap();
     }
     (cache.stats().hit_ratio(), cache.would_be())
 }
@@ -63,7 +63,7 @@ async fn ours(keys: &[u32], entries: usize) -> (f64, WouldBe) {
 fn bare(keys: &[u32], entries: usize) -> f64 {
     let cache = quick_cache::sync::Cache::<u32, Arc<u32>>::new(entries);
     let hits = keys.iter().filter(|key| {
-        let hit = cache.get(key).is_some();
+        let hit = cache.get(*key).is_some();
         if !hit {
             cache.insert(**key, Arc::new(**key));
         }

@@ -195,17 +195,13 @@ where
     ///
     /// Dropping this future changes nothing.
     pub async fn get(&self, key: &K) -> Option<Arc<V>> {
-        let inner = &self.inner;
-        if let Some(value) = inner.memory.read(key).fresh() {
-            inner.metrics.hits.increment(1);
-            return value;
+        match self.inner.memory.read(key) {
+            Look::Fresh(value) => {
+                self.inner.metrics.hits.increment(1);
+                value
+            }
+            look => self.inner.get_elsewhere(key, look).await,
         }
-        let found = inner.look_remotely(key).await;
-        match &found {
-            Some(_) => inner.metrics.remote_hits.increment(1),
-            None => inner.metrics.misses.increment(1),
-        }
-        found.flatten()
     }
 
     /// Puts a value into memory and the remote. It replaces what is there, and what a running load will bring.
@@ -426,6 +422,19 @@ where
     K: Hash + Eq + Clone + Send + Sync + 'static,
     V: Send + Sync + 'static,
 {
+    async fn get_elsewhere(&self, key: &K, look: Look<V>) -> Option<Arc<V>> {
+        if let Some(value) = look.fresh() {
+            self.metrics.hits.increment(1);
+            return value;
+        }
+        let found = self.look_remotely(key).await;
+        match &found {
+            Some(_) => self.metrics.remote_hits.increment(1),
+            None => self.metrics.misses.increment(1),
+        }
+        found.flatten()
+    }
+
     async fn look_remotely(&self, key: &K) -> Option<Option<Arc<V>>> {
         let remote = self.remote.as_ref()?;
         let claim = self.table.claim(key);

@@ -16,7 +16,7 @@ use tokio::{
 const STOPPED: u64 = u64::MAX;
 
 /// What it shows when it is made: high enough that there are times before it.
-const BEGINNING: u64 = 1 << 48;
+const BEGINNING: u64 = 1 << 38;
 
 const MAX_TICK: Duration = Duration::from_millis(100);
 

@@ -124,18 +124,26 @@ impl Default for CacheConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RemoteConfig {
-    /// How long one operation may take, connecting included, before the cache goes on without it; default 250ms.
+    /// How long one operation may take before the cache goes on without it; default 250ms.
+    ///
+    /// The very first operation connects within it, too. Later connections are made in the background, and may take
+    /// four times as long, but at least 500ms.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
 
-    /// How often a remote that does not answer is tried in the background; default 200ms. Nobody waits for that.
+    /// How soon a remote that does not answer is tried again in the background; default 200ms. Nobody waits for that.
+    ///
+    /// The pauses grow to three times this, and each is shortened at random by up to a half.
     #[serde(with = "humantime_serde")]
     pub retry_after: Duration,
 
-    /// How this process hears of changes that others make; default `tracking`.
+    /// How this process hears of changes that others make; default `tracking`. All processes that share a remote should
+    /// have the same.
     pub coherence: CoherenceMode,
 
     /// How long an answer from memory is trusted while changes cannot be heard; default 1s.
+    ///
+    /// Twice in this time, but at least once a second, the remote is asked whether it is still there.
     #[serde(with = "humantime_serde")]
     pub untracked_ttl: Duration,
 
@@ -165,7 +173,8 @@ pub enum CoherenceMode {
     /// of what it has evicted, Redis tells nothing. So a change by another program of what was evicted goes unheard.
     /// Needs Redis 6 or Valkey; not with a cluster, which gets `Published` instead.
     Tracking,
-    /// The caches of this crate tell each other through Redis' pub/sub. Changes by other programs go unheard.
+    /// The caches of this crate tell each other through Redis' pub/sub. Changes by other programs go unheard. Takes the
+    /// place of `Tracking` where the server refuses that, with a warning.
     Published,
     /// Nobody tells: memory trusts nothing for longer than `untracked_ttl`.
     Off,

@@ -139,6 +139,11 @@ async fn timed<K, V, T>(
     let started = Instant::now();
     let loaded = load.await;
     cache.metrics.load_duration.record(started.elapsed());
+    if let Err(failure) = &loaded {
+        // Those whom something stale is served do not hear of it.
+        cache.metrics.failed_loads.increment(1);
+        tracing::debug!(cache = cache.name, %failure, "a load failed");
+    }
     loaded
 }
 
@@ -158,15 +163,16 @@ impl<K: Hash + Eq + Clone, V> Landing<K, V> {
 
     /// Takes what the remote has. Lands and says yes if it is fresh; otherwise it is offered to those who wait.
     fn found(&mut self, kept: Kept<V>) -> bool {
+        // Nobody waits for a refresh, so it is not content with what is to be refreshed itself.
+        if kept.due && self.prior.as_ref().is_some_and(Old::is_served) {
+            return false;
+        }
         let Inner { memory, metrics, .. } = &*self.cache;
         let key = self.claim.key();
         let (fresh_for, stale_for) = (kept.fresh_for, kept.stale_for);
         let weight = memory.weigh(key, kept.value.as_ref());
         let item = Item { value: kept.value, tags: kept.tags, seal: Some(kept.seal) };
         if fresh_for.is_zero() {
-            if self.prior.as_ref().is_some_and(Old::is_served) {
-                return false;
-            }
             let stored = self.claim.store(|| memory.insert_stale(key, item, weight, stale_for));
             if let Some((removed, old)) = stored {
                 metrics.evictions.increment(removed.evicted);

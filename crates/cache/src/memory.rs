@@ -38,24 +38,30 @@ pub(crate) struct Item<V> {
     pub(crate) seal: Option<Seal>,
 }
 
-/// Each hit copies one, so it is small.
-struct Entry<V> {
-    value: Option<Arc<V>>,
-    /// `None` for most entries: nothing but the time can end them.
-    bonds: Option<Arc<Bonds>>,
-    /// When a reader must look twice, in the clock's milliseconds: the entry is to be refreshed, or over.
-    look_at: u64,
-    /// For how many milliseconds after that it is still fresh; of what is more than 49 days, that is.
-    ripe_for: u32,
-    weight: u32,
+/// Each hit copies one out of a large table, so it is small: two words.
+enum Entry<V> {
+    /// What nothing but time can end, as most of them. `times` is when, and the weight in its lowest bits.
+    Plain {
+        value: Arc<V>,
+        times: u64,
+    },
+    Rich(Arc<Rich<V>>),
 }
 
-#[derive(Clone)]
-struct Bonds {
-    tags: Option<Arc<TagSet>>,
-    seal: Option<Seal>,
+const _: () = assert!(size_of::<Entry<u64>>() == 16);
+
+const WEIGHT_BITS: u32 = 24;
+const MAX_PLAIN_WEIGHT: u32 = (1 << WEIGHT_BITS) - 1;
+const MAX_PLAIN_TIME: u64 = u64::MAX >> WEIGHT_BITS;
+
+struct Rich<V> {
+    item: Item<V>,
     /// Where the reads of this key are noted.
     sampled: Option<Sampled>,
+    /// When a reader must look twice, in the clock's milliseconds: the entry is to be refreshed, or over.
+    look_at: u64,
+    fresh_until: u64,
+    weight: u32,
 }
 
 /// What memory has of a key.
@@ -85,29 +91,62 @@ pub(crate) enum Age {
 }
 
 // By hand, since the derived ones would ask that V is Clone.
+impl<V> Clone for Item<V> {
+    fn clone(&self) -> Item<V> {
+        Item { value: self.value.clone(), tags: self.tags.clone(), seal: self.seal }
+    }
+}
+
 impl<V> Clone for Entry<V> {
     #[inline]
     fn clone(&self) -> Entry<V> {
-        Entry { value: self.value.clone(), bonds: self.bonds.clone(), ..*self }
+        match self {
+            Entry::Plain { value, times } => Entry::Plain { value: Arc::clone(value), times: *times },
+            Entry::Rich(rich) => Entry::Rich(Arc::clone(rich)),
+        }
+    }
+}
+
+impl<V> Clone for Rich<V> {
+    fn clone(&self) -> Rich<V> {
+        Rich { item: self.item.clone(), ..*self }
     }
 }
 
 impl<V> Entry<V> {
-    fn new(
-        item: Item<V>,
-        sampled: Option<Sampled>,
-        (look_at, fresh_until): (u64, u64),
-        weight: u32,
-    ) -> Entry<V> {
-        let Item { value, tags, seal } = item;
-        let has_bonds = tags.is_some() || seal.is_some() || sampled.is_some();
-        let bonds = has_bonds.then(|| Arc::new(Bonds { tags, seal, sampled }));
-        let ripe_for = u32::try_from(fresh_until - look_at).unwrap_or(u32::MAX);
-        Entry { value, bonds, look_at, ripe_for, weight }
+    fn new(rich: Rich<V>) -> Entry<V> {
+        match rich {
+            Rich {
+                item: Item { value: Some(value), tags: None, seal: None },
+                sampled: None,
+                look_at,
+                fresh_until,
+                weight,
+            } if look_at == fresh_until && look_at <= MAX_PLAIN_TIME && weight <= MAX_PLAIN_WEIGHT => {
+                Entry::Plain { value, times: look_at << WEIGHT_BITS | u64::from(weight) }
+            }
+            rich => Entry::Rich(Arc::new(rich)),
+        }
     }
 
-    fn tags(&self) -> Option<Arc<TagSet>> {
-        self.bonds.as_ref().and_then(|bonds| bonds.tags.clone())
+    fn into_rich(self) -> Rich<V> {
+        match self {
+            Entry::Plain { value, times } => Rich {
+                item: Item { value: Some(value), tags: None, seal: None },
+                sampled: None,
+                look_at: times >> WEIGHT_BITS,
+                fresh_until: times >> WEIGHT_BITS,
+                weight: times as u32 & MAX_PLAIN_WEIGHT,
+            },
+            Entry::Rich(rich) => Arc::unwrap_or_clone(rich),
+        }
+    }
+
+    fn weight(&self) -> u32 {
+        match self {
+            Entry::Plain { times, .. } => *times as u32 & MAX_PLAIN_WEIGHT,
+            Entry::Rich(rich) => rich.weight,
+        }
     }
 }
 
@@ -154,7 +193,7 @@ struct Weights;
 
 impl<K, V> Weighter<K, Entry<V>> for Weights {
     fn weight(&self, _: &K, entry: &Entry<V>) -> u64 {
-        u64::from(entry.weight)
+        u64::from(entry.weight())
     }
 }
 
@@ -213,7 +252,9 @@ impl<K: Hash + Eq, V> Memory<K, V> {
     #[inline]
     pub(crate) fn read(&self, key: &K) -> Look<V> {
         match self.entries.get(key) {
-            Some(entry) if self.is_plain(&entry) => Look::Fresh(entry.value),
+            Some(Entry::Plain { value, times }) if self.clock.now() < times >> WEIGHT_BITS => {
+                Look::Fresh(Some(value))
+            }
             entry => self.read_twice(key, entry),
         }
     }
@@ -224,9 +265,9 @@ impl<K: Hash + Eq, V> Memory<K, V> {
             self.note(self.sampler.sample(key), &Look::Nothing, 0);
             return Look::Nothing;
         };
-        let sampled = entry.bonds.as_ref().and_then(|bonds| bonds.sampled);
-        let weight = entry.weight;
-        let look = self.look_twice(entry);
+        let rich = entry.into_rich();
+        let (sampled, weight) = (rich.sampled, rich.weight);
+        let look = self.look_twice(rich);
         self.note(sampled, &look, weight);
         look
     }
@@ -249,25 +290,14 @@ impl<K: Hash + Eq, V> Memory<K, V> {
     }
 
     pub(crate) fn look(&self, key: &K) -> Look<V> {
-        match self.entries.get(key) {
-            Some(entry) if self.is_plain(&entry) => Look::Fresh(entry.value),
-            Some(entry) => self.look_twice(entry),
-            None => Look::Nothing,
-        }
+        self.entries.get(key).map_or(Look::Nothing, |entry| self.look_twice(entry.into_rich()))
     }
 
-    #[inline]
-    fn is_plain(&self, entry: &Entry<V>) -> bool {
-        entry.bonds.is_none() && self.clock.now() < entry.look_at
-    }
-
-    fn look_twice(&self, entry: Entry<V>) -> Look<V> {
-        let Entry { value, bonds, look_at, ripe_for, .. } = entry;
-        let tags = bonds.as_ref().and_then(|bonds| bonds.tags.clone());
+    fn look_twice(&self, entry: Rich<V>) -> Look<V> {
+        let Rich { item: Item { value, tags, seal }, look_at, fresh_until, .. } = entry;
         if tags.as_ref().is_some_and(|tags| !tags.is_current()) {
             return Look::Nothing;
         }
-        let seal = bonds.as_ref().and_then(|bonds| bonds.seal);
         let standing = match (&self.coherence, seal) {
             (Some(coherence), Some(seal)) => coherence.standing(seal),
             _ => Standing::Current,
@@ -277,7 +307,6 @@ impl<K: Hash + Eq, V> Memory<K, V> {
             Standing::Changed => Look::Nothing,
             Standing::Current if now < look_at => Look::Fresh(value),
             _ => {
-                let fresh_until = look_at.saturating_add(u64::from(ripe_for));
                 Look::Old(Old { value, tags, age: self.age(now, fresh_until, standing == Standing::Current) })
             }
         }
@@ -313,8 +342,8 @@ impl<K: Hash + Eq, V> Memory<K, V> {
                 if let Some(sampled) = sampled {
                     self.sampler.stored(sampled, u64::from(weight));
                 }
-                let ends = self.policy.ends(self.clock.exact(), ttl);
-                self.put(key.clone(), Entry::new(item, sampled, ends, weight))
+                let (look_at, fresh_until) = self.policy.ends(self.clock.exact(), ttl);
+                self.put(key.clone(), Rich { item, sampled, look_at, fresh_until, weight })
             }
             _ => self.remove(key),
         }
@@ -338,7 +367,7 @@ impl<K: Hash + Eq, V> Memory<K, V> {
         let removed = match weight {
             Weight::Of(weight) if age != Age::Over => {
                 let sampled = self.sampler.sample(key);
-                self.put(key.clone(), Entry::new(item, sampled, (fresh_until, fresh_until), weight))
+                self.put(key.clone(), Rich { item, sampled, look_at: fresh_until, fresh_until, weight })
             }
             _ => Removed::none(),
         };
@@ -349,7 +378,7 @@ impl<K: Hash + Eq, V> Memory<K, V> {
     pub(crate) fn prior(&self, key: &K) -> Option<Old<V>> {
         match self.look(key) {
             Look::Fresh(value) => {
-                let tags = self.entries.peek(key).and_then(|entry| entry.tags());
+                let tags = self.entries.peek(key).and_then(|entry| entry.into_rich().item.tags);
                 Some(Old { value, tags, age: Age::Ripe })
             }
             look => look.old(),
@@ -361,22 +390,22 @@ impl<K: Hash + Eq, V> Memory<K, V> {
     where
         K: Clone,
     {
-        match self.entries.peek(key) {
-            Some(entry) if is_same(&entry.value, value) && !ttl.is_zero() => {
-                let ends = self.policy.ends(self.clock.exact(), ttl);
-                let item = Item { tags: entry.tags(), value: entry.value, seal: Some(seal) };
-                self.put(key.clone(), Entry::new(item, self.sampler.sample(key), ends, entry.weight))
+        match self.entries.peek(key).map(Entry::into_rich) {
+            Some(entry) if is_same(&entry.item.value, value) && !ttl.is_zero() => {
+                let (look_at, fresh_until) = self.policy.ends(self.clock.exact(), ttl);
+                let item = Item { seal: Some(seal), ..entry.item };
+                self.put(key.clone(), Rich { item, look_at, fresh_until, ..entry })
             }
             _ => Removed::none(),
         }
     }
 
-    fn put(&self, key: K, entry: Entry<V>) -> Removed<K, V>
+    fn put(&self, key: K, entry: Rich<V>) -> Removed<K, V>
     where
         K: Clone,
     {
         let mut left = Vec::new();
-        self.entries.insert_with_lifecycle(key.clone(), entry, &mut left);
+        self.entries.insert_with_lifecycle(key.clone(), Entry::new(entry), &mut left);
         // One of them may be what the key had before.
         let evicted = left.iter().filter(|(other, _)| *other != key).count() as u64;
         Removed { _left: left, evicted }

@@ -83,7 +83,13 @@ impl Drop for Shared {
 }
 
 impl Remote {
-    /// A remote at a URL like `redis://:password@host:6379/0`, `rediss://…` for TLS, `unix:///path`.
+    /// A remote at a URL:
+    ///
+    /// - `redis://user:password@host:6379/0`: one server; `rediss://…` with TLS; `unix:///path` on this machine;
+    /// - `redis+sentinel://user:password@host1:26379,host2/name/0`: the primary that the sentinels know by this name,
+    ///   which are told `?sentinel_user=…&sentinel_password=…` if that is there;
+    /// - `redis+cluster://user:password@host1:6379,host2`: a cluster, of which some nodes are named;
+    /// - `rediss+sentinel://…`, `rediss+cluster://…`: the same with TLS.
     ///
     /// It connects when it is first needed: a Redis that is down fails no start. For TLS it makes ring rustls's
     /// provider for the process, unless the process has chosen one.
@@ -109,12 +115,7 @@ impl Remote {
         redis::from_redis_value(answer).map_err(|error| Failure::Refused(error.into()))
     }
 
-    /// The same for several commands of one key, one after the other. An error of any is the error of all.
-    pub(crate) async fn ask_in_order(&self, commands: &[Cmd]) -> Result<Vec<Value>, Failure> {
-        self.link().exchange(async |mut session| session.connection.send_in_order(commands).await).await
-    }
-
-    /// The same for commands of any keys, in no certain order.
+    /// The same for several commands, of any keys, in no certain order. An error of any is the error of all.
     pub(crate) async fn ask_all(&self, commands: &[Cmd]) -> Result<Vec<Value>, Failure> {
         self.link().exchange(async |mut session| session.connection.send_all(commands).await).await
     }
@@ -144,9 +145,8 @@ impl Remote {
         self.link().note(name, repeat);
     }
 
-    /// Makes a change of one key that others must hear of: commands one after the other, as by
-    /// [`ask_in_order`](Remote::ask_in_order). Returns a seal, too, that is good for what the last of them saw or
-    /// wrote, if the last is a read.
+    /// Makes a change of one key that others must hear of: commands one after the other. Returns a seal, too, that is
+    /// good for what the last of them saw or wrote, if the last is a read.
     ///
     /// When it fails, or the future is dropped, the change may have been made or not; `repeat` then brings Redis in
     /// order, before the next read.

@@ -2,6 +2,7 @@
 
 use std::{
     any::Any,
+    fmt,
     future::{Future, poll_fn},
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
@@ -144,7 +145,7 @@ impl<V> Flight<V> {
         loop {
             tokio::select! {
                 biased;
-                outcome = self.outcome.wait() => return match (outcome, old) {
+                outcome = self.outcome.wait() => return match (outcome, old.or(self.offer.get())) {
                     (Ok(landed), _) => Heard::Landed(landed),
                     (Err(_), Some(old)) => Heard::Stale(old.clone()),
                     (Err(failed), None) => Heard::Failed(&failed.failure),
@@ -180,6 +181,18 @@ impl Failure {
             Err(payload) => Arc::from(payload.downcast_ref::<&str>().copied().unwrap_or("no message")),
         };
         Failure::Panicked(message)
+    }
+}
+
+/// The source's own error may be of a type that cannot be shown.
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Source(_) => f.write_str("the source returned an error"),
+            Failure::Panicked(message) => write!(f, "panicked: {message}"),
+            Failure::TimedOut(after) => write!(f, "no end within {after:?}"),
+            Failure::Aborted => f.write_str("cut off"),
+        }
     }
 }
 

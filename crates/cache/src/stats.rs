@@ -22,10 +22,12 @@ pub struct CacheStats {
     pub misses: u64,
     /// Reads that waited for a load that another had begun.
     pub waits: u64,
-    /// Reads that ended in an error, and loads that failed.
+    /// Reads that ended in an error.
     pub errors: u64,
     /// How often the source was asked, failed loads included.
     pub loads: u64,
+    /// Loads that failed, be their callers told or served something stale.
+    pub failed_loads: u64,
     /// How many seconds all loads took together.
     pub load_seconds: f64,
     /// Loads that found nothing.
@@ -79,6 +81,7 @@ where
             waits: metrics.coalesced.get(),
             errors: metrics.errors.get(),
             loads: metrics.load_duration.count(),
+            failed_loads: metrics.failed_loads.get(),
             load_seconds: metrics.load_duration.sum().as_secs_f64(),
             absent: metrics.absent.get(),
             discarded: metrics.discarded.get(),

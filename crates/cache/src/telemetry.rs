@@ -18,6 +18,8 @@ pub const REQUESTS: &str = "greenwave.cache.requests";
 pub const LOAD_DURATION: &str = "greenwave.cache.load.duration";
 /// Loaded values that were not stored, because an invalidation came first, by `cache`.
 pub const DISCARDED: &str = "greenwave.cache.load.discarded";
+/// Loads that failed, by `cache`, be their callers told or served something stale.
+pub const FAILED: &str = "greenwave.cache.load.failed";
 /// Loads that found nothing, by `cache`.
 pub const ABSENT: &str = "greenwave.cache.load.absent";
 /// Loaded values that were too large to be kept, by `cache`.
@@ -40,10 +42,11 @@ pub const REMOTE_UNDECODABLE: &str = "greenwave.cache.remote.undecodable";
 pub const REMOTE_TOO_LARGE: &str = "greenwave.cache.remote.too_large";
 
 /// All of the above.
-pub const METRICS: [&str; 12] = [
+pub const METRICS: [&str; 13] = [
     REQUESTS,
     LOAD_DURATION,
     DISCARDED,
+    FAILED,
     ABSENT,
     TOO_LARGE,
     EVICTIONS,
@@ -70,6 +73,7 @@ pub(crate) struct Metrics {
     pub(crate) coalesced: Tally,
     pub(crate) errors: Tally,
     pub(crate) load_duration: Times,
+    pub(crate) failed_loads: Tally,
     pub(crate) absent: Tally,
     pub(crate) discarded: Tally,
     pub(crate) too_large: Tally,
@@ -93,6 +97,7 @@ impl Metrics {
             coalesced: Tally::new(requests("coalesced")),
             errors: Tally::new(requests("error")),
             load_duration: Times::new(histogram!(LOAD_DURATION, "cache" => cache)),
+            failed_loads: tally(FAILED),
             absent: tally(ABSENT),
             discarded: tally(DISCARDED),
             too_large: tally(TOO_LARGE),

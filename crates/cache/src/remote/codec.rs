@@ -58,13 +58,36 @@ impl<V: Serialize + DeserializeOwned> Codec<V> for MessagePack {
     }
 
     fn decode(&self, bytes: &[u8]) -> Result<V, Box<dyn Error + Send + Sync>> {
-        let mut deserializer = rmp_serde::Deserializer::new(bytes);
+        // What stands around a value tells garbage from it, so that the whole is one value.
+        let mut deserializer = rmp_serde::Deserializer::from_read_ref(bytes);
         deserializer.set_max_depth(MAX_DEPTH);
-        let value = V::deserialize(&mut deserializer)?;
-        match deserializer.get_ref().is_empty() {
-            true => Ok(value),
-            // Any byte below 128 begins a good MessagePack number: garbage must not pass for one.
-            false => Err("bytes follow the value".into()),
+        Ok(V::deserialize(&mut deserializer)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Serialize, Deserialize)]
+    struct Nested(Vec<Nested>);
+
+    fn decode<V: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result<V, Box<dyn Error + Send + Sync>> {
+        Codec::<V>::decode(&MessagePack, bytes)
+    }
+
+    #[test]
+    fn truncated_endless_and_foreign_bytes_are_errors() {
+        let bytes = Codec::encode(&MessagePack, &vec![("Ada".to_owned(), 7_u64)]).unwrap();
+        for end in 0..bytes.len() {
+            decode::<Vec<(String, u64)>>(&bytes[..end]).unwrap_err();
         }
+        decode::<Vec<(String,)>>(&bytes).unwrap_err();
+        decode::<Vec<(String, u64, u64)>>(&bytes).unwrap_err();
+        // A list that claims four billion entries, and nesting without end.
+        decode::<Vec<u64>>(&[0xdd, 0xff, 0xff, 0xff, 0xff]).unwrap_err();
+        decode::<Nested>(&[0x91; 1 << 20]).unwrap_err();
     }
 }

@@ -13,6 +13,8 @@ pub(crate) struct Kept<V> {
     pub(crate) fresh_for: Duration,
     /// Beyond `fresh_for`.
     pub(crate) stale_for: Duration,
+    /// It is time to load it anew, though it may still be served.
+    pub(crate) due: bool,
     pub(crate) seal: Seal,
     pub(crate) tags: Option<Arc<TagSet>>,
 }

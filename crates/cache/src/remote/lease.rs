@@ -198,25 +198,29 @@ impl<K, V: 'static> Tier<K, V> {
                 wanted.iter().for_each(|one| self.return_later(&one.redis_key, &one.id));
             }
         })?;
-        let found = wanted.iter().zip(&answers).filter_map(|(one, answer)| match answer {
-            Value::BulkString(bytes) => Some((&one.redis_key[..], &bytes[..])),
-            _ => None,
-        });
-        self.learn_tags(found).await;
-        let attempts = wanted.iter().zip(answers).zip(before).map(|((one, answer), before)| match answer {
-            Value::Int(1) => Attempt::Leased,
-            Value::Int(_) => Attempt::Elsewhere,
-            Value::BulkString(bytes) => match self.judge(&one.redis_key, &bytes, before) {
-                Found::Good { kept, due: false } => Attempt::Over(Turn::Found(kept)),
+        let opened: Vec<_> = wanted
+            .iter()
+            .zip(&answers)
+            .map(|(one, answer)| match answer {
+                Value::BulkString(bytes) => Some(self.open(&one.redis_key, bytes)),
+                _ => None,
+            })
+            .collect();
+        self.learn_tags(opened.iter().flatten()).await;
+        let attempt = |((answer, opened), before): ((&Value, _), _)| match (answer, opened) {
+            (Value::BulkString(bytes), Some(opened)) => match self.judge(opened, before) {
+                Found::Good(kept) if !kept.due => Attempt::Over(Turn::Found(kept)),
                 found => Attempt::Unwanted(Some(Seen {
                     length: bytes.len(),
                     beginning: bytes[..bytes.len().min(BEGINNING)].to_vec(),
-                    useful: matches!(found, Found::Good { .. }),
+                    useful: matches!(found, Found::Good(_)),
                 })),
             },
+            (Value::Int(1), _) => Attempt::Leased,
+            (Value::Int(_), _) => Attempt::Elsewhere,
             _ => Attempt::Over(Turn::Lead(None)),
-        });
-        Ok(attempts.collect())
+        };
+        Ok(answers.iter().zip(opened).zip(before).map(attempt).collect())
     }
 }
 

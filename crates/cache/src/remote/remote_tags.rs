@@ -246,7 +246,8 @@ impl RemoteTags {
         let keys = [self.count_key(), tag.map_or_else(|| self.all_key(), |tag| self.tag_key(tag))];
         let command = invalidation(&keys);
         self.forget(tag, &keys);
-        if let Err(failure) = self.remote.change(&keys[1], &[command.clone()], Repeat::Run(command)).await {
+        let repeat = Repeat::Run(command.clone());
+        if let Err(failure) = self.remote.change(&keys[1], &[command], repeat).await {
             self.failures.note(&failure);
         }
         // Redis does not tell us of this change, and what was asked before it may have been answered since.

@@ -386,8 +386,8 @@ async fn local_tags_are_sampled_before_the_read() {
     let before = here.before(b"name:1");
     here.local.invalidate(&red[0]);
     let bytes: Vec<u8> = redis::cmd("GET").arg("name:1").query_async(&mut redis(&url).await).await.unwrap();
-    match here.judge(b"name:1", &bytes, before) {
-        super::tier::Found::Good { kept, .. } => assert!(!kept.tags.unwrap().is_current()),
+    match here.judge(here.open(b"name:1", &bytes), before) {
+        super::tier::Found::Good(kept) => assert!(!kept.tags.unwrap().is_current()),
         _ => panic!("it is there"),
     }
 }

@@ -65,14 +65,18 @@ pub(super) struct Listener {
 
 /// What was found under a key.
 pub(super) enum Found<V> {
-    Good {
-        kept: Kept<V>,
-        /// It is time to ask the source anew, though it may still be served.
-        due: bool,
-    },
+    Good(Kept<V>),
     /// Nothing that may be served.
     Nothing,
     Undecodable,
+}
+
+/// What bytes in the remote are.
+pub(super) enum Opened<'b> {
+    Entry(Envelope<'b>),
+    /// A lease that stands before nothing.
+    Nothing,
+    Garbage,
 }
 
 /// What a read needs to know from before it was sent.
@@ -172,8 +176,9 @@ impl<K, V: 'static> Tier<K, V> {
                 return None;
             }
         };
-        self.learn_tags([(&redis_key[..], &bytes[..])]).await;
-        self.kept(&redis_key, &bytes, before)
+        let opened = self.open(&redis_key, &bytes);
+        self.learn_tags([&opened]).await;
+        self.kept(opened, before)
     }
 
     /// The same for many keys, with one MGET.
@@ -188,22 +193,21 @@ impl<K, V: 'static> Tier<K, V> {
         command.arg(&redis_keys);
         let found = self.remote.ask::<Vec<Option<Vec<u8>>>>(&command).await;
         let found = found.inspect_err(|failure| self.gets.note(failure)).unwrap_or_default();
-        let there =
-            redis_keys.iter().zip(&found).filter_map(|(key, bytes)| Some((&key[..], bytes.as_deref()?)));
-        self.learn_tags(there).await;
-        let mut kept: Vec<_> = redis_keys
+        let opened: Vec<_> = redis_keys
             .iter()
             .zip(&found)
-            .zip(before)
-            .map(|((redis_key, bytes), before)| self.kept(redis_key, bytes.as_deref()?, before))
+            .map(|(redis_key, bytes)| Some(self.open(redis_key, bytes.as_deref()?)))
             .collect();
+        self.learn_tags(opened.iter().flatten()).await;
+        let mut kept: Vec<_> =
+            opened.into_iter().zip(before).map(|(opened, before)| self.kept(opened?, before)).collect();
         kept.resize_with(keys.len(), || None);
         kept
     }
 
-    fn kept(&self, redis_key: &[u8], bytes: &[u8], before: Before) -> Option<Kept<V>> {
-        match self.judge(redis_key, bytes, before) {
-            Found::Good { kept, .. } => Some(kept),
+    fn kept(&self, opened: Opened<'_>, before: Before) -> Option<Kept<V>> {
+        match self.judge(opened, before) {
+            Found::Good(kept) => Some(kept),
             Found::Nothing => None,
             Found::Undecodable => {
                 self.undecodable.increment(1);
@@ -216,24 +220,30 @@ impl<K, V: 'static> Tier<K, V> {
     }
 
     /// Asks for the numbers of tags that entries have and this process does not know.
-    pub(super) async fn learn_tags<'b>(&self, entries: impl IntoIterator<Item = (&'b [u8], &'b [u8])>) {
+    pub(super) async fn learn_tags<'o, 'b: 'o>(&self, entries: impl IntoIterator<Item = &'o Opened<'b>>) {
+        let tags = &self.listener.tags;
         let mut unknown: Option<Vec<&str>> = None;
-        for (redis_key, bytes) in entries {
-            let Some(envelope) = self.open(redis_key, behind(bytes), 0) else { continue };
-            let tags = &self.listener.tags;
-            if tags.verdict(envelope.seq, envelope.tags.iter().copied()) == Verdict::Unknown {
-                unknown.get_or_insert_default().extend(envelope.tags);
+        for entry in entries {
+            if let Opened::Entry(envelope) = entry
+                && tags.verdict(envelope.seq, envelope.tags.iter().copied()) == Verdict::Unknown
+            {
+                unknown.get_or_insert_default().extend(&envelope.tags);
             }
         }
         if let Some(mut names) = unknown {
             names.sort_unstable();
             names.dedup();
-            self.listener.tags.look(&names).await;
+            tags.look(&names).await;
         }
     }
 
-    fn open<'b>(&self, redis_key: &[u8], bytes: &'b [u8], now: u64) -> Option<Envelope<'b>> {
-        Envelope::open(bytes, self.fingerprint_of(redis_key), now)
+    /// What is there, or behind the lease that is there.
+    pub(super) fn open<'b>(&self, redis_key: &[u8], bytes: &'b [u8]) -> Opened<'b> {
+        let entry = behind(bytes);
+        if entry.is_empty() && bytes.first() == Some(&LEASED) {
+            return Opened::Nothing;
+        }
+        Envelope::open(entry, self.fingerprint_of(redis_key), now()).map_or(Opened::Garbage, Opened::Entry)
     }
 
     fn fingerprint_of(&self, redis_key: &[u8]) -> u64 {
@@ -242,13 +252,12 @@ impl<K, V: 'static> Tier<K, V> {
         fingerprint.get()
     }
 
-    pub(super) fn judge(&self, redis_key: &[u8], bytes: &[u8], before: Before) -> Found<V> {
-        let leased = bytes.first() == Some(&LEASED);
-        let bytes = behind(bytes);
-        if leased && bytes.is_empty() {
-            return Found::Nothing;
-        }
-        let Some(envelope) = self.open(redis_key, bytes, now()) else { return Found::Undecodable };
+    pub(super) fn judge(&self, opened: Opened<'_>, before: Before) -> Found<V> {
+        let envelope = match opened {
+            Opened::Entry(envelope) => envelope,
+            Opened::Nothing => return Found::Nothing,
+            Opened::Garbage => return Found::Undecodable,
+        };
         let Life { fresh, stale, whole } = envelope.life;
         // Tags that are still unknown are missing, or nobody could be asked.
         let good = self.listener.tags.verdict(envelope.seq, envelope.tags.iter().copied()) == Verdict::Good;
@@ -263,17 +272,16 @@ impl<K, V: 'static> Tier<K, V> {
             },
         };
         let names: Vec<Arc<str>> = envelope.tags.iter().map(|name| Arc::from(*name)).collect();
-        let kept = Kept {
+        let refresh_after = self.config.refresh_after;
+        let is_ripe = refresh_after > 0.0 && (whole - fresh) as f64 >= whole as f64 * refresh_after;
+        Found::Good(Kept {
             value,
             fresh_for: Duration::from_millis(fresh),
             stale_for: Duration::from_millis(stale),
+            due: fresh == 0 || is_ripe,
             seal: before.seal,
             tags: self.local.set(before.tags, &names),
-        };
-        let lived = (whole - fresh) as f64;
-        let refresh_after = self.config.refresh_after;
-        let due = fresh == 0 || (refresh_after > 0.0 && lived >= whole as f64 * refresh_after);
-        Found::Good { kept, due }
+        })
     }
 
     fn decode(&self, envelope: &Envelope<'_>) -> Option<V> {

@@ -63,6 +63,7 @@ async fn a_second_instance_finds_the_value_without_a_load() {
     }
     assert_eq!(source.loads(), 0);
     assert_eq!(recording.count("greenwave.cache.requests{cache=user,result=remote_hit}"), 1);
+    assert_eq!(second.stats().hits, 1);
 }
 
 #[tokio::test]

@@ -1,5 +1,8 @@
+use std::time::Duration;
+
 use expect_test::expect;
 use greenwave_cache::{Cache, CacheConfig, telemetry};
+use tokio::time::sleep;
 
 use crate::support::{Failed, Gate, Recording, Source};
 
@@ -22,6 +25,7 @@ async fn every_request_is_counted_once_by_its_result() {
     cache.get(&1).await.unwrap();
     cache.get_or_load(&2, || async { Err::<Option<u64>, _>(Failed) }).await.unwrap_err();
     cache.invalidate(&1).await;
+    let stats = cache.stats();
     expect![[r#"
         greenwave.cache.invalidations{cache=test} 1
         greenwave.cache.requests{cache=test,result=coalesced} 1
@@ -31,6 +35,48 @@ async fn every_request_is_counted_once_by_its_result() {
     "#]]
     .assert_eq(&recording.moved());
     assert_eq!(recording.values("greenwave.cache.load.duration{cache=test}").len(), 2);
+    assert_eq!((stats.hits, stats.misses, stats.waits, stats.errors, stats.loads), (2, 1, 1, 1, 2));
+    assert_eq!((stats.requests(), stats.hit_ratio(), stats.entries), (5, 0.4, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn hits_reach_the_recorder_though_nobody_asks_for_the_stats() {
+    let recording = Recording::default();
+    let cache: Cache<u64, u64> = recording.of(|| Cache::builder("test").build());
+    cache.insert(1, 7).await;
+    cache.get(&1).await.unwrap();
+    sleep(Duration::from_millis(300)).await;
+    assert_eq!(recording.count("greenwave.cache.requests{cache=test,result=hit}"), 1);
+    cache.get(&1).await.unwrap();
+    drop(cache);
+    assert_eq!(
+        recording.count("greenwave.cache.requests{cache=test,result=hit}"),
+        2,
+        "not even the last is lost"
+    );
+}
+
+#[tokio::test]
+async fn stats_say_what_became_of_the_entries() {
+    let recording = Recording::default();
+    let config =
+        CacheConfig { max_entries: 10, max_bytes: 1_000, max_value_bytes: 500, ..Default::default() };
+    let cache: Cache<u64, u64> =
+        recording.of(|| Cache::builder("test").config(config).weigher(|_, value| *value).build());
+    for key in 0..20 {
+        cache.insert(key, 100).await;
+    }
+    cache.get_or_load(&100, || Source::default().load(501)).await.unwrap();
+    cache.get_or_load(&101, || async { Ok::<Option<u64>, Failed>(None) }).await.unwrap();
+    let stats = cache.stats();
+    assert_eq!(stats.evictions + stats.entries, 20);
+    assert!(stats.bytes <= 1_000 && stats.bytes == stats.entries * 100, "{stats:?}");
+    assert_eq!((stats.too_large, stats.absent, stats.loads), (1, 1, 2));
+    assert_eq!(recording.count("greenwave.cache.evictions{cache=test}"), stats.evictions);
+    let fields =
+        serde_json::to_value(&stats).unwrap().as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    expect!["absent bytes discarded entries errors evictions hits invalidations load_seconds loads misses name remote_hits stale too_large undecodable waits"]
+        .assert_eq(&fields.join(" "));
 }
 
 #[test]

@@ -143,8 +143,9 @@ async fn processes_do_not_refresh_at_the_same_age() {
 
 #[tokio::test(start_paused = true)]
 async fn a_failing_source_is_covered_by_the_stale_entry_and_left_alone() {
+    let recording = Recording::default();
     let config = CacheConfig { stale_if_error: 600 * SECOND, retry_after: 5 * SECOND, ..minute() };
-    let (cache, source) = (cache(config), Flaky::default());
+    let (cache, source) = (recording.of(|| cache(config)), Flaky::default());
     get(&cache, &source).await;
     sleep(61 * SECOND).await;
     source.fails.store(true, Ordering::SeqCst);
@@ -156,6 +157,7 @@ async fn a_failing_source_is_covered_by_the_stale_entry_and_left_alone() {
     sleep(2 * SECOND).await;
     assert_eq!(get(&cache, &source).await, 1);
     assert_eq!(source.loads(), 3, "then it is tried again");
+    assert_eq!(recording.count("greenwave.cache.load.failed{cache=test}"), 2, "covered, but not unheard of");
 
     source.fails.store(false, Ordering::SeqCst);
     sleep(6 * SECOND).await;
@@ -374,4 +376,57 @@ async fn a_config_without_sense_is_no_panic() {
         sleep(Duration::from_millis(10)).await;
         assert_eq!(cache.get(&3).await.is_some(), time == Duration::MAX, "{part} {time:?}");
     }
+}
+
+/// What another process left in Redis is as good a cover as what was in memory.
+#[cfg(feature = "redis")]
+#[tokio::test]
+async fn what_is_stale_in_redis_is_served_and_revalidated_too() {
+    let hour = 3600 * SECOND;
+    let config = CacheConfig {
+        ttl: Duration::from_millis(20),
+        remote_ttl: Duration::from_millis(20),
+        stale_if_error: hour,
+        ..Default::default()
+    };
+    let url = greenwave_test_servers::redis_url();
+    let cache = |config: &CacheConfig| {
+        let patient = greenwave_cache::RemoteConfig { timeout: 10 * SECOND, ..Default::default() };
+        let remote = greenwave_cache::Remote::connect_with(&url, patient).unwrap();
+        Cache::<u64, u64>::builder("test").config(config.clone()).remote(remote).build()
+    };
+    let first = cache(&config);
+    first.get_or_load(&1, || async { Ok::<_, Failed>(Some(7)) }).await.unwrap();
+    first.settled().await;
+    // That it is past its end then is certain, however busy the machine.
+    sleep(Duration::from_millis(50)).await;
+
+    let fail = || async { Err::<Option<u64>, _>(Failed) };
+    assert_eq!(cache(&config).get(&1).await, None);
+    assert_eq!(cache(&config).get_or_load(&1, fail).await.unwrap().as_deref(), Some(&7));
+    let behind = cache(&CacheConfig {
+        stale_while_revalidate: hour,
+        stale_if_error: Duration::ZERO,
+        ..config.clone()
+    });
+    let gate = Gate::new();
+    let slow = || {
+        let gate = gate.clone();
+        async move {
+            gate.pass().await;
+            Err::<Option<u64>, _>(Failed)
+        }
+    };
+    assert_eq!(behind.get_or_load(&1, slow).await.unwrap().as_deref(), Some(&7), "nobody waits");
+    gate.open();
+    behind.settled().await;
+
+    let renewed = cache(&CacheConfig { ttl: hour, remote_ttl: hour, ..config });
+    let check = |prior: Option<Arc<u64>>| async move {
+        assert_eq!(prior.as_deref(), Some(&7));
+        Ok::<_, Failed>(Loaded::not_modified())
+    };
+    assert_eq!(renewed.get_or_revalidate(&1, check).await.unwrap().as_deref(), Some(&7));
+    renewed.settled().await;
+    assert_eq!(cache(&CacheConfig::default()).get(&1).await.as_deref(), Some(&7), "a new life for all");
 }
