@@ -142,6 +142,12 @@ impl Coherence {
         }
     }
 
+    /// Whether changes are heard of now.
+    #[cfg(test)]
+    pub(crate) fn hears(&self) -> bool {
+        hears(self.epoch.load(Ordering::SeqCst))
+    }
+
     /// Changes are heard, but some were not: nothing from before is certain.
     pub(crate) fn renew(&self) {
         let _lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
