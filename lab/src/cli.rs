@@ -48,6 +48,11 @@ pub struct LabArgs {
     #[arg(long, value_name = "URL")]
     pub database: Option<String>,
 
+    /// A Redis for the experiments on the cache: keys of the lab's own are used there and removed again.
+    /// `cache-levels` needs one; without it `cache-aside` and `stampede` cache in memory alone
+    #[arg(long, value_name = "URL")]
+    pub redis: Option<String>,
+
     /// Orders in the data set
     #[arg(long, value_name = "N", default_value_t = Source::default().orders, value_parser = clap::value_parser!(u64).range(100..))]
     pub orders: u64,
@@ -124,7 +129,7 @@ impl RunArgs {
 ///
 /// When there is no such experiment, when it cannot be run, and when its verdict is refused.
 pub async fn run(args: LabArgs) -> anyhow::Result<()> {
-    let source = Source { database: args.database, orders: args.orders };
+    let source = Source { database: args.database, redis: args.redis, orders: args.orders };
     run_in(&experiments::all(&source), args.run).await
 }
 
@@ -208,6 +213,8 @@ async fn obey_signals(stop: CancellationToken) -> anyhow::Result<Infallible> {
     eprintln!("stopping, and removing what was created; once more to stop at once");
     stop.cancel();
     next().await;
-    eprintln!("stopped: a folder greenwave-lab-… or databases greenwave_lab_… may be left to remove by hand");
+    eprintln!(
+        "stopped: a folder greenwave-lab-…, databases or keys greenwave_lab_… may be left to remove by hand"
+    );
     std::process::exit(130)
 }

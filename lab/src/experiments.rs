@@ -1,17 +1,25 @@
 //! The experiments that come with this crate: a technique each.
 
+mod redis;
+mod rows;
 mod shops;
 
 use crate::Lab;
 
 #[path = "../experiments/batch.rs"]
 pub mod batch;
+#[path = "../experiments/cache_aside.rs"]
+pub mod cache_aside;
 #[path = "../experiments/group_commit.rs"]
 pub mod group_commit;
 #[path = "../experiments/index.rs"]
 pub mod index;
 #[path = "../experiments/pool.rs"]
 pub mod pool;
+#[path = "../experiments/stale.rs"]
+pub mod stale;
+#[path = "../experiments/stampede.rs"]
+pub mod stampede;
 
 /// What the experiments are done on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,13 +29,18 @@ pub struct Source {
     ///
     /// The lab makes databases of its own on that server and drops them again; it touches no other.
     pub database: Option<String>,
+    /// The URL of a Redis; `None` keeps cached values in memory alone. Default `None`. The experiment `cache-levels`
+    /// needs one, and `cache-aside` and `stampede` use it.
+    ///
+    /// The lab uses keys of its own there, `greenwave_lab_…`, and removes them again; it touches no other.
+    pub redis: Option<String>,
     /// Orders in the data set; a fifth as many customers. Default 500,000.
     pub orders: u64,
 }
 
 impl Default for Source {
     fn default() -> Self {
-        Source { database: None, orders: 500_000 }
+        Source { database: None, redis: None, orders: 500_000 }
     }
 }
 
@@ -39,4 +52,8 @@ pub fn all(source: &Source) -> Lab {
         .with(pool::experiment(source.clone()))
         .with(batch::experiment(source.clone()))
         .with(group_commit::experiment(source.clone()))
+        .with(cache_aside::experiment(source.clone()))
+        .with(cache_aside::levels(source.clone()))
+        .with(stampede::experiment(source.clone()))
+        .with(stale::experiment(source.clone()))
 }

@@ -98,7 +98,7 @@ async fn filled(zipf: &Zipf) -> Caches {
 async fn held(caches: &Caches, zipf: &Zipf, thread: u64, hits: usize) -> Held {
     let mut random = Random(thread + 2);
     let mut held = Held { ours: Vec::new(), bare: Vec::new(), moka: Vec::new() };
-    let mut note = |keys: &mut Vec<u64>, key, holds| {
+    let note = |keys: &mut Vec<u64>, key, holds| {
         if holds && keys.len() < hits {
             keys.push(key);
         }

@@ -15,7 +15,7 @@ use std::{
 };
 
 use common::{is_trial, spread};
-use greenwave_cache::{Cache, CacheConfig};
+use greenwave_cache::Cache;
 use tokio::{sync::Barrier, task::JoinSet, time::sleep};
 
 const CALLERS: usize = 1_000;
@@ -38,9 +38,7 @@ async fn main() {
 }
 
 async fn stampede(fails: bool) -> (u64, Duration) {
-    // No failure is kept: whoever came too late would ask again, and be counted.
-    let config = CacheConfig { error_ttl: Duration::ZERO, ..Default::default() };
-    let cache = Cache::<u64, u64>::builder("bench").config(config).build();
+    let cache = Cache::<u64, u64>::builder("bench").build();
     let loads = Arc::new(AtomicU64::new(0));
     let barrier = Arc::new(Barrier::new(CALLERS + 1));
     let mut callers = JoinSet::new();

@@ -64,6 +64,11 @@ impl<K, V> Cache<K, V> {
     pub fn builder(name: &'static str) -> CacheBuilder<K, V> {
         CacheBuilder::new(name)
     }
+
+    #[cfg(feature = "tower")]
+    pub(crate) fn name(&self) -> &'static str {
+        self.inner.name
+    }
 }
 
 impl<K, V> Cache<K, V>

@@ -7,6 +7,8 @@ mod config;
 mod error;
 mod invalidate;
 mod landing;
+#[cfg(feature = "tower")]
+mod layer;
 mod loaded;
 mod memory;
 mod observe;
@@ -17,7 +19,9 @@ mod striped;
 mod sync;
 mod tags;
 pub mod telemetry;
+mod weak;
 mod would_be;
+mod wrapper;
 
 #[cfg(feature = "redis")]
 mod remote;
@@ -33,6 +37,8 @@ pub use config::{CoherenceMode, RemoteConfig};
 #[cfg(feature = "redis")]
 pub use error::Error;
 pub use error::LoadError;
+#[cfg(feature = "tower")]
+pub use layer::{CacheLayer, CacheService, CachedBody, CachedResponse};
 pub use loaded::Loaded;
 pub use observe::{Observed, observe};
 #[cfg(feature = "postcard")]
@@ -40,4 +46,6 @@ pub use remote::Postcard;
 #[cfg(feature = "redis")]
 pub use remote::{Codec, MessagePack, Remote};
 pub use stats::CacheStats;
+pub use weak::{Held, WeakCache, WeakCacheBuilder, WeakStats};
 pub use would_be::{SizeUnit, WouldBe, WouldBeRatio};
+pub use wrapper::Cached;

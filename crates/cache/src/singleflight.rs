@@ -175,7 +175,7 @@ impl Failure {
         })
     }
 
-    fn panicked(payload: Box<dyn Any + Send>) -> Failure {
+    pub(crate) fn panicked(payload: Box<dyn Any + Send>) -> Failure {
         let message = match payload.downcast::<String>() {
             Ok(message) => Arc::from(*message),
             Err(payload) => Arc::from(payload.downcast_ref::<&str>().copied().unwrap_or("no message")),

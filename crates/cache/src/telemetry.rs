@@ -40,6 +40,8 @@ pub const REMOTE_SKIPPED: &str = "greenwave.cache.remote.skipped";
 pub const REMOTE_UNDECODABLE: &str = "greenwave.cache.remote.undecodable";
 /// Values that the remote was not given because they are too large, by `cache`.
 pub const REMOTE_TOO_LARGE: &str = "greenwave.cache.remote.too_large";
+/// Responses that a `CacheLayer` could not cache, by `cache` and `reason`.
+pub const UNCACHED: &str = "greenwave.cache.response.uncached";
 
 /// All of the above.
 pub const METRICS: [&str; 13] = [
@@ -56,6 +58,7 @@ pub const METRICS: [&str; 13] = [
     REMOTE_FAILURES,
     REMOTE_SKIPPED,
     REMOTE_UNDECODABLE,
+    UNCACHED,
 ];
 
 /// Where events about the remote's health come from.

@@ -7,7 +7,7 @@ use sqlx::{Connection, PgConnection};
 use crate::quick::{Run, fact, run};
 
 async fn index(database: Option<String>) -> Run {
-    run(&index::experiment(Source { database, orders: 20_000 })).await
+    run(&index::experiment(Source { database, orders: 20_000, ..Source::default() })).await
 }
 
 /// 20,000 rows against a handful: the truth is hundreds, and twice would do.

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod batch;
+mod cache;
 mod errors;
 mod group_commit;
 mod index;

@@ -7,7 +7,8 @@ use crate::quick::{self, fact};
 #[tokio::test(flavor = "multi_thread")]
 async fn our_pool_brings_more_queries_and_leaves_nothing_behind() {
     let url = greenwave_test_servers::postgres_database();
-    let experiment = pool::experiment(Source { database: Some(url.clone()), orders: 5_000 });
+    let experiment =
+        pool::experiment(Source { database: Some(url.clone()), orders: 5_000, ..Source::default() });
     let mut run = quick::run(&experiment).await;
     // In a debug build beside other tests a pair of rounds may tell anything; the third that is no more is a fault.
     for _ in 1..3 {

@@ -12,11 +12,15 @@ pub(crate) struct Run {
 }
 
 pub(crate) async fn run(experiment: &Experiment) -> Run {
+    run_for(Duration::from_millis(700), experiment).await
+}
+
+pub(crate) async fn run_for(duration: Duration, experiment: &Experiment) -> Run {
     let (tell, told) = std::sync::mpsc::channel();
     let settings = Settings {
         rounds: 1,
         warm_up: Duration::from_millis(100),
-        duration: Duration::from_millis(700),
+        duration,
         concurrency: 4,
         seed: Some(1),
         ..Settings::default()
@@ -50,10 +54,15 @@ impl Run {
         std::error::Error::source(error).unwrap().to_string()
     }
 
+    /// The names of what the run told of having made on servers.
+    pub(crate) fn created(&self) -> Vec<&str> {
+        let words = self.notes.iter().flat_map(|note| note.split([' ', ',', ':']));
+        words.filter(|word| word.starts_with("greenwave_lab_")).collect()
+    }
+
     /// Sees that the databases that the run told of are gone.
     pub(crate) async fn left_nothing_on(&self, server: &str, databases: usize) {
-        let created: Vec<&str> =
-            self.notes[0].split([' ', ',']).filter(|word| word.starts_with("greenwave_lab_")).collect();
+        let created = self.created();
         assert_eq!(created.len(), databases, "{:?}", self.notes);
         let mut db = PgConnection::connect(server).await.unwrap();
         let left: Vec<String> =

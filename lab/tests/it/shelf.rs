@@ -4,6 +4,8 @@ use greenwave_lab::{Error, Lab};
 
 use crate::synthetic::naps;
 
+const ALL: &str = "index, pool, batch, group-commit, cache-aside, cache-levels, stampede, stale";
+
 #[derive(clap::Parser)]
 struct Program {
     #[command(flatten)]
@@ -18,7 +20,7 @@ fn parse(line: &str) -> Result<LabArgs, clap::Error> {
 #[test]
 fn the_list_has_each_experiment_with_its_question() {
     let list = cli::list(&experiments::all(&Source::default()).with(naps(2, 1)));
-    assert_eq!(list.lines().count(), 5, "{list}");
+    assert_eq!(list.lines().count(), 9, "{list}");
     assert!(list.lines().any(|line| line.starts_with("index  ") && line.ends_with('?')), "{list}");
     let pool = list.lines().find(|line| line.starts_with("pool  ")).unwrap();
     assert!(pool.contains("PostgreSQL") && pool.contains("--database"), "{pool}");
@@ -27,12 +29,9 @@ fn the_list_has_each_experiment_with_its_question() {
 #[tokio::test]
 async fn an_unknown_name_is_answered_with_the_nearest_and_with_all() {
     let error = cli::run(parse("lab indx").unwrap()).await.unwrap_err().to_string();
-    assert_eq!(
-        error,
-        "no experiment is called `indx`; did you mean `index`? there are: index, pool, batch, group-commit"
-    );
+    assert_eq!(error, format!("no experiment is called `indx`; did you mean `index`? there are: {ALL}"));
     let error = cli::run(parse("lab qqq").unwrap()).await.unwrap_err().to_string();
-    assert_eq!(error, "no experiment is called `qqq`; there are: index, pool, batch, group-commit");
+    assert_eq!(error, format!("no experiment is called `qqq`; there are: {ALL}"));
     let error = Lab::new().with(naps(2, 1)).get("nap").unwrap_err();
     assert!(matches!(error, Error::UnknownExperiment { nearest: Some(name), .. } if name == "naps"));
 }

@@ -5,6 +5,8 @@
 mod get_many;
 mod invalidation;
 mod law;
+#[cfg(feature = "tower")]
+mod layer;
 mod loads;
 mod memory;
 mod model;
@@ -13,7 +15,10 @@ mod spans;
 mod stale;
 mod support;
 mod tags;
+mod weak;
+mod weak_model;
 mod would_be;
+mod wrapper;
 
 #[cfg(feature = "redis")]
 mod bad_data;

@@ -7,7 +7,8 @@ use std::{
 };
 
 use metrics::{
-    Counter, CounterFn, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit,
+    Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder,
+    SharedString, Unit,
 };
 use tokio::sync::Semaphore;
 
@@ -78,7 +79,25 @@ impl Gate {
 #[derive(Clone, Default)]
 pub(crate) struct Recording {
     counters: Arc<Mutex<HashMap<String, Arc<AtomicU64>>>>,
+    gauges: Arc<Mutex<HashMap<String, Arc<Level>>>>,
     histograms: Arc<Mutex<HashMap<String, Arc<Values>>>>,
+}
+
+#[derive(Default)]
+pub(crate) struct Level(Mutex<f64>);
+
+impl GaugeFn for Level {
+    fn increment(&self, value: f64) {
+        *self.0.lock().unwrap() += value;
+    }
+
+    fn decrement(&self, value: f64) {
+        *self.0.lock().unwrap() -= value;
+    }
+
+    fn set(&self, value: f64) {
+        *self.0.lock().unwrap() = value;
+    }
 }
 
 #[derive(Default)]
@@ -104,11 +123,13 @@ impl Recording {
         self.histograms.lock().unwrap()[name].0.lock().unwrap().clone()
     }
 
-    /// All counters that moved.
+    /// All counters and gauges that moved.
     pub(crate) fn moved(&self) -> String {
-        let counters = self.counters.lock().unwrap();
+        let (counters, gauges) = (self.counters.lock().unwrap(), self.gauges.lock().unwrap());
         let counted = counters.iter().map(|(name, count)| (name, count.load(Ordering::SeqCst)));
+        let levels = gauges.iter().map(|(name, level)| (name, *level.0.lock().unwrap() as u64));
         let mut lines: Vec<_> = counted
+            .chain(levels)
             .filter(|(_, count)| *count > 0)
             .map(|(name, count)| format!("{name} {count}\n"))
             .collect();
@@ -129,12 +150,12 @@ impl Recorder for Recording {
 
     fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
         let counter = Arc::clone(self.counters.lock().unwrap().entry(full_name(key)).or_default());
-        counter.increment(0);
+        CounterFn::increment(&counter, 0);
         Counter::from_arc(counter)
     }
 
-    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
-        Gauge::noop()
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::from_arc(Arc::clone(self.gauges.lock().unwrap().entry(full_name(key)).or_default()))
     }
 
     fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
