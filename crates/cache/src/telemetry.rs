@@ -44,7 +44,7 @@ pub const REMOTE_TOO_LARGE: &str = "greenwave.cache.remote.too_large";
 pub const UNCACHED: &str = "greenwave.cache.response.uncached";
 
 /// All of the above.
-pub const METRICS: [&str; 13] = [
+pub const METRICS: [&str; 14] = [
     REQUESTS,
     LOAD_DURATION,
     DISCARDED,
