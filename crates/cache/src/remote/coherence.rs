@@ -142,6 +142,11 @@ impl Coherence {
         }
     }
 
+    /// Whether changes are heard of now.
+    #[cfg(test)]
+    pub(crate) fn hears(&self) -> bool {
+        hears(self.epoch.load(Ordering::SeqCst))
+    }
 
     /// Changes are heard, but some were not: nothing from before is certain.
     pub(crate) fn renew(&self) {

@@ -134,7 +134,8 @@ async fn a_connection_that_redis_closed_is_opened_again_at_once() {
         let id: u64 = client.split([' ', '=']).nth(1).unwrap().parse().unwrap();
         if id != me {
             let kill = redis::cmd("CLIENT").arg("KILL").arg("ID").arg(id).take();
-            assert_eq!(kill.query_async::<u64>(&mut admin).await.unwrap(), 1);
+            // It may have ended with the first that was killed.
+            kill.query_async::<u64>(&mut admin).await.unwrap();
         }
     }
 

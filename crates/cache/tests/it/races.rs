@@ -172,11 +172,12 @@ impl World {
     async fn write(self: &Arc<World>, process: usize, key: usize, random: &mut Random) {
         let cache = &self.caches[process];
         // Every fifth key is inserted at times, by one writer at a time.
-        let _turn = if key % 5 == 0 { Some(self.turns[key].lock().await) } else { None };
+        let is_inserted = key.is_multiple_of(5);
+        let _turn = if is_inserted { Some(self.turns[key].lock().await) } else { None };
         let version = self.source[key].fetch_add(1, Ordering::SeqCst) + 1;
         match (random.below(4), &self.foreigner) {
             (0, Some(redis)) => return self.write_by_hand(redis.clone(), key, random).await,
-            (1, _) if key % 5 == 0 && !self.race.tags => cache.insert(key, version).await,
+            (1, _) if is_inserted && !self.race.tags => cache.insert(key, version).await,
             _ if self.race.tags => cache.invalidate_tag(tag(key)).await,
             _ => cache.invalidate(&key).await,
         }
