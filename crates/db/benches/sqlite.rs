@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::{
+    cell::OnceCell,
     path::{Path, PathBuf},
     pin::Pin,
     sync::{
@@ -19,7 +20,8 @@ use greenwave_db::{
     Error, PoolConfig,
     sqlite::{Config, Pool, Synchronous},
 };
-use rusqlite::OptionalExtension;
+use rusqlite::{Connection, OpenFlags, OptionalExtension};
+use rustix::time::{ClockId, clock_gettime};
 use sqlx::pool::PoolOptions;
 use sqlx_sqlite::{Sqlite, SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use tokio::task::JoinSet;
@@ -30,12 +32,25 @@ const ROWS: i64 = 100_000;
 const TEXT: &str =
     "The quick brown fox jumps over the lazy dog, and the lazy dog lets it, as it is a warm evening.";
 
+const SELECT: &str = "SELECT text FROM items WHERE id = ?1";
+
+thread_local! {
+    static BARE: OnceCell<Connection> = const { OnceCell::new() };
+}
+
 type Operation = Arc<dyn Fn(i64) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
 struct Contender {
     name: &'static str,
     run: Operation,
-    per_second: Vec<f64>,
+    measured: Vec<Measured>,
+}
+
+#[derive(Clone, Copy)]
+struct Measured {
+    per_second: f64,
+    /// Of this process, on all its threads.
+    cpu_us: f64,
 }
 
 impl Contender {
@@ -43,14 +58,25 @@ impl Contender {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        Self { name, run: Arc::new(move |n| Box::pin(run(n))), per_second: Vec::new() }
+        Self { name, run: Arc::new(move |n| Box::pin(run(n))), measured: Vec::new() }
     }
 
-    fn median(&self) -> f64 {
-        let mut sorted = self.per_second.clone();
-        sorted.sort_by(f64::total_cmp);
-        sorted[sorted.len() / 2]
+    fn median(&self, of: fn(&Measured) -> f64) -> f64 {
+        sorted(self.measured.iter().map(of))[self.measured.len() / 2]
     }
+
+    /// The rounds' own ratios, so that what else the machine does falls on both alike: least, median, most.
+    fn ratios(&self, other: &Self, of: fn(&Measured) -> f64) -> [f64; 3] {
+        let ratios =
+            sorted(self.measured.iter().zip(&other.measured).map(|(own, other)| of(own) / of(other)));
+        [ratios[0], ratios[ratios.len() / 2], ratios[ratios.len() - 1]]
+    }
+}
+
+fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values
 }
 
 fn main() {
@@ -77,25 +103,33 @@ fn main() {
 async fn measure(title: &str, rounds: u64, time: Duration, mut contenders: Vec<Contender>) {
     for round in 0..=rounds {
         for contender in &mut contenders {
-            let per_second = race(&contender.run, time).await;
+            let measured = race(&contender.run, time).await;
             // The first round warms up.
             if round > 0 {
-                contender.per_second.push(per_second);
+                contender.measured.push(measured);
             }
         }
     }
-    println!("\n{title}, {TASKS} tasks, median of {rounds} rounds");
-    let ours = contenders[0].median();
+    println!(
+        "\n{title}, {TASKS} tasks, medians of {rounds} rounds, and greenwave ÷ each: median (least to most)"
+    );
+    let ours = &contenders[0];
     for contender in &contenders {
-        let median = contender.median();
-        println!("  {:34} {median:>10.0}/s   greenwave ÷ this: {:.1}", contender.name, ours / median);
+        let per_second = contender.median(|measured| measured.per_second);
+        let cpu_us = contender.median(|measured| measured.cpu_us);
+        let [least, speed, most] = ours.ratios(contender, |measured| measured.per_second);
+        let [_, cpu, _] = ours.ratios(contender, |measured| measured.cpu_us);
+        println!(
+            "  {:34} {per_second:>8.0}/s {cpu_us:>6.1} µs CPU   rate ÷ {speed:.1} ({least:.1} to {most:.1}), CPU ÷ {cpu:.2}",
+            contender.name
+        );
     }
 }
 
-async fn race(run: &Operation, time: Duration) -> f64 {
+async fn race(run: &Operation, time: Duration) -> Measured {
     let stop = Arc::new(AtomicBool::new(false));
     let mut tasks = JoinSet::new();
-    let start = Instant::now();
+    let (cpu, start) = (cpu(), Instant::now());
     for task in 0..TASKS as i64 {
         let (run, stop) = (Arc::clone(run), Arc::clone(&stop));
         tasks.spawn(async move {
@@ -111,7 +145,16 @@ async fn race(run: &Operation, time: Duration) -> f64 {
     tokio::time::sleep(time).await;
     stop.store(true, Ordering::Relaxed);
     let done: u64 = tasks.join_all().await.into_iter().sum();
-    done as f64 / start.elapsed().as_secs_f64()
+    let (cpu, elapsed) = (self::cpu() - cpu, start.elapsed());
+    Measured {
+        per_second: done as f64 / elapsed.as_secs_f64(),
+        cpu_us: cpu.as_secs_f64() * 1e6 / done as f64,
+    }
+}
+
+fn cpu() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 fn ours(path: &Path, synchronous: Synchronous) -> Pool {
@@ -119,13 +162,21 @@ fn ours(path: &Path, synchronous: Synchronous) -> Pool {
     Pool::open(path, Config { synchronous, ..pool.into() }).unwrap()
 }
 
-async fn theirs(path: &Path, connections: u32, synchronous: SqliteSynchronous) -> sqlx::Pool<Sqlite> {
-    let options = SqliteConnectOptions::new()
+async fn theirs(
+    path: &Path,
+    connections: u32,
+    synchronous: SqliteSynchronous,
+    cache_size: Option<&'static str>,
+) -> sqlx::Pool<Sqlite> {
+    let mut options = SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(true)
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(synchronous)
         .busy_timeout(Duration::from_secs(30));
+    if let Some(cache_size) = cache_size {
+        options = options.pragma("cache_size", cache_size);
+    }
     PoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(Duration::from_secs(30))
@@ -143,13 +194,17 @@ async fn reads(path: &Path) -> Vec<Contender> {
         Ok::<_, Error>(())
     };
     pool.write(fill).await.unwrap();
-    let sqlx = theirs(path, 8, SqliteSynchronous::Normal).await;
-    const SQL: &str = "SELECT text FROM items WHERE id = ?1";
-    let on_thread = pool.clone();
+    let sqlx = theirs(path, 8, SqliteSynchronous::Normal, None).await;
+    let sqlx_16 = theirs(path, 8, SqliteSynchronous::Normal, Some("-16384")).await;
+    let (path, on_thread) = (path.to_path_buf(), pool.clone());
     let select = |id: i64| {
-        move |db: &rusqlite::Connection| {
-            db.prepare_cached(SQL)?.query_row([id], |row| row.get::<_, String>(0)).optional()
+        move |db: &Connection| {
+            db.prepare_cached(SELECT)?.query_row([id], |row| row.get::<_, String>(0)).optional()
         }
+    };
+    let fetch = |pool: sqlx::Pool<Sqlite>, id: i64| async move {
+        let text: Option<String> = sqlx::query_scalar(SELECT).bind(id).fetch_optional(&pool).await.unwrap();
+        assert!(text.is_some());
     };
     vec![
         Contender::new("greenwave read", move |id| {
@@ -160,14 +215,25 @@ async fn reads(path: &Path) -> Vec<Contender> {
             let pool = on_thread.clone();
             async move { assert!(pool.read_on_thread(select(id)).await.unwrap().is_some()) }
         }),
-        Contender::new("sqlx-sqlite, 8 connections", move |id| {
-            let pool = sqlx.clone();
+        Contender::new("sqlx-sqlite, 8 connections", move |id| fetch(sqlx.clone(), id)),
+        Contender::new("the same, 16 MB of pages each", move |id| fetch(sqlx_16.clone(), id)),
+        Contender::new("rusqlite on the worker, bare", move |id| {
+            let path = path.clone();
             async move {
-                let text: String = sqlx::query_scalar(SQL).bind(id).fetch_one(&pool).await.unwrap();
-                assert_eq!(text.len(), TEXT.len());
+                tokio::task::coop::consume_budget().await; // Else no other task of the thread would ever run.
+                assert!(BARE.with(|db| select(id)(db.get_or_init(|| bare(&path)))).unwrap().is_some())
             }
         }),
     ]
+}
+
+/// The most there is: no pool, a connection for each thread of the runtime.
+fn bare(path: &Path) -> Connection {
+    let db =
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX);
+    let db = db.unwrap();
+    db.pragma_update(None, "cache_size", -16384).unwrap();
+    db
 }
 
 async fn writes(directory: &Path, mode: Synchronous, their_mode: SqliteSynchronous) -> Vec<Contender> {
@@ -198,7 +264,7 @@ async fn writes(directory: &Path, mode: Synchronous, their_mode: SqliteSynchrono
         }),
     ];
     for (name, connections) in [("sqlx-sqlite, 8 connections", 8), ("sqlx-sqlite, 1 connection", 1)] {
-        let sqlx = theirs(&file(&format!("sqlx-{connections}")), connections, their_mode).await;
+        let sqlx = theirs(&file(&format!("sqlx-{connections}")), connections, their_mode, None).await;
         sqlx::query(CREATE).execute(&sqlx).await.unwrap();
         let next = Arc::clone(&next);
         contenders.push(Contender::new(name, move |_| {

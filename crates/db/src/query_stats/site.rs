@@ -34,6 +34,17 @@ pub(crate) enum Site {
     Unknown,
 }
 
+impl Site {
+    /// Tells sites apart, cheaply: of one and the same there may be several.
+    pub(super) fn place(self) -> (usize, usize) {
+        match self {
+            Self::Code(place) => (std::ptr::from_ref(place).addr(), 0),
+            Self::Loader(name) => (name.as_ptr().addr(), name.len()),
+            Self::Unknown => (0, 0),
+        }
+    }
+}
+
 impl fmt::Display for Site {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

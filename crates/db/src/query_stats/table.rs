@@ -196,7 +196,7 @@ impl Table {
     /// it is of.
     pub(super) fn add(&self, statement: &Statement<'_>, wanted: bool) -> Hit {
         let route = statement.scope.map_or(0, |scope| scope.route_key());
-        let key = self.keys.hash_one((statement.text, statement.dialect, route, statement.site()));
+        let key = self.keys.hash_one((statement.text, statement.dialect, route, statement.site().place()));
         let shard = self.shard();
         {
             let mut local = lock(&shard.0);

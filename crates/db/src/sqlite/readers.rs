@@ -27,13 +27,13 @@ const LONG: Duration = Duration::from_millis(1);
 pub(super) struct Readers {
     file: Arc<File>,
     permits: Arc<Semaphore>,
-    /// The longest unused in front.
-    idle: Mutex<VecDeque<Idle>>,
+    /// The longest unused in front. Boxed, for they are large and go from hand to hand.
+    idle: Mutex<VecDeque<Box<Reader>>>,
 }
 
-struct Idle {
+struct Reader {
     connection: Connection,
-    since: Instant,
+    last_used: Instant,
 }
 
 impl Readers {
@@ -53,37 +53,36 @@ impl Readers {
         let asked = Instant::now();
         // Nearly every read goes this way, so it only borrows its permit.
         let free = self.permits.try_acquire().ok().and_then(|permit| Some((self.open_one()?, permit)));
-        let (result, permit) = match free {
-            Some((connection, permit)) => {
-                let result = self.lend_here(connection, Duration::ZERO, caller, f);
-                drop(permit);
-                (result, None)
-            }
+        let (result, end) = match free {
+            Some((reader, _permit)) => self.lend_here(reader, Duration::ZERO, caller, f),
             None => {
                 let permit = self.permit().await?;
-                let Some(connection) = self.open_one() else {
+                let Some(reader) = self.open_one() else {
                     return self.run_blocking(asked, permit, caller, f).await;
                 };
-                (self.lend_here(connection, asked.elapsed(), caller, f), Some(permit))
+                let lent = self.lend_here(reader, asked.elapsed(), caller, f);
+                drop(permit);
+                lent
             }
         };
-        drop(permit);
-        if asked.elapsed() >= LONG {
+        if end.duration_since(asked) >= LONG {
             yield_now().await;
         }
         result
     }
 
+    /// Returns also when it ended.
     fn lend_here<T>(
         &self,
-        connection: Connection,
+        reader: Box<Reader>,
         wait: Duration,
         caller: Caller,
         f: impl FnOnce(&Connection) -> rusqlite::Result<T>,
-    ) -> Result<T, Error> {
+    ) -> (Result<T, Error>, Instant) {
         telemetry::waited(wait);
-        catch_unwind(AssertUnwindSafe(|| self.lend(connection, wait, caller, f)))
-            .unwrap_or_else(|panic| Err(Error::Panicked { message: panic_message(&*panic) }))
+        catch_unwind(AssertUnwindSafe(|| self.lend(reader, wait, caller, f))).unwrap_or_else(|panic| {
+            (Err(Error::Panicked { message: panic_message(&*panic) }), Instant::now())
+        })
     }
 
     /// Runs `f` on a blocking thread.
@@ -112,13 +111,16 @@ impl Readers {
         let read = spawn_blocking(move || {
             let _permit = permit; // Given back last, after the connection.
             span.in_scope(|| {
-                let connection = match readers.open_one() {
-                    Some(connection) => connection,
-                    None => readers.file.open_reader()?,
+                let reader = match readers.open_one() {
+                    Some(reader) => reader,
+                    None => Box::new(Reader {
+                        connection: readers.file.open_reader()?,
+                        last_used: Instant::now(),
+                    }),
                 };
                 let wait = asked.elapsed();
                 telemetry::waited(wait);
-                readers.lend(connection, wait, caller, f)
+                readers.lend(reader, wait, caller, f).0
             })
         });
         match read.await {
@@ -153,35 +155,42 @@ impl Readers {
     }
 
     /// An idle connection, the last used first.
-    fn open_one(&self) -> Option<Connection> {
-        self.idle().pop_back().map(|idle| idle.connection)
+    fn open_one(&self) -> Option<Box<Reader>> {
+        self.idle().pop_back()
     }
 
+    /// Returns also when `f` ended.
     fn lend<T>(
         &self,
-        connection: Connection,
+        reader: Box<Reader>,
         wait: Duration,
         caller: Caller,
         f: impl FnOnce(&Connection) -> rusqlite::Result<T>,
-    ) -> Result<T, Error> {
+    ) -> (Result<T, Error>, Instant) {
+        let db = &reader.connection;
         // A panic unwinds from here, and closes the connection on its way.
-        let result = trace::scope(&self.file, wait, caller, || f(&connection).inspect_err(trace::failed));
+        let result = trace::scope(&self.file, wait, caller, || f(db).inspect_err(trace::failed));
+        let end = Instant::now();
         // A transaction left open would show its snapshot to the next caller.
-        if connection.is_autocommit() {
-            self.put_back(connection);
+        if db.is_autocommit() {
+            self.put_back(reader, end);
         }
-        result.map_err(Error::from)
+        (result.map_err(Error::from), end)
     }
 
-    fn put_back(&self, connection: Connection) {
-        let now = Instant::now();
-        let mut idle = self.idle();
-        idle.push_back(Idle { connection, since: now });
+    fn put_back(&self, mut reader: Box<Reader>, now: Instant) {
+        reader.last_used = now;
         let limit = self.file.config.idle_timeout;
-        let expired = idle.iter().take_while(|idle| now.duration_since(idle.since) > limit).count();
-        let expired: Vec<Idle> = idle.drain(..expired).collect();
+        let is_old = |reader: &Reader| now.duration_since(reader.last_used) > limit;
+        let mut idle = self.idle();
+        idle.push_back(reader);
+        if !idle.front().is_some_and(|reader| is_old(reader)) {
+            return;
+        }
+        let old = idle.iter().take_while(|reader| is_old(reader)).count();
+        let old: Vec<_> = idle.drain(..old).collect();
         drop(idle);
-        drop(expired); // Closing touches the disk: not under the lock.
+        drop(old); // Closing touches the disk: not under the lock.
     }
 
     pub(super) async fn close(&self) {
@@ -193,7 +202,7 @@ impl Readers {
         let _ = spawn_blocking(move || drop(idle)).await;
     }
 
-    fn idle(&self) -> MutexGuard<'_, VecDeque<Idle>> {
+    fn idle(&self) -> MutexGuard<'_, VecDeque<Box<Reader>>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -25,7 +25,7 @@ const STEPS: i32 = 4096;
 
 thread_local! {
     /// The hook is a plain function: what it must know waits here while a closure runs on this thread.
-    static SCOPE: RefCell<Option<Scope>> = const { RefCell::new(None) };
+    static SCOPE: RefCell<Option<Box<Scope>>> = const { RefCell::new(None) };
 }
 
 /// Who runs statements, carried to the thread on which they run.
@@ -53,13 +53,70 @@ struct Scope {
     explain: Option<Arc<Path>>,
     /// The longest that a statement may run.
     limit: Option<Duration>,
-    running: Vec<Running>,
+    running: Running,
 }
 
+/// The statements that run. One at a time is the rule, and costs no look at its text, by whose place SQLite's events
+/// tell statements apart.
+#[derive(Default)]
 struct Running {
-    statement: usize,
+    alone: Option<Run>,
+    /// Those that began while others ran, and where each one's text lies.
+    more: Vec<(usize, Run)>,
+}
+
+struct Run {
     since: Instant,
     rows: u64,
+}
+
+impl Running {
+    fn begin(&mut self, statement: &StmtRef<'_>, announced: &str) {
+        let run = Run { since: Instant::now(), rows: 0 };
+        if self.alone.is_none() && self.more.is_empty() {
+            self.alone = Some(run);
+        } else if is_own(&statement.sql(), announced) {
+            self.more.push((identity(statement), run));
+        }
+    }
+
+    fn place(&self, statement: &StmtRef<'_>) -> Option<usize> {
+        if self.more.is_empty() {
+            return None;
+        }
+        let id = identity(statement);
+        self.more.iter().position(|(other, _)| *other == id)
+    }
+
+    fn get_mut(&mut self, statement: &StmtRef<'_>) -> Option<&mut Run> {
+        match self.place(statement) {
+            Some(place) => Some(&mut self.more[place].1),
+            None => self.alone.as_mut(),
+        }
+    }
+
+    fn end(&mut self, statement: &StmtRef<'_>) -> Option<Run> {
+        match self.place(statement) {
+            Some(place) => Some(self.more.swap_remove(place).1),
+            None => self.alone.take(),
+        }
+    }
+
+    fn over(&self, limit: Duration) -> bool {
+        let mut all = self.alone.iter().chain(self.more.iter().map(|(_, run)| run));
+        all.any(|run| run.since.elapsed() > limit)
+    }
+}
+
+/// SQLite keeps one copy of the text per prepared statement.
+fn identity(statement: &StmtRef<'_>) -> usize {
+    statement.sql().as_ptr() as usize
+}
+
+/// Whether a statement announces itself, and not a trigger inside of it: that announces itself in the statement's name,
+/// as a comment. What a virtual table runs is commented out too, but stands there whole.
+fn is_own(text: &str, announced: &str) -> bool {
+    announced.trim_start_matches("-- ") == text.trim_start_matches("-- ")
 }
 
 /// Lets statements of this connection be seen, and interrupted, whenever they run inside a scope.
@@ -74,7 +131,7 @@ pub(super) fn observe(connection: &Connection) -> rusqlite::Result<()> {
 fn over_limit() -> bool {
     let over = |scope: &mut Scope| {
         let limit = scope.limit?;
-        Some(scope.running.iter().any(|running| running.since.elapsed() > limit))
+        Some(scope.running.over(limit))
     };
     with_scope(over).flatten().unwrap_or(false)
 }
@@ -82,7 +139,7 @@ fn over_limit() -> bool {
 /// Runs `f`; each statement it runs is reported as `caller`'s, and interrupted beyond the file's limit.
 pub(super) fn scope<T>(file: &File, wait: Duration, caller: Caller, f: impl FnOnce() -> T) -> T {
     /// Gives the thread back the scope it was in: a closure may have been run from inside another.
-    struct Leave(Option<Scope>);
+    struct Leave(Option<Box<Scope>>);
     impl Drop for Leave {
         fn drop(&mut self) {
             SCOPE.set(self.0.take());
@@ -91,42 +148,23 @@ pub(super) fn scope<T>(file: &File, wait: Duration, caller: Caller, f: impl FnOn
     let limit = (!file.config.max_statement.is_zero()).then_some(file.config.max_statement);
     let explain = caller.stats.config().explain_slow.then(|| file.shared_path());
     let slow = file.config.slow_query;
-    let scope = Scope { slow, wait, caller, last: None, explain, limit, running: Vec::new() };
+    let running = Running::default();
+    let scope = Box::new(Scope { slow, wait, caller, last: None, explain, limit, running });
     let _leave = Leave(SCOPE.replace(Some(scope)));
     f()
 }
 
 fn on_event(event: TraceEvent<'_>) {
     match event {
-        TraceEvent::Stmt(statement, _) => started(&statement),
-        TraceEvent::Row(statement) => row(&statement),
+        TraceEvent::Stmt(statement, announced) => {
+            with_scope(|scope| scope.running.begin(&statement, announced));
+        }
+        TraceEvent::Row(statement) => {
+            with_scope(|scope| scope.running.get_mut(&statement).map(|run| run.rows += 1));
+        }
         TraceEvent::Profile(statement, _) => finished(&statement),
         _ => {}
     }
-}
-
-/// SQLite keeps one copy of the text per prepared statement: its place tells statements apart.
-fn identity(statement: &StmtRef<'_>) -> usize {
-    statement.sql().as_ptr() as usize
-}
-
-fn started(statement: &StmtRef<'_>) {
-    with_scope(|scope| {
-        let statement = identity(statement);
-        // A trigger inside the statement announces itself as well, under the same identity.
-        if scope.running.iter().all(|running| running.statement != statement) {
-            scope.running.push(Running { statement, since: Instant::now(), rows: 0 });
-        }
-    });
-}
-
-fn row(statement: &StmtRef<'_>) {
-    with_scope(|scope| {
-        let statement = identity(statement);
-        if let Some(running) = scope.running.iter_mut().find(|running| running.statement == statement) {
-            running.rows += 1;
-        }
-    });
 }
 
 fn finished(statement: &StmtRef<'_>) {
@@ -137,13 +175,11 @@ fn finished(statement: &StmtRef<'_>) {
 }
 
 fn report(scope: &mut Scope, statement: &StmtRef<'_>) {
-    let id = identity(statement);
-    let Some(place) = scope.running.iter().position(|running| running.statement == id) else { return };
-    let running = scope.running.swap_remove(place);
+    let Some(run) = scope.running.end(statement) else { return };
     let Scope { slow, wait, caller, .. } = &*scope;
     // Not the duration that SQLite gives: it counts in milliseconds. Either holds the time that the caller takes between
     // rows, for SQLite does not tell when it is asked for the next one.
-    let elapsed = running.since.elapsed();
+    let elapsed = run.since.elapsed();
     let text = statement.sql();
     let statement = Statement {
         text: &text,
@@ -152,11 +188,11 @@ fn report(scope: &mut Scope, statement: &StmtRef<'_>) {
         site: Site::Code(caller.site),
         elapsed,
         wait: *wait,
-        rows: running.rows,
+        rows: run.rows,
         failed: false,
         given_up: false,
     };
-    let finished = Finished { statement, stats: &caller.stats, returned: running.rows };
+    let finished = Finished { statement, stats: &caller.stats, returned: run.rows };
     if is_transaction_control(&text) {
         return finished.report_if_slow(*slow);
     }
@@ -217,5 +253,5 @@ fn is_transaction_control(text: &str) -> bool {
 }
 
 fn with_scope<T>(f: impl FnOnce(&mut Scope) -> T) -> Option<T> {
-    SCOPE.with_borrow_mut(|scope| scope.as_mut().map(f))
+    SCOPE.with_borrow_mut(|scope| scope.as_deref_mut().map(f))
 }

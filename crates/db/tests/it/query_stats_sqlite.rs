@@ -87,6 +87,46 @@ async fn one_statement_from_two_places_is_two() {
 }
 
 #[tokio::test]
+async fn statements_inside_of_one_another_are_told_apart() {
+    let (pool, _directory) = pool(PoolConfig::default()).await;
+    pool.write(|tx| {
+        tx.execute_batch(
+            "CREATE TABLE log (id INTEGER);
+             CREATE TRIGGER noted AFTER UPDATE ON t BEGIN INSERT INTO log VALUES (new.id); END",
+        )?;
+        tx.execute("INSERT INTO t VALUES (1, 'a'), (2, 'b'), (3, 'c')", ())?;
+        Ok::<_, Error>(())
+    })
+    .await
+    .unwrap();
+    pool.query_stats().reset();
+
+    pool.write(|tx| {
+        // One within another, and in both a third that fires a trigger.
+        let mut outer = tx.prepare("SELECT id FROM t")?;
+        let mut inner = tx.prepare("SELECT name FROM t WHERE id > 1")?;
+        let mut outer = outer.query(())?;
+        while let Some(row) = outer.next()? {
+            let id: i64 = row.get(0)?;
+            let mut ids = inner.query(())?;
+            while ids.next()?.is_some() {
+                tx.prepare_cached("UPDATE t SET id = id WHERE id = ?1")?.execute([id])?;
+            }
+        }
+        Ok::<_, Error>(())
+    })
+    .await
+    .unwrap();
+
+    let snapshot = pool.query_stats().snapshot();
+    let counts = |start| of(&snapshot, start).iter().map(|all| (all.calls, all.rows)).collect::<Vec<_>>();
+    assert_eq!(counts("SELECT id"), [(1, 3)], "{snapshot:?}");
+    assert_eq!(counts("SELECT name"), [(3, 6)], "{snapshot:?}");
+    assert_eq!(counts("UPDATE")[0].0, 6, "{snapshot:?}");
+    assert_eq!(snapshot.statements.len(), 3, "{snapshot:?}");
+}
+
+#[tokio::test]
 async fn an_error_counts_for_its_statement() {
     let (pool, _directory) = pool(PoolConfig::default()).await;
     insert(&pool, 1).await.unwrap();
