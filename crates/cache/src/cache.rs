@@ -81,6 +81,7 @@ where
         inner.memory.clock.on_tick(Box::new(move || {
             if let Some(cache) = cache.upgrade() {
                 cache.metrics.publish(cache.memory.entries(), cache.memory.weight());
+                cache.memory.sampler.catch_up();
             }
         }));
         if let Some(remote) = &inner.remote {

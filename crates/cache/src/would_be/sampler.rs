@@ -1,16 +1,22 @@
 use std::{
     hash::{BuildHasher, Hash, RandomState},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-use super::simulation::{Simulation, TTLS};
+use super::simulation::{Read, Simulation, TTLS};
 use super::{SizeUnit, WouldBe, WouldBeRatio};
 
 /// How many entries a small cache holds at most. By these, ratios are within two points of the truth on real traces.
 const MOST: u64 = 2048;
+
+/// How many hits wait to be noted at most.
+const WAITING: usize = 4096;
 
 const USUAL_TTLS: [Duration; TTLS - 1] = [
     Duration::from_secs(1),
@@ -34,6 +40,10 @@ pub(crate) struct Sampler {
     ttls: [Duration; TTLS],
     ttls_ms: [u32; TTLS],
     simulations: Mutex<Box<[Simulation]>>,
+    /// Hits, until somebody has time for them. Locked after `simulations`.
+    waiting: Mutex<Vec<Read>>,
+    /// Hits that did not come among those.
+    unnoted: AtomicU64,
 }
 
 /// The hash of a key that is watched.
@@ -70,6 +80,8 @@ impl Sampler {
             ttls,
             ttls_ms: ttls.map(|ttl| u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX)),
             simulations: Mutex::new(simulations),
+            waiting: Mutex::default(),
+            unnoted: AtomicU64::new(0),
         }
     }
 
@@ -79,26 +91,31 @@ impl Sampler {
         (hash & self.mask == 0).then_some(Sampled(hash))
     }
 
+    /// A read that memory answered. Simulations would cost it more than the read: they hear of it later, in order.
     pub(crate) fn hit(&self, key: Sampled, weight: u64) {
-        self.read(key, Duration::ZERO, Some(weight));
+        let read = Read { key: key.0, now: self.now(), seconds: 0.0, weight: Some(weight) };
+        match self.waiting.try_lock() {
+            Ok(mut waiting) if waiting.len() < WAITING => waiting.push(read),
+            // It is taken by a thread that reads the same key, or by who makes room: they are not waited for.
+            _ => drop(self.unnoted.fetch_add(1, Ordering::Relaxed)),
+        }
     }
 
     pub(crate) fn missed(&self, key: Sampled) {
         self.read(key, Duration::ZERO, None);
     }
 
-    /// A read that needs `load`, if it is not answered from a cache.
+    /// A read that takes `load` when no cache answers it.
     pub(crate) fn read(&self, key: Sampled, load: Duration, weight: Option<u64>) {
-        self.read_at(self.now(), key, load, weight);
+        let read = Read { key: key.0, now: self.now(), seconds: load.as_secs_f64(), weight };
+        for simulation in key.of(&mut self.lock()) {
+            simulation.read(&read, &self.ttls_ms, false);
+        }
     }
 
-    fn read_at(&self, now: u32, key: Sampled, load: Duration, weight: Option<u64>) {
-        // A key that many threads read at once must not make them wait for one another. What is not noted is lost to
-        // all sizes and TTLs alike, and leaves their ratios what they are.
-        let Ok(mut simulations) = self.simulations.try_lock() else { return };
-        for simulation in key.of(&mut simulations) {
-            simulation.read(key.0, now, load.as_secs_f64(), &self.ttls_ms, weight);
-        }
+    /// Notes the hits that wait for it.
+    pub(crate) fn catch_up(&self) {
+        drop(self.lock());
     }
 
     /// What was read is kept.
@@ -127,11 +144,16 @@ impl Sampler {
         let mut ratios = Vec::new();
         // A larger cache is asked for fewer keys, and may miss the most popular: it does no worse than a smaller one.
         let mut least = [(0.0_f64, 0.0_f64); TTLS];
-        for simulation in &*self.lock() {
+        let simulations = self.lock();
+        let unnoted = self.unnoted.load(Ordering::Relaxed) as f64;
+        let noted = simulations.iter().map(Simulation::hits_noted).fold(0.0, f64::max);
+        // What was not noted was as what was.
+        let stand_for = if noted > 0.0 { 1.0 + unnoted / noted } else { 1.0 };
+        for simulation in &*simulations {
             for (n, ttl) in
                 self.ttls.iter().enumerate().filter(|(n, ttl)| *n == 0 || self.ttls[n - 1] != **ttl)
             {
-                let (hits, saved) = simulation.ratios(n);
+                let (hits, saved) = simulation.ratios(n, stand_for);
                 least[n] = (hits.max(least[n].0), saved.max(least[n].1));
                 let (hit_ratio, of_time) = least[n];
                 ratios.push(WouldBeRatio {
@@ -146,8 +168,15 @@ impl Sampler {
         WouldBe { name, unit, requests, load_seconds, ratios }
     }
 
+    /// The simulations, up to date.
     fn lock(&self) -> MutexGuard<'_, Box<[Simulation]>> {
-        self.simulations.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut simulations = self.simulations.lock().unwrap_or_else(PoisonError::into_inner);
+        for read in self.waiting.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            for simulation in Sampled(read.key).of(&mut simulations) {
+                simulation.read(&read, &self.ttls_ms, true);
+            }
+        }
+        simulations
     }
 
     fn now(&self) -> u32 {

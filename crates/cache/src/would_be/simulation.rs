@@ -12,10 +12,29 @@ pub(super) struct Simulation {
     /// Of how many keys it sees one, as a power of two.
     pub(super) shift: u32,
     cache: Cache<u64, Entry, Weight>,
+    /// Of reads that the real cache answered, and of those that it did not: of the former some may be missing.
+    answered: Tally,
+    unanswered: Tally,
+}
+
+#[derive(Default)]
+struct Tally {
     seen: u64,
     seconds_seen: f64,
     hits: [u64; TTLS],
     seconds_saved: [f64; TTLS],
+}
+
+/// A read of a key.
+pub(super) struct Read {
+    /// Its hash.
+    pub(super) key: u64,
+    /// When, in milliseconds.
+    pub(super) now: u32,
+    /// How long a load takes.
+    pub(super) seconds: f64,
+    /// `None` when nobody knows yet what will be stored.
+    pub(super) weight: Option<u64>,
 }
 
 #[derive(Clone, Copy)]
@@ -42,29 +61,27 @@ impl Simulation {
             capacity,
             shift,
             cache: Cache::with_weighter(small(entries) as usize, small(capacity), Weight),
-            seen: 0,
-            seconds_seen: 0.0,
-            hits: [0; TTLS],
-            seconds_saved: [0.0; TTLS],
+            answered: Tally::default(),
+            unanswered: Tally::default(),
         }
     }
 
-    /// A read of `key`, and how long a load takes. Without a weight nobody knows yet what will be stored.
-    pub(super) fn read(&mut self, key: u64, now: u32, seconds: f64, ttls: &[u32; TTLS], weight: Option<u64>) {
-        self.seen += 1;
-        self.seconds_seen += seconds;
-        let Some(mut entry) = self.cache.get_mut(&key) else {
-            if let Some(weight) = weight {
-                self.cache.insert(key, Entry { weight, loaded: [now; TTLS] });
+    pub(super) fn read(&mut self, read: &Read, ttls: &[u32; TTLS], answered: bool) {
+        let tally = if answered { &mut self.answered } else { &mut self.unanswered };
+        tally.seen += 1;
+        tally.seconds_seen += read.seconds;
+        let Some(mut entry) = self.cache.get_mut(&read.key) else {
+            if let Some(weight) = read.weight {
+                self.cache.insert(read.key, Entry { weight, loaded: [read.now; TTLS] });
             }
             return;
         };
         for (n, loaded) in entry.loaded.iter_mut().enumerate() {
-            if now.wrapping_sub(*loaded) < ttls[n] {
-                self.hits[n] += 1;
-                self.seconds_saved[n] += seconds;
+            if read.now.wrapping_sub(*loaded) < ttls[n] {
+                tally.hits[n] += 1;
+                tally.seconds_saved[n] += read.seconds;
             } else {
-                *loaded = now;
+                *loaded = read.now;
             }
         }
     }
@@ -86,10 +103,20 @@ impl Simulation {
         self.cache.clear();
     }
 
-    /// What part of the reads it answers with the `n`th TTL, and what part of the load time that saves.
-    pub(super) fn ratios(&self, n: usize) -> (f64, f64) {
-        let hits = self.hits[n] as f64 / self.seen.max(1) as f64;
+    /// How many hits of the real cache were noted, of all keys.
+    pub(super) fn hits_noted(&self) -> f64 {
+        self.answered.seen as f64
+    }
+
+    /// What part of the reads it answers with the `n`th TTL, and what part of the load time that saves. Each read that
+    /// the real cache answered stands for so many.
+    pub(super) fn ratios(&self, n: usize, stand_for: f64) -> (f64, f64) {
+        let (answered, unanswered) = (&self.answered, &self.unanswered);
+        let sum = |of: fn(&Tally, usize) -> f64| stand_for * of(answered, n) + of(unanswered, n);
+        let seen = sum(|tally, _| tally.seen as f64).max(1.0);
+        let hits = sum(|tally, n| tally.hits[n] as f64) / seen;
+        let seconds = sum(|tally, _| tally.seconds_seen);
         // Where loads are not timed, one is as long as another.
-        (hits, if self.seconds_seen > 0.0 { self.seconds_saved[n] / self.seconds_seen } else { hits })
+        (hits, if seconds > 0.0 { sum(|tally, n| tally.seconds_saved[n]) / seconds } else { hits })
     }
 }
