@@ -11,11 +11,8 @@ use crate::{
     store::{Store, StoreConfig},
 };
 
-/// How long a user is kept: in Redis if there is one, else in this process.
+/// How long a user is kept, in this process and, if there is one, in Redis, which tells of changes by others.
 const USER_TTL: Duration = Duration::from_secs(3600);
-
-/// How long a process that has Redis behind it answers a user from memory. Other processes may write.
-const USER_TTL_BEFORE_REDIS: Duration = Duration::from_secs(1);
 
 /// How long a product is kept in this process.
 const PRODUCT_TTL: Duration = Duration::from_secs(300);
@@ -122,16 +119,13 @@ impl Shop {
 impl Caches {
     fn new(redis_url: Option<&str>) -> Result<Caches, Error> {
         let products = CacheConfig { ttl: PRODUCT_TTL, ..CacheConfig::default() };
-        let users = Cache::builder("user");
-        let users = match redis_url {
-            None => users.config(CacheConfig { ttl: USER_TTL, ..CacheConfig::default() }),
-            Some(url) => {
-                let (ttl, remote_ttl) = (USER_TTL_BEFORE_REDIS, USER_TTL);
-                users
-                    .config(CacheConfig { ttl, remote_ttl, ..CacheConfig::default() })
-                    .remote(Remote::connect(url).map_err(Error::RedisUrl)?)
-            }
-        };
+        // Without jitter: that the whole hour is kept is part of the API.
+        let users =
+            CacheConfig { ttl: USER_TTL, remote_ttl: USER_TTL, ttl_jitter: 0.0, ..CacheConfig::default() };
+        let mut users = Cache::builder("user").config(users);
+        if let Some(url) = redis_url {
+            users = users.remote(Remote::connect(url).map_err(Error::RedisUrl)?);
+        }
         Ok(Caches { users: users.build(), products: Cache::builder("product").config(products).build() })
     }
 }
