@@ -27,6 +27,7 @@ use http::{
 use http_body::Body;
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use metrics::{Counter, counter};
+use tokio::{sync::oneshot, time::Instant};
 use tower::{Layer, Service};
 
 use self::body::Read;
@@ -214,17 +215,16 @@ where
     S: Service<Request<In>, Response = Response<Out>>,
     Out: Body<Data = Bytes> + Send + 'static,
 {
-    async fn make(mut self) -> Result<Response<CachedBody<Out::Error>>, S::Error> {
+    async fn make(mut self) -> Answer<S::Error, Out::Error> {
         Ok(self.inner.call(self.request).await?.map(BodyExt::boxed_unsync))
     }
 }
 
-/// Where a load leaves a response that is its own caller's alone.
-type Own<E> = Arc<Mutex<Option<Response<CachedBody<E>>>>>;
+/// What the handler answers the one client whose request it was given.
+type Answer<E, B> = Result<Response<CachedBody<B>>, E>;
 
-fn take<T>(slot: &Mutex<Option<T>>) -> Option<T> {
-    slot.lock().unwrap_or_else(PoisonError::into_inner).take()
-}
+/// What a load brings the cache.
+type Outcome<E> = Result<Loaded<CachedResponse>, Refusal<E>>;
 
 /// What reaches all who wait, and isn't kept.
 enum Refusal<E> {
@@ -232,16 +232,16 @@ enum Refusal<E> {
     Response(Box<CachedResponse>),
 }
 
+fn take<T>(slot: &Mutex<Option<T>>) -> Option<T> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
 impl<K, F> CacheLayer<K, F>
 where
     K: Hash + Eq + Clone + Send + Sync + 'static,
     F: Send + Sync + 'static,
 {
-    async fn answer<S, In, Out>(
-        self: Arc<Self>,
-        key: &K,
-        call: Call<S, In>,
-    ) -> Result<Response<CachedBody<Out::Error>>, S::Error>
+    async fn answer<S, In, Out>(self: Arc<Self>, key: &K, call: Call<S, In>) -> Answer<S::Error, Out::Error>
     where
         S: Service<Request<In>, Response = Response<Out>> + Send + 'static,
         S::Error: Clone + Send + Sync + 'static,
@@ -250,24 +250,31 @@ where
         Out: Body<Data = Bytes> + Send + 'static,
         Out::Error: Send + 'static,
     {
+        let began = Instant::now();
+        let (own, answer) = oneshot::channel();
         // The load takes the call when it runs, which it does not where the remote has the response.
-        let (call, own) = (Arc::new(Mutex::new(Some(call))), Own::default());
+        let call = Arc::new(Mutex::new(Some(call)));
         let load = || {
-            let (layer, call, own) = (Arc::clone(&self), Arc::clone(&call), Arc::clone(&own));
+            let (layer, call) = (Arc::clone(&self), Arc::clone(&call));
             async move {
-                let call = take(&call);
-                match call {
-                    Some(call) => layer.load(call, &own).await,
-                    None => Ok(Loaded::absent()),
-                }
+                // It is there: the client takes it only when this load is gone.
+                let Some(call) = take(&call) else { return Ok(Loaded::absent()) };
+                let (answer, outcome) = layer.ask(call).await;
+                // Fails when the client has gone, or has something already.
+                let _ = own.send(answer);
+                outcome
             }
         };
         match self.cache.get_or_load(key, load).await {
             Ok(Some(response)) => Ok(whole(&response)),
-            Ok(None) => match (take(&own), take(&call)) {
-                (Some(own), _) => Ok(own),
-                (None, Some(call)) => call.make().await,
-                (None, None) => Ok(empty(StatusCode::INTERNAL_SERVER_ERROR)),
+            // The client's own load may still run: what was known of the key may be old.
+            Ok(None) => match (answer.await, take(&call)) {
+                (Ok(answer), _) => answer,
+                (Err(_), Some(call)) => call.make().await,
+                (Err(_), None) if began.elapsed() < self.cache.inner.policy().load_timeout => {
+                    Ok(empty(StatusCode::INTERNAL_SERVER_ERROR))
+                }
+                (Err(_), None) => Ok(empty(StatusCode::GATEWAY_TIMEOUT)),
             },
             Err(LoadError::Source(refusal)) => match &*refusal {
                 Refusal::Service(error) => Err(error.clone()),
@@ -278,13 +285,14 @@ where
         }
     }
 
-    async fn load<S, In, Out>(
+    /// Asks the handler, for the one client and for the cache.
+    async fn ask<S, In, Out>(
         &self,
         mut call: Call<S, In>,
-        own: &Own<Out::Error>,
-    ) -> Result<Loaded<CachedResponse>, Refusal<S::Error>>
+    ) -> (Answer<S::Error, Out::Error>, Outcome<S::Error>)
     where
         S: Service<Request<In>, Response = Response<Out>>,
+        S::Error: Clone,
         Out: Body<Data = Bytes> + Send + 'static,
         Out::Error: Send,
     {
@@ -292,27 +300,27 @@ where
         for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE] {
             call.request.headers_mut().remove(name);
         }
-        let response = call.inner.call(call.request).await.map_err(Refusal::Service)?;
-        let (parts, body) = response.into_parts();
+        let (parts, body) = match call.inner.call(call.request).await {
+            Ok(response) => response.into_parts(),
+            Err(error) => return (Err(error.clone()), Err(Refusal::Service(error))),
+        };
         let directives = Directives::of(&parts.headers);
         let (body, counter) = match self.why_not(&parts, &directives) {
             Some(counter) => (body.boxed_unsync(), counter),
             None => match body::read(body, self.max_body_bytes).await {
-                Read::Whole(body) => return self.loaded(CachedResponse::new(&parts, body), &directives),
+                Read::Whole(body) => {
+                    let response = CachedResponse::new(&parts, body);
+                    return (Ok(whole(&response)), self.loaded(response, &directives));
+                }
                 Read::TooLong(body) => (body.boxed_unsync(), &self.uncached.too_large),
                 Read::Odd(body) => (body.boxed_unsync(), &self.uncached.body),
             },
         };
         counter.increment(1);
-        *own.lock().unwrap_or_else(PoisonError::into_inner) = Some(Response::from_parts(parts, body));
-        Ok(Loaded::absent())
+        (Ok(Response::from_parts(parts, body)), Ok(Loaded::absent()))
     }
 
-    fn loaded<E>(
-        &self,
-        response: CachedResponse,
-        directives: &Directives,
-    ) -> Result<Loaded<CachedResponse>, Refusal<E>> {
+    fn loaded<E>(&self, response: CachedResponse, directives: &Directives) -> Outcome<E> {
         if response.status().is_server_error() {
             return Err(Refusal::Response(Box::new(response)));
         }
