@@ -226,10 +226,12 @@ type Answer<E, B> = Result<Response<CachedBody<B>>, E>;
 /// What a load brings the cache.
 type Outcome<E> = Result<Loaded<CachedResponse>, Refusal<E>>;
 
-/// What reaches all who wait, and isn't kept.
+/// Why a load failed. It reaches all who wait, and isn't kept.
 enum Refusal<E> {
     Service(E),
     Response(Box<CachedResponse>),
+    /// A response, too, but one that can't be shared.
+    Unshared,
 }
 
 fn take<T>(slot: &Mutex<Option<T>>) -> Option<T> {
@@ -266,22 +268,24 @@ where
             }
         };
         match self.cache.get_or_load(key, load).await {
-            Ok(Some(response)) => Ok(whole(&response)),
-            // The client's own load may still run: what was known of the key may be old.
-            Ok(None) => match (answer.await, take(&call)) {
-                (Ok(answer), _) => answer,
-                (Err(_), Some(call)) => call.make().await,
-                (Err(_), None) if began.elapsed() < self.cache.inner.policy().load_timeout => {
-                    Ok(empty(StatusCode::INTERNAL_SERVER_ERROR))
-                }
-                (Err(_), None) => Ok(empty(StatusCode::GATEWAY_TIMEOUT)),
-            },
+            Ok(Some(response)) => return Ok(whole(&response)),
+            Ok(None) => {}
             Err(LoadError::Source(refusal)) => match &*refusal {
-                Refusal::Service(error) => Err(error.clone()),
-                Refusal::Response(response) => Ok(whole(response)),
+                Refusal::Service(error) => return Err(error.clone()),
+                Refusal::Response(response) => return Ok(whole(response)),
+                Refusal::Unshared => {}
             },
-            Err(LoadError::TimedOut(_)) => Ok(empty(StatusCode::GATEWAY_TIMEOUT)),
-            Err(_) => Ok(empty(StatusCode::INTERNAL_SERVER_ERROR)),
+            Err(LoadError::TimedOut(_)) => return Ok(empty(StatusCode::GATEWAY_TIMEOUT)),
+            Err(_) => return Ok(empty(StatusCode::INTERNAL_SERVER_ERROR)),
+        }
+        // There is nothing to share. The client's own load may still run: what is known of the key may be stale.
+        match (answer.await, take(&call)) {
+            (Ok(answer), _) => answer,
+            (Err(_), Some(call)) => call.make().await,
+            (Err(_), None) if began.elapsed() < self.cache.inner.policy().load_timeout => {
+                Ok(empty(StatusCode::INTERNAL_SERVER_ERROR))
+            }
+            (Err(_), None) => Ok(empty(StatusCode::GATEWAY_TIMEOUT)),
         }
     }
 
@@ -317,7 +321,11 @@ where
             },
         };
         counter.increment(1);
-        (Ok(Response::from_parts(parts, body)), Ok(Loaded::absent()))
+        let outcome = match parts.status.is_server_error() {
+            true => Err(Refusal::Unshared),
+            false => Ok(Loaded::absent()),
+        };
+        (Ok(Response::from_parts(parts, body)), outcome)
     }
 
     fn loaded<E>(&self, response: CachedResponse, directives: &Directives) -> Outcome<E> {

@@ -1,4 +1,5 @@
 use std::{
+    collections::HashSet,
     convert::Infallible,
     future::pending,
     io,
@@ -321,6 +322,48 @@ async fn a_response_that_is_one_clients_alone_reaches_no_other() {
         responses.into_iter().map(|response| response.unwrap().headers()["set-cookie"].clone()).collect();
     cookies.sort();
     cookies.dedup();
+    assert_eq!((cookies.len(), handler.calls()), (10, 10));
+}
+
+// Frameworks put `no-store` on the pages that say what went wrong.
+#[tokio::test(start_paused = true)]
+async fn a_stale_page_is_shown_and_kept_whatever_the_headers_and_the_size_of_a_server_error() {
+    let long = "so long".repeat(10);
+    for (header, body) in [
+        (("cache-control", "no-store"), "failed"),
+        (("set-cookie", "id=7"), "failed"),
+        (("vary", "accept"), "failed"),
+        (("x-long", "yes"), &long),
+    ] {
+        let body = body.to_owned();
+        let config = CacheConfig { stale_if_error: Duration::from_secs(3600), ..Default::default() };
+        let pages: Pages = Cache::builder("page").config(config).build();
+        let handler = Handler::default();
+        let service = layer(&pages).max_body_bytes(10).layer(handler.answering(move |number| {
+            let failure = (StatusCode::BAD_GATEWAY, [header], body.clone());
+            async move { if number == 1 { "page".into_response() } else { failure.into_response() } }
+        }));
+        for calls in 1..4 {
+            assert_eq!(text(service.clone().oneshot(get_it()).await.unwrap()).await, "page", "{header:?}");
+            assert_eq!(handler.calls(), calls);
+            tokio::time::sleep(Duration::from_secs(301)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_error_that_is_one_clients_alone_reaches_no_other() {
+    let handler = Handler::default();
+    let service = layer(&pages()).layer(handler.answering(|number| async move {
+        (StatusCode::BAD_GATEWAY, [("set-cookie", format!("id={number}"))])
+    }));
+    let mut clients = JoinSet::new();
+    for _ in 0..10 {
+        clients.spawn(service.clone().oneshot(get_it()));
+    }
+    let responses = clients.join_all().await;
+    let cookies: HashSet<_> =
+        responses.into_iter().map(|response| response.unwrap().headers()["set-cookie"].clone()).collect();
     assert_eq!((cookies.len(), handler.calls()), (10, 10));
 }
 
