@@ -19,8 +19,8 @@ use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
     header::{
-        CACHE_CONTROL, CONTENT_TYPE, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_UNMODIFIED_SINCE, RANGE,
-        SET_COOKIE, VARY,
+        AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH,
+        IF_UNMODIFIED_SINCE, RANGE, SET_COOKIE, VARY,
     },
     request, response as answer,
 };
@@ -58,6 +58,9 @@ use crate::{Cache, LoadError, Loaded, telemetry::UNCACHED};
 /// **The key must hold all that the response depends on**: the path, the query, the language, whose request it is. A
 /// request for which the function returns `None` goes by the cache, as should all that is meant for one user. Who may
 /// write any URL may fill the cache, so bound it by bytes, as above.
+///
+/// A request with `Authorization` always goes by. To cache what its user may see, have an outer layer check that header,
+/// take it off, and leave the user in an extension of the request, for the key.
 ///
 /// # What is cached
 ///
@@ -200,7 +203,7 @@ where
 }
 
 fn may_be_cached(request: &request::Parts) -> bool {
-    let passes = [IF_MATCH, IF_UNMODIFIED_SINCE, RANGE];
+    let passes = [AUTHORIZATION, IF_MATCH, IF_UNMODIFIED_SINCE, RANGE];
     request.method == Method::GET && !passes.iter().any(|name| request.headers.contains_key(name))
 }
 

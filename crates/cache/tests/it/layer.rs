@@ -151,7 +151,12 @@ async fn only_whole_answers_to_get_are_cached() {
     for method in [Method::HEAD, Method::POST, Method::OPTIONS] {
         assert_eq!(calls(|| request(method.clone(), &[]), || "no").await, 2, "{method}");
     }
-    for header in [("range", "bytes=0-9"), ("if-match", "\"a\""), ("if-unmodified-since", "now")] {
+    for header in [
+        ("range", "bytes=0-9"),
+        ("if-match", "\"a\""),
+        ("if-unmodified-since", "now"),
+        ("authorization", "Bearer 7"),
+    ] {
         assert_eq!(calls(|| request(Method::GET, &[header]), || "no").await, 2, "{header:?}");
     }
 }
