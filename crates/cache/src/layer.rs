@@ -1,6 +1,7 @@
 //! A tower layer that caches whole responses.
 
 mod body;
+mod directives;
 mod response;
 
 use std::{
@@ -12,15 +13,14 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
-    time::Duration,
 };
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
+    Method, Request, Response, StatusCode,
     header::{
-        AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH,
-        IF_UNMODIFIED_SINCE, RANGE, SET_COOKIE, VARY,
+        AUTHORIZATION, CONTENT_TYPE, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_UNMODIFIED_SINCE, RANGE,
+        SET_COOKIE, VARY,
     },
     request, response as answer,
 };
@@ -30,8 +30,8 @@ use metrics::{Counter, counter};
 use tokio::{sync::oneshot, time::Instant};
 use tower::{Layer, Service};
 
-use self::body::Read;
 pub use self::response::CachedResponse;
+use self::{body::Read, directives::Directives};
 use crate::{Cache, LoadError, Loaded, telemetry::UNCACHED};
 
 /// Caches whole responses of a handler, by a key that you make of the request.
@@ -113,7 +113,8 @@ impl<K, F> CacheLayer<K, F> {
 
     /// Takes a response's TTL from its `Cache-Control`, from `s-maxage` or else `max-age`, where it has one.
     ///
-    /// By default the cache's own TTL holds for all.
+    /// Its `Age` is taken off. Of several the shortest holds, and one that is no number of seconds is 0, which isn't
+    /// kept. By default the cache's own TTL holds for all.
     pub fn ttl_from_headers(mut self) -> CacheLayer<K, F> {
         self.ttl_from_headers = true;
         self
@@ -347,42 +348,13 @@ where
         let headers = &response.headers;
         let stream = headers
             .get(CONTENT_TYPE)
-            .is_some_and(|value| value.as_bytes().to_ascii_lowercase().starts_with(b"text/event-stream"));
+            .and_then(|value| value.as_bytes().get(..17))
+            .is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream"));
         if directives.refuse || stream || headers.contains_key(SET_COOKIE) || headers.contains_key(VARY) {
             return Some(&self.uncached.headers);
         }
         let shared = response.status == StatusCode::OK || response.status.is_server_error();
         (!shared).then_some(&self.uncached.status)
-    }
-}
-
-/// What a response's `Cache-Control` says to this cache.
-struct Directives {
-    refuse: bool,
-    ttl: Option<Duration>,
-}
-
-impl Directives {
-    fn of(headers: &HeaderMap) -> Directives {
-        let (mut refuse, mut shared, mut any) = (false, None, None);
-        for value in headers.get_all(CACHE_CONTROL) {
-            // What can't be read may be a refusal.
-            let Ok(value) = HeaderValue::to_str(value) else {
-                refuse = true;
-                continue;
-            };
-            for directive in value.split(',') {
-                let (name, argument) = directive.split_once('=').unwrap_or((directive, ""));
-                let seconds = || argument.trim().trim_matches('"').parse().map(Duration::from_secs).ok();
-                match name.trim().to_ascii_lowercase().as_str() {
-                    "no-store" | "no-cache" | "private" => refuse = true,
-                    "s-maxage" => shared = seconds(),
-                    "max-age" => any = seconds(),
-                    _ => {}
-                }
-            }
-        }
-        Directives { refuse, ttl: shared.or(any) }
     }
 }
 
