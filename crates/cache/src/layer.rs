@@ -59,16 +59,23 @@ use crate::{Cache, LoadError, Loaded, telemetry::UNCACHED};
 /// request for which the function returns `None` goes by the cache, as should all that is meant for one user. Who may
 /// write any URL may fill the cache, so bound it by bytes, as above.
 ///
-/// A request with `Authorization` always goes by. To cache what its user may see, have an outer layer check that header,
-/// take it off, and leave the user in an extension of the request, for the key.
+/// A request with `Authorization` always goes by. To cache what its user may see, have an outer layer check that
+/// header, take it off, and leave the user in an extension of the request, for the key.
 ///
 /// # What is cached
 ///
 /// Answers with status 200 to `GET`, up to [`max_body_bytes`](CacheLayer::max_body_bytes). Never one with `Set-Cookie`,
-/// `Vary`, trailers, an event stream, or a `Cache-Control` that says `no-store`, `no-cache` or `private`. The request's
-/// own `Cache-Control` is not heeded. Other methods and range requests pass, and so do those with `If-Match` or
-/// `If-Unmodified-Since`. `If-None-Match` and `If-Modified-Since` are kept from the handler, whose whole response is
-/// wanted, and answered with that.
+/// `Vary`, trailers, an event stream, or a `Cache-Control` that says `no-store`, `no-cache` or `private`. Layers that
+/// add `Vary`, as those for compression and CORS do, belong outside of this one.
+///
+/// Range requests pass, and so do those with `If-Match` or `If-Unmodified-Since`. `If-None-Match` and
+/// `If-Modified-Since` are kept from the handler, whose whole response is wanted, and answered with that.
+///
+/// Other methods pass, `HEAD` too. They invalidate nothing, since only you know which keys a change concerns: call
+/// [`Cache::invalidate`] after it.
+///
+/// The request's own `Cache-Control` is not heeded, or any client could have the handler run at will. Nor is what a
+/// response says of stale ones, like `must-revalidate`: when those are shown is the cache's config alone.
 ///
 /// What can't be cached can't be shared either: who waited for it calls the handler too. For
 /// [`absent_ttl`](crate::CacheConfig::absent_ttl) the key is then known for that, and nobody waits for another.
@@ -81,6 +88,9 @@ use crate::{Cache, LoadError, Loaded, telemetry::UNCACHED};
 /// says so. An error of the service itself reaches all who wait likewise, so it must be `Clone` (axum's is; put others
 /// into an `Arc`). A panic becomes a 500, a handler that exceeds [`load_timeout`](crate::CacheConfig::load_timeout) a
 /// 504.
+///
+/// A response from 500 on that can't be shared, as by its `no-store`, is a failed load too, but its own client's alone.
+/// The others who have nothing stale call the handler themselves.
 ///
 /// # Cancel safety
 ///
@@ -105,7 +115,8 @@ impl<K, F> CacheLayer<K, F> {
 
     /// How long a body may be to be cached, in bytes; default 1 MiB.
     ///
-    /// So much is read before the first byte is sent. What is longer is sent as it comes, and not cached.
+    /// So much is read before the first byte is sent, within the cache's
+    /// [`load_timeout`](crate::CacheConfig::load_timeout). What is longer is sent as it comes, and not cached.
     pub fn max_body_bytes(mut self, max_body_bytes: usize) -> CacheLayer<K, F> {
         self.max_body_bytes = max_body_bytes;
         self
@@ -358,10 +369,7 @@ where
     }
 }
 
-fn whole<E>(response: &CachedResponse) -> Response<CachedBody<E>>
-where
-    E: 'static,
-{
+fn whole<E: 'static>(response: &CachedResponse) -> Response<CachedBody<E>> {
     response
         .to_response()
         .map(|body| Full::new(body).map_err(|never: Infallible| match never {}).boxed_unsync())

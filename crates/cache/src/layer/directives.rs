@@ -41,7 +41,8 @@ fn shorten(ttl: &mut Option<Duration>, argument: &str) {
     *ttl = Some(ttl.map_or(said, |ttl| ttl.min(said)));
 }
 
-/// How old a response is said to be. What can't be read is ignored, and so is all but the first (RFC 9111, section 5.1).
+/// How old a response is said to be. What can't be read is ignored, and so is all but the first (RFC 9111, section
+/// 5.1).
 pub(super) fn age(headers: &HeaderMap) -> Duration {
     headers.get(AGE).and_then(|age| seconds(age.to_str().ok()?.trim())).unwrap_or_default()
 }
