@@ -1,6 +1,7 @@
 //! A tower layer that caches whole responses.
 
 mod body;
+mod directives;
 mod response;
 
 use std::{
@@ -12,14 +13,13 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
-    time::Duration,
 };
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
+    Method, Request, Response, StatusCode,
     header::{
-        CACHE_CONTROL, CONTENT_TYPE, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_UNMODIFIED_SINCE, RANGE,
+        AUTHORIZATION, CONTENT_TYPE, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_UNMODIFIED_SINCE, RANGE,
         SET_COOKIE, VARY,
     },
     request, response as answer,
@@ -27,10 +27,11 @@ use http::{
 use http_body::Body;
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use metrics::{Counter, counter};
+use tokio::{sync::oneshot, time::Instant};
 use tower::{Layer, Service};
 
-use self::body::Read;
 pub use self::response::CachedResponse;
+use self::{body::Read, directives::Directives};
 use crate::{Cache, LoadError, Loaded, telemetry::UNCACHED};
 
 /// Caches whole responses of a handler, by a key that you make of the request.
@@ -58,13 +59,23 @@ use crate::{Cache, LoadError, Loaded, telemetry::UNCACHED};
 /// request for which the function returns `None` goes by the cache, as should all that is meant for one user. Who may
 /// write any URL may fill the cache, so bound it by bytes, as above.
 ///
+/// A request with `Authorization` always goes by. To cache what its user may see, have an outer layer check that
+/// header, take it off, and leave the user in an extension of the request, for the key.
+///
 /// # What is cached
 ///
 /// Answers with status 200 to `GET`, up to [`max_body_bytes`](CacheLayer::max_body_bytes). Never one with `Set-Cookie`,
-/// `Vary`, trailers, an event stream, or a `Cache-Control` that says `no-store`, `no-cache` or `private`. The request's
-/// own `Cache-Control` is not heeded. Other methods and range requests pass, and so do those with `If-Match` or
-/// `If-Unmodified-Since`. `If-None-Match` and `If-Modified-Since` are kept from the handler, whose whole response is
-/// wanted, and answered with that.
+/// `Vary`, trailers, an event stream, or a `Cache-Control` that says `no-store`, `no-cache` or `private`. Layers that
+/// add `Vary`, as those for compression and CORS do, belong outside of this one.
+///
+/// Range requests pass, and so do those with `If-Match` or `If-Unmodified-Since`. `If-None-Match` and
+/// `If-Modified-Since` are kept from the handler, whose whole response is wanted, and answered with that.
+///
+/// Other methods pass, `HEAD` too. They invalidate nothing, since only you know which keys a change concerns: call
+/// [`Cache::invalidate`] after it.
+///
+/// The request's own `Cache-Control` is not heeded, or any client could have the handler run at will. Nor is what a
+/// response says of stale ones, like `must-revalidate`: when those are shown is the cache's config alone.
 ///
 /// What can't be cached can't be shared either: who waited for it calls the handler too. For
 /// [`absent_ttl`](crate::CacheConfig::absent_ttl) the key is then known for that, and nobody waits for another.
@@ -77,6 +88,9 @@ use crate::{Cache, LoadError, Loaded, telemetry::UNCACHED};
 /// says so. An error of the service itself reaches all who wait likewise, so it must be `Clone` (axum's is; put others
 /// into an `Arc`). A panic becomes a 500, a handler that exceeds [`load_timeout`](crate::CacheConfig::load_timeout) a
 /// 504.
+///
+/// A response from 500 on that can't be shared, as by its `no-store`, is a failed load too, but its own client's alone.
+/// The others who have nothing stale call the handler themselves.
 ///
 /// # Cancel safety
 ///
@@ -101,7 +115,8 @@ impl<K, F> CacheLayer<K, F> {
 
     /// How long a body may be to be cached, in bytes; default 1 MiB.
     ///
-    /// So much is read before the first byte is sent. What is longer is sent as it comes, and not cached.
+    /// So much is read before the first byte is sent, within the cache's
+    /// [`load_timeout`](crate::CacheConfig::load_timeout). What is longer is sent as it comes, and not cached.
     pub fn max_body_bytes(mut self, max_body_bytes: usize) -> CacheLayer<K, F> {
         self.max_body_bytes = max_body_bytes;
         self
@@ -109,7 +124,8 @@ impl<K, F> CacheLayer<K, F> {
 
     /// Takes a response's TTL from its `Cache-Control`, from `s-maxage` or else `max-age`, where it has one.
     ///
-    /// By default the cache's own TTL holds for all.
+    /// Its `Age` is taken off. Of several the shortest holds, and one that is no number of seconds is 0, which isn't
+    /// kept. By default the cache's own TTL holds for all.
     pub fn ttl_from_headers(mut self) -> CacheLayer<K, F> {
         self.ttl_from_headers = true;
         self
@@ -199,7 +215,7 @@ where
 }
 
 fn may_be_cached(request: &request::Parts) -> bool {
-    let passes = [IF_MATCH, IF_UNMODIFIED_SINCE, RANGE];
+    let passes = [AUTHORIZATION, IF_MATCH, IF_UNMODIFIED_SINCE, RANGE];
     request.method == Method::GET && !passes.iter().any(|name| request.headers.contains_key(name))
 }
 
@@ -214,22 +230,27 @@ where
     S: Service<Request<In>, Response = Response<Out>>,
     Out: Body<Data = Bytes> + Send + 'static,
 {
-    async fn make(mut self) -> Result<Response<CachedBody<Out::Error>>, S::Error> {
+    async fn make(mut self) -> Answer<S::Error, Out::Error> {
         Ok(self.inner.call(self.request).await?.map(BodyExt::boxed_unsync))
     }
 }
 
-/// Where a load leaves a response that is its own caller's alone.
-type Own<E> = Arc<Mutex<Option<Response<CachedBody<E>>>>>;
+/// What the handler answers the one client whose request it was given.
+type Answer<E, B> = Result<Response<CachedBody<B>>, E>;
 
-fn take<T>(slot: &Mutex<Option<T>>) -> Option<T> {
-    slot.lock().unwrap_or_else(PoisonError::into_inner).take()
-}
+/// What a load brings the cache.
+type Outcome<E> = Result<Loaded<CachedResponse>, Refusal<E>>;
 
-/// What reaches all who wait, and isn't kept.
+/// Why a load failed. It reaches all who wait, and isn't kept.
 enum Refusal<E> {
     Service(E),
     Response(Box<CachedResponse>),
+    /// A response, too, but one that can't be shared.
+    Unshared,
+}
+
+fn take<T>(slot: &Mutex<Option<T>>) -> Option<T> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 impl<K, F> CacheLayer<K, F>
@@ -237,11 +258,7 @@ where
     K: Hash + Eq + Clone + Send + Sync + 'static,
     F: Send + Sync + 'static,
 {
-    async fn answer<S, In, Out>(
-        self: Arc<Self>,
-        key: &K,
-        call: Call<S, In>,
-    ) -> Result<Response<CachedBody<Out::Error>>, S::Error>
+    async fn answer<S, In, Out>(self: Arc<Self>, key: &K, call: Call<S, In>) -> Answer<S::Error, Out::Error>
     where
         S: Service<Request<In>, Response = Response<Out>> + Send + 'static,
         S::Error: Clone + Send + Sync + 'static,
@@ -250,41 +267,51 @@ where
         Out: Body<Data = Bytes> + Send + 'static,
         Out::Error: Send + 'static,
     {
+        let began = Instant::now();
+        let (own, answer) = oneshot::channel();
         // The load takes the call when it runs, which it does not where the remote has the response.
-        let (call, own) = (Arc::new(Mutex::new(Some(call))), Own::default());
+        let call = Arc::new(Mutex::new(Some(call)));
         let load = || {
-            let (layer, call, own) = (Arc::clone(&self), Arc::clone(&call), Arc::clone(&own));
+            let (layer, call) = (Arc::clone(&self), Arc::clone(&call));
             async move {
-                let call = take(&call);
-                match call {
-                    Some(call) => layer.load(call, &own).await,
-                    None => Ok(Loaded::absent()),
-                }
+                // It is there: the client takes it only when this load is gone.
+                let Some(call) = take(&call) else { return Ok(Loaded::absent()) };
+                let (answer, outcome) = layer.ask(call).await;
+                // Fails when the client has gone, or has something already.
+                let _ = own.send(answer);
+                outcome
             }
         };
         match self.cache.get_or_load(key, load).await {
-            Ok(Some(response)) => Ok(whole(&response)),
-            Ok(None) => match (take(&own), take(&call)) {
-                (Some(own), _) => Ok(own),
-                (None, Some(call)) => call.make().await,
-                (None, None) => Ok(empty(StatusCode::INTERNAL_SERVER_ERROR)),
-            },
+            Ok(Some(response)) => return Ok(whole(&response)),
+            Ok(None) => {}
             Err(LoadError::Source(refusal)) => match &*refusal {
-                Refusal::Service(error) => Err(error.clone()),
-                Refusal::Response(response) => Ok(whole(response)),
+                Refusal::Service(error) => return Err(error.clone()),
+                Refusal::Response(response) => return Ok(whole(response)),
+                Refusal::Unshared => {}
             },
-            Err(LoadError::TimedOut(_)) => Ok(empty(StatusCode::GATEWAY_TIMEOUT)),
-            Err(_) => Ok(empty(StatusCode::INTERNAL_SERVER_ERROR)),
+            Err(LoadError::TimedOut(_)) => return Ok(empty(StatusCode::GATEWAY_TIMEOUT)),
+            Err(_) => return Ok(empty(StatusCode::INTERNAL_SERVER_ERROR)),
+        }
+        // There is nothing to share. The client's own load may still run: what is known of the key may be stale.
+        match (answer.await, take(&call)) {
+            (Ok(answer), _) => answer,
+            (Err(_), Some(call)) => call.make().await,
+            (Err(_), None) if began.elapsed() < self.cache.inner.policy().load_timeout => {
+                Ok(empty(StatusCode::INTERNAL_SERVER_ERROR))
+            }
+            (Err(_), None) => Ok(empty(StatusCode::GATEWAY_TIMEOUT)),
         }
     }
 
-    async fn load<S, In, Out>(
+    /// Asks the handler, for the one client and for the cache.
+    async fn ask<S, In, Out>(
         &self,
         mut call: Call<S, In>,
-        own: &Own<Out::Error>,
-    ) -> Result<Loaded<CachedResponse>, Refusal<S::Error>>
+    ) -> (Answer<S::Error, Out::Error>, Outcome<S::Error>)
     where
         S: Service<Request<In>, Response = Response<Out>>,
+        S::Error: Clone,
         Out: Body<Data = Bytes> + Send + 'static,
         Out::Error: Send,
     {
@@ -292,27 +319,31 @@ where
         for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE] {
             call.request.headers_mut().remove(name);
         }
-        let response = call.inner.call(call.request).await.map_err(Refusal::Service)?;
-        let (parts, body) = response.into_parts();
+        let (parts, body) = match call.inner.call(call.request).await {
+            Ok(response) => response.into_parts(),
+            Err(error) => return (Err(error.clone()), Err(Refusal::Service(error))),
+        };
         let directives = Directives::of(&parts.headers);
         let (body, counter) = match self.why_not(&parts, &directives) {
             Some(counter) => (body.boxed_unsync(), counter),
             None => match body::read(body, self.max_body_bytes).await {
-                Read::Whole(body) => return self.loaded(CachedResponse::new(&parts, body), &directives),
+                Read::Whole(body) => {
+                    let response = CachedResponse::new(&parts, body);
+                    return (Ok(whole(&response)), self.loaded(response, &directives));
+                }
                 Read::TooLong(body) => (body.boxed_unsync(), &self.uncached.too_large),
                 Read::Odd(body) => (body.boxed_unsync(), &self.uncached.body),
             },
         };
         counter.increment(1);
-        *own.lock().unwrap_or_else(PoisonError::into_inner) = Some(Response::from_parts(parts, body));
-        Ok(Loaded::absent())
+        let outcome = match parts.status.is_server_error() {
+            true => Err(Refusal::Unshared),
+            false => Ok(Loaded::absent()),
+        };
+        (Ok(Response::from_parts(parts, body)), outcome)
     }
 
-    fn loaded<E>(
-        &self,
-        response: CachedResponse,
-        directives: &Directives,
-    ) -> Result<Loaded<CachedResponse>, Refusal<E>> {
+    fn loaded<E>(&self, response: CachedResponse, directives: &Directives) -> Outcome<E> {
         if response.status().is_server_error() {
             return Err(Refusal::Response(Box::new(response)));
         }
@@ -328,7 +359,8 @@ where
         let headers = &response.headers;
         let stream = headers
             .get(CONTENT_TYPE)
-            .is_some_and(|value| value.as_bytes().to_ascii_lowercase().starts_with(b"text/event-stream"));
+            .and_then(|value| value.as_bytes().get(..17))
+            .is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream"));
         if directives.refuse || stream || headers.contains_key(SET_COOKIE) || headers.contains_key(VARY) {
             return Some(&self.uncached.headers);
         }
@@ -337,40 +369,7 @@ where
     }
 }
 
-/// What a response's `Cache-Control` says to this cache.
-struct Directives {
-    refuse: bool,
-    ttl: Option<Duration>,
-}
-
-impl Directives {
-    fn of(headers: &HeaderMap) -> Directives {
-        let (mut refuse, mut shared, mut any) = (false, None, None);
-        for value in headers.get_all(CACHE_CONTROL) {
-            // What can't be read may be a refusal.
-            let Ok(value) = HeaderValue::to_str(value) else {
-                refuse = true;
-                continue;
-            };
-            for directive in value.split(',') {
-                let (name, argument) = directive.split_once('=').unwrap_or((directive, ""));
-                let seconds = || argument.trim().trim_matches('"').parse().map(Duration::from_secs).ok();
-                match name.trim().to_ascii_lowercase().as_str() {
-                    "no-store" | "no-cache" | "private" => refuse = true,
-                    "s-maxage" => shared = seconds(),
-                    "max-age" => any = seconds(),
-                    _ => {}
-                }
-            }
-        }
-        Directives { refuse, ttl: shared.or(any) }
-    }
-}
-
-fn whole<E>(response: &CachedResponse) -> Response<CachedBody<E>>
-where
-    E: 'static,
-{
+fn whole<E: 'static>(response: &CachedResponse) -> Response<CachedBody<E>> {
     response
         .to_response()
         .map(|body| Full::new(body).map_err(|never: Infallible| match never {}).boxed_unsync())

@@ -6,7 +6,7 @@ use std::{
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
-    header::{AGE, CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE},
+    header::{AGE, CONNECTION, PROXY_AUTHENTICATE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE},
     response::Parts,
 };
 use serde::{
@@ -14,31 +14,47 @@ use serde::{
     de::{Error, SeqAccess, Visitor},
 };
 
+use super::directives::age;
+
 /// Headers of a connection, and not of the response that came over it.
-const HOP_BY_HOP: [HeaderName; 6] =
-    [CONNECTION, HeaderName::from_static("keep-alive"), TE, TRAILER, TRANSFER_ENCODING, UPGRADE];
+const HOP_BY_HOP: [HeaderName; 8] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    PROXY_AUTHENTICATE,
+    HeaderName::from_static("proxy-connection"),
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
 
 /// A whole response: the value of the cache that a [`CacheLayer`](crate::CacheLayer) keeps.
 ///
 /// It can be serialised, so that it may live in Redis too. It is a copy of what the handler answered but for
-/// extensions, trailers, and the headers that belong to a connection.
+/// extensions, trailers, the headers that belong to a connection, and `Age`, which [`age`](CachedResponse::age) tells.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Wire", into = "Wire")]
 pub struct CachedResponse {
     status: StatusCode,
     headers: HeaderMap,
     body: Bytes,
-    /// When it was made, in seconds since 1970.
+    /// When it was made, in seconds since 1970; earlier by the age that it had then.
     at: u64,
 }
 
 impl CachedResponse {
     pub(super) fn new(parts: &Parts, body: Bytes) -> CachedResponse {
         let mut headers = parts.headers.clone();
+        let named = parts.headers.get_all(CONNECTION).iter().filter_map(|names| names.to_str().ok());
+        for name in named.flat_map(|names| names.split(',')) {
+            headers.remove(name.trim());
+        }
         for name in HOP_BY_HOP {
             headers.remove(name);
         }
-        CachedResponse { status: parts.status, headers, body, at: now() }
+        headers.remove(AGE);
+        let at = now().saturating_sub(age(&parts.headers).as_secs());
+        CachedResponse { status: parts.status, headers, body, at }
     }
 
     /// The status of the answer.
@@ -62,7 +78,7 @@ impl CachedResponse {
         (headers + self.body.len()) as u64
     }
 
-    /// How long ago the handler made it, by the clock of this machine.
+    /// How long ago the handler made it, by the clock of this machine, and the `Age` that it had then.
     pub fn age(&self) -> Duration {
         Duration::from_secs(now().saturating_sub(self.at))
     }

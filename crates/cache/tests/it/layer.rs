@@ -1,6 +1,9 @@
+mod failures;
+mod headers;
+mod uncacheable;
+
 use std::{
     convert::Infallible,
-    future::pending,
     io,
     sync::{
         Arc,
@@ -11,16 +14,15 @@ use std::{
 
 use axum::{Router, body::Body, extract::Path, response::IntoResponse, routing::get};
 use bytes::Bytes;
-use expect_test::expect;
 #[cfg(feature = "redis")]
 use greenwave_cache::Remote;
 use greenwave_cache::{Cache, CacheConfig, CacheLayer, CachedResponse};
 use http::{Method, Request, Response, StatusCode, request::Parts};
-use http_body_util::{BodyExt, Full, StreamBody};
+use http_body_util::{BodyExt, StreamBody};
 use tokio::task::JoinSet;
 use tower::{Layer, ServiceExt, service_fn, util::BoxCloneService};
 
-use crate::support::{Failed, Gate, Recording};
+use crate::support::{Gate, Recording};
 
 type Pages = Cache<String, CachedResponse>;
 
@@ -150,7 +152,12 @@ async fn only_whole_answers_to_get_are_cached() {
     for method in [Method::HEAD, Method::POST, Method::OPTIONS] {
         assert_eq!(calls(|| request(method.clone(), &[]), || "no").await, 2, "{method}");
     }
-    for header in [("range", "bytes=0-9"), ("if-match", "\"a\""), ("if-unmodified-since", "now")] {
+    for header in [
+        ("range", "bytes=0-9"),
+        ("if-match", "\"a\""),
+        ("if-unmodified-since", "now"),
+        ("authorization", "Bearer 7"),
+    ] {
         assert_eq!(calls(|| request(Method::GET, &[header]), || "no").await, 2, "{header:?}");
     }
 }
@@ -173,6 +180,18 @@ async fn what_the_response_forbids_is_not_cached() {
         assert_eq!(calls(get_it, move || (status, "no")).await, 2, "{status}");
     }
     assert_eq!(calls(get_it, || StatusCode::INTERNAL_SERVER_ERROR).await, 2);
+}
+
+#[tokio::test]
+async fn a_client_can_neither_pass_the_cache_nor_change_what_is_in_it() {
+    let handler = Handler::default();
+    let service = layer(&pages()).layer(handler.answering(|number| async move { number.to_string() }));
+    let ask = |method, headers: &[_]| service.clone().oneshot(request(method, headers));
+    ask(Method::GET, &[]).await.unwrap();
+    ask(Method::DELETE, &[]).await.unwrap();
+    for header in [("cache-control", "no-cache"), ("cache-control", "no-store"), ("if-none-match", "\"a\"")] {
+        assert_eq!(text(ask(Method::GET, &[header]).await.unwrap()).await, "1", "{header:?}");
+    }
 }
 
 #[tokio::test]
@@ -275,142 +294,6 @@ async fn trailers_are_passed_on_and_not_cached() {
     assert_eq!(handler.calls(), 2);
 }
 
-// On one thread, all clients are there before the first call begins.
-#[tokio::test]
-async fn a_server_error_reaches_all_who_wait_by_one_call() {
-    let (pages, handler) = (pages(), Handler::default());
-    let service = layer(&pages).layer(handler.answering(|number| async move {
-        (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "3")], number.to_string())
-    }));
-    let mut clients = JoinSet::new();
-    for _ in 0..100 {
-        clients.spawn(service.clone().oneshot(get_it()));
-    }
-    for response in clients.join_all().await {
-        let response = response.unwrap();
-        assert_eq!(
-            (response.status().as_u16(), &response.headers()["retry-after"]),
-            (503, &"3".parse().unwrap())
-        );
-        assert_eq!(text(response).await, "1");
-    }
-    assert_eq!(handler.calls(), 1);
-    assert!(pages.get(&"/1".to_owned()).await.is_none());
-}
-
-#[tokio::test]
-async fn a_response_that_is_one_clients_alone_reaches_no_other() {
-    let (pages, handler, gate) = (pages(), Handler::default(), Gate::new());
-    let behind = gate.clone();
-    let service = layer(&pages).layer(handler.answering(move |number| {
-        let gate = behind.clone();
-        async move {
-            gate.pass().await;
-            ([("set-cookie", format!("id={number}"))], number.to_string())
-        }
-    }));
-    let mut clients = JoinSet::new();
-    for _ in 0..10 {
-        clients.spawn(service.clone().oneshot(get_it()));
-    }
-    for _ in 0..10 {
-        gate.open();
-    }
-    let responses = clients.join_all().await;
-    let mut cookies: Vec<_> =
-        responses.into_iter().map(|response| response.unwrap().headers()["set-cookie"].clone()).collect();
-    cookies.sort();
-    cookies.dedup();
-    assert_eq!((cookies.len(), handler.calls()), (10, 10));
-}
-
-#[tokio::test]
-async fn an_error_of_the_service_reaches_all_who_wait_by_one_call() {
-    let handler = Handler::default();
-    let counted = handler.clone();
-    let failing = service_fn(move |_: Request<Body>| {
-        counted.number();
-        async { Err::<Response<Full<Bytes>>, _>(Arc::new(Failed)) }
-    });
-    let service = layer(&pages()).layer(failing);
-    let mut clients = JoinSet::new();
-    for _ in 0..100 {
-        clients.spawn(service.clone().oneshot(get_it()));
-    }
-    assert!(clients.join_all().await.into_iter().all(|response| *response.unwrap_err() == Failed));
-    assert_eq!(handler.calls(), 1);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_handler_that_panics_is_a_500_and_one_that_never_answers_a_504() {
-    async fn panics() -> &'static str {
-        panic!("out of tea")
-    }
-    let service = layer(&pages()).layer(Handler::default().answering(|_| panics()));
-    assert_eq!(service.oneshot(get_it()).await.unwrap().status(), 500);
-    let service = layer(&pages()).layer(Handler::default().answering(|_| pending::<&'static str>()));
-    assert_eq!(service.oneshot(get_it()).await.unwrap().status(), 504);
-}
-
-#[tokio::test]
-async fn a_response_survives_its_serialisation() {
-    let pages = pages();
-    let headers = [("content-type", "text/plain"), ("x-odd", "caf\u{e9}"), ("connection", "close")];
-    let service =
-        layer(&pages).layer(Handler::default().answering(move |_| async move { (headers, "a page") }));
-    service.oneshot(get_it()).await.unwrap();
-    let page = pages.get(&"/1".to_owned()).await.unwrap();
-    assert_eq!((page.status(), page.body().as_ref()), (StatusCode::OK, &b"a page"[..]));
-    assert!(!page.headers().contains_key("connection"), "that is the connection's");
-    let json = serde_json::to_string(&*page).unwrap();
-    assert_eq!(serde_json::from_str::<CachedResponse>(&json).unwrap(), *page);
-    let error = serde_json::from_str::<CachedResponse>(&json.replace("200", "7")).unwrap_err();
-    expect!["invalid status code"].assert_eq(&error.to_string());
-}
-
-#[tokio::test]
-async fn a_response_says_its_age() {
-    let pages = pages();
-    let service = layer(&pages).layer(Handler::default().answering(|_| async { "page" }));
-    let fresh = service.clone().oneshot(get_it()).await.unwrap();
-    assert!(!fresh.headers().contains_key("age"));
-    let mut page = serde_json::to_value(&*pages.get(&"/1".to_owned()).await.unwrap()).unwrap();
-    page["at"] = (page["at"].as_u64().unwrap() - 100).into();
-    pages.insert("/1".to_owned(), serde_json::from_value::<CachedResponse>(page).unwrap()).await;
-    let aged = service.oneshot(get_it()).await.unwrap();
-    assert!(
-        (100..110).contains(&aged.headers()["age"].to_str().unwrap().parse::<u64>().unwrap()),
-        "{aged:?}"
-    );
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_response_may_set_its_own_ttl() {
-    let seconds = Duration::from_secs;
-    for (cache_control, fresh_for) in [
-        ("max-age=60", 60),
-        ("max-age=60, s-maxage=5", 5),
-        ("max-age=0", 0),
-        ("max-age=soon", 300),
-        ("public", 300),
-    ] {
-        let config = CacheConfig { ttl: seconds(300), ttl_jitter: 0.0, ..Default::default() };
-        let pages: Pages = Cache::builder("page").config(config).build();
-        let handler = Handler::default();
-        let answer = handler.answering(move |_| async move { ([("cache-control", cache_control)], "page") });
-        let service = layer(&pages).ttl_from_headers().layer(answer);
-        service.clone().oneshot(get_it()).await.unwrap();
-        if fresh_for > 0 {
-            tokio::time::sleep(seconds(fresh_for) - Duration::from_millis(200)).await;
-            service.clone().oneshot(get_it()).await.unwrap();
-            assert_eq!(handler.calls(), 1, "{cache_control}");
-            tokio::time::sleep(Duration::from_millis(400)).await;
-        }
-        service.oneshot(get_it()).await.unwrap();
-        assert_eq!(handler.calls(), 2, "{cache_control}");
-    }
-}
-
 #[cfg(feature = "redis")]
 #[tokio::test]
 async fn a_response_is_shared_by_processes_through_redis() {
@@ -425,21 +308,4 @@ async fn a_response_is_shared_by_processes_through_redis() {
         pages.settled().await;
     }
     assert_eq!(handler.calls(), 1);
-}
-
-#[cfg(feature = "redis")]
-#[tokio::test]
-async fn what_another_process_found_uncacheable_is_answered_here_all_the_same() {
-    let url = greenwave_test_servers::redis_url();
-    let handler = Handler::default();
-    for calls in ["1", "2"] {
-        let config = CacheConfig { absent_ttl: Duration::from_secs(60), ..Default::default() };
-        let pages: Pages =
-            Cache::builder("page").config(config).remote(Remote::connect(&url).unwrap()).build();
-        let answer =
-            handler.answering(|number| async move { ([("set-cookie", "id=7")], number.to_string()) });
-        let response = layer(&pages).layer(answer).oneshot(get_it()).await.unwrap();
-        assert_eq!(text(response).await, calls);
-        pages.settled().await;
-    }
 }

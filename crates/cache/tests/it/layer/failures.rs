@@ -1,0 +1,101 @@
+//! What clients get when the handler fails.
+
+use std::{collections::HashSet, future::pending};
+
+use http_body_util::Full;
+
+use super::*;
+use crate::support::Failed;
+
+// On one thread, all clients are there before the first call begins.
+#[tokio::test]
+async fn a_server_error_reaches_all_who_wait_by_one_call() {
+    let (pages, handler) = (pages(), Handler::default());
+    let service = layer(&pages).layer(handler.answering(|number| async move {
+        (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "3")], number.to_string())
+    }));
+    let mut clients = JoinSet::new();
+    for _ in 0..100 {
+        clients.spawn(service.clone().oneshot(get_it()));
+    }
+    for response in clients.join_all().await {
+        let response = response.unwrap();
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()["retry-after"]),
+            (503, &"3".parse().unwrap())
+        );
+        assert_eq!(text(response).await, "1");
+    }
+    assert_eq!(handler.calls(), 1);
+    assert!(pages.get(&"/1".to_owned()).await.is_none());
+}
+
+// Frameworks put `no-store` on the pages that say what went wrong.
+#[tokio::test(start_paused = true)]
+async fn a_stale_page_is_shown_and_kept_whatever_the_headers_and_the_size_of_a_server_error() {
+    let long = "so long".repeat(10);
+    for (header, body) in [
+        (("cache-control", "no-store"), "failed"),
+        (("set-cookie", "id=7"), "failed"),
+        (("vary", "accept"), "failed"),
+        (("x-long", "yes"), &long),
+    ] {
+        let body = body.to_owned();
+        let config = CacheConfig { stale_if_error: Duration::from_secs(3600), ..Default::default() };
+        let pages: Pages = Cache::builder("page").config(config).build();
+        let handler = Handler::default();
+        let service = layer(&pages).max_body_bytes(10).layer(handler.answering(move |number| {
+            let failure = (StatusCode::BAD_GATEWAY, [header], body.clone());
+            async move { if number == 1 { "page".into_response() } else { failure.into_response() } }
+        }));
+        for calls in 1..4 {
+            assert_eq!(text(service.clone().oneshot(get_it()).await.unwrap()).await, "page", "{header:?}");
+            assert_eq!(handler.calls(), calls);
+            tokio::time::sleep(Duration::from_secs(301)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_error_that_is_one_clients_alone_reaches_no_other() {
+    let handler = Handler::default();
+    let service = layer(&pages()).layer(handler.answering(|number| async move {
+        (StatusCode::BAD_GATEWAY, [("set-cookie", format!("id={number}"))])
+    }));
+    let mut clients = JoinSet::new();
+    for _ in 0..10 {
+        clients.spawn(service.clone().oneshot(get_it()));
+    }
+    let responses = clients.join_all().await;
+    let cookies: HashSet<_> =
+        responses.into_iter().map(|response| response.unwrap().headers()["set-cookie"].clone()).collect();
+    assert_eq!((cookies.len(), handler.calls()), (10, 10));
+}
+
+#[tokio::test]
+async fn an_error_of_the_service_reaches_all_who_wait_by_one_call() {
+    let handler = Handler::default();
+    let counted = handler.clone();
+    let failing = service_fn(move |_: Request<Body>| {
+        counted.number();
+        async { Err::<Response<Full<Bytes>>, _>(Arc::new(Failed)) }
+    });
+    let service = layer(&pages()).layer(failing);
+    let mut clients = JoinSet::new();
+    for _ in 0..100 {
+        clients.spawn(service.clone().oneshot(get_it()));
+    }
+    assert!(clients.join_all().await.into_iter().all(|response| *response.unwrap_err() == Failed));
+    assert_eq!(handler.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_panics_is_a_500_and_one_that_never_answers_a_504() {
+    async fn panics() -> &'static str {
+        panic!("out of tea")
+    }
+    let service = layer(&pages()).layer(Handler::default().answering(|_| panics()));
+    assert_eq!(service.oneshot(get_it()).await.unwrap().status(), 500);
+    let service = layer(&pages()).layer(Handler::default().answering(|_| pending::<&'static str>()));
+    assert_eq!(service.oneshot(get_it()).await.unwrap().status(), 504);
+}
