@@ -19,8 +19,8 @@ use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
     header::{
-        CACHE_CONTROL, CONTENT_TYPE, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_UNMODIFIED_SINCE, RANGE,
-        SET_COOKIE, VARY,
+        AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH,
+        IF_UNMODIFIED_SINCE, RANGE, SET_COOKIE, VARY,
     },
     request, response as answer,
 };
@@ -58,11 +58,16 @@ use crate::{Cache, LoadError, Loaded, telemetry::UNCACHED};
 /// request for which the function returns `None` goes by the cache, as should all that is meant for one user. Who may
 /// write any URL may fill the cache, so bound it by bytes, as above.
 ///
+/// Layers that compress or add CORS headers make the response depend on more, and say so by `Vary`: put them outside of
+/// this one.
+///
 /// # What is cached
 ///
 /// Answers with status 200 to `GET`, up to [`max_body_bytes`](CacheLayer::max_body_bytes). Never one with `Set-Cookie`,
-/// `Vary`, trailers, an event stream, or a `Cache-Control` that says `no-store`, `no-cache` or `private`. The request's
-/// own `Cache-Control` is not heeded. Other methods and range requests pass, and so do those with `If-Match` or
+/// `Vary`, trailers, an event stream, or a `Cache-Control` that says `no-store`, `no-cache` or `private`. An answer to a
+/// request with `Authorization` is cached only if its `Cache-Control` says `public` or `s-maxage` (RFC 9111, section
+/// 3.5), even if the key tells users apart; one by a cookie is like any other, and up to the key. The request's own
+/// `Cache-Control` is not heeded. Other methods and range requests pass, and so do those with `If-Match` or
 /// `If-Unmodified-Since`. `If-None-Match` and `If-Modified-Since` are kept from the handler, whose whole response is
 /// wanted, and answered with that.
 ///
@@ -292,10 +297,11 @@ where
         for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE] {
             call.request.headers_mut().remove(name);
         }
+        let authorized = call.request.headers().contains_key(AUTHORIZATION);
         let response = call.inner.call(call.request).await.map_err(Refusal::Service)?;
         let (parts, body) = response.into_parts();
         let directives = Directives::of(&parts.headers);
-        let (body, counter) = match self.why_not(&parts, &directives) {
+        let (body, counter) = match self.why_not(&parts, &directives, authorized) {
             Some(counter) => (body.boxed_unsync(), counter),
             None => match body::read(body, self.max_body_bytes).await {
                 Read::Whole(body) => return self.loaded(CachedResponse::new(&parts, body), &directives),
@@ -324,13 +330,21 @@ where
     }
 
     /// The counter of why a response can't be shared; `None` if it can.
-    fn why_not(&self, response: &answer::Parts, directives: &Directives) -> Option<&Counter> {
+    fn why_not(
+        &self,
+        response: &answer::Parts,
+        directives: &Directives,
+        authorized: bool,
+    ) -> Option<&Counter> {
         let headers = &response.headers;
         let stream = headers
             .get(CONTENT_TYPE)
             .is_some_and(|value| value.as_bytes().to_ascii_lowercase().starts_with(b"text/event-stream"));
         if directives.refuse || stream || headers.contains_key(SET_COOKIE) || headers.contains_key(VARY) {
             return Some(&self.uncached.headers);
+        }
+        if authorized && !directives.share {
+            return Some(&self.uncached.authorization);
         }
         let shared = response.status == StatusCode::OK || response.status.is_server_error();
         (!shared).then_some(&self.uncached.status)
@@ -340,12 +354,14 @@ where
 /// What a response's `Cache-Control` says to this cache.
 struct Directives {
     refuse: bool,
+    /// Whoever asked for it (RFC 9111, section 3.5).
+    share: bool,
     ttl: Option<Duration>,
 }
 
 impl Directives {
     fn of(headers: &HeaderMap) -> Directives {
-        let (mut refuse, mut shared, mut any) = (false, None, None);
+        let (mut refuse, mut public, mut shared, mut any) = (false, false, None, None);
         for value in headers.get_all(CACHE_CONTROL) {
             // What can't be read may be a refusal.
             let Ok(value) = HeaderValue::to_str(value) else {
@@ -357,13 +373,14 @@ impl Directives {
                 let seconds = || argument.trim().trim_matches('"').parse().map(Duration::from_secs).ok();
                 match name.trim().to_ascii_lowercase().as_str() {
                     "no-store" | "no-cache" | "private" => refuse = true,
+                    "public" => public = true,
                     "s-maxage" => shared = seconds(),
                     "max-age" => any = seconds(),
                     _ => {}
                 }
             }
         }
-        Directives { refuse, ttl: shared.or(any) }
+        Directives { refuse, share: public || shared.is_some(), ttl: shared.or(any) }
     }
 }
 
@@ -386,6 +403,7 @@ fn empty<E: 'static>(status: StatusCode) -> Response<CachedBody<E>> {
 struct Uncached {
     status: Counter,
     headers: Counter,
+    authorization: Counter,
     too_large: Counter,
     body: Counter,
 }
@@ -396,6 +414,7 @@ impl Uncached {
         Uncached {
             status: uncached("status"),
             headers: uncached("headers"),
+            authorization: uncached("authorization"),
             too_large: uncached("too_large"),
             body: uncached("body"),
         }

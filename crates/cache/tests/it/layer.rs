@@ -443,3 +443,24 @@ async fn what_another_process_found_uncacheable_is_answered_here_all_the_same() 
         pages.settled().await;
     }
 }
+
+#[tokio::test]
+async fn what_was_asked_for_with_authorization_is_shared_only_if_the_handler_says_so() {
+    let cases =
+        [(None, 2), (Some("max-age=60"), 2), (Some("public"), 1), (Some("max-age=0, s-maxage=60"), 1)];
+    for (cache_control, calls) in cases {
+        let (handler, pages) = (Handler::default(), pages());
+        let service = layer(&pages).layer(handler.answering(move |number| async move {
+            let mut response = number.to_string().into_response();
+            if let Some(value) = cache_control {
+                response.headers_mut().insert("cache-control", value.parse().unwrap());
+            }
+            response
+        }));
+        for user in ["Bearer ada", "Bearer bob"] {
+            let request = request(Method::GET, &[("authorization", user)]);
+            service.clone().oneshot(request).await.unwrap();
+        }
+        assert_eq!(handler.calls(), calls, "{cache_control:?}");
+    }
+}
