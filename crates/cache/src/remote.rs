@@ -38,7 +38,7 @@ pub(crate) use self::{
     coherence::{Coherence, Seal, Standing},
     failure::Failure,
     hearing::{OnChange, OnOverflow},
-    kept::{Filled, Kept, Outgoing, Turn},
+    kept::{Filled, Kept, Outgoing, RemoteStats, Turn},
     lease::Lease,
     recovery::Repeat,
     tier::{MakeKey, Tier, display},
@@ -121,22 +121,26 @@ impl Remote {
     }
 
     /// Makes Redis forget keys, and tells those who have them. Waits for that as long as the timeout; what cannot be
-    /// done now is done before the next read. So it never fails.
+    /// done now is done before the next read. Answers with what failed, if only to be counted.
     ///
     /// Dropping the future leaves what is not done to be done later.
-    pub(crate) async fn forget(&self, redis_keys: Vec<Vec<u8>>) {
+    pub(crate) async fn forget(&self, redis_keys: Vec<Vec<u8>>) -> Option<Failure> {
+        let mut failed = None;
         for keys in redis_keys.chunks(FORGOTTEN_AT_ONCE) {
             let link = self.link();
             let numbers: Vec<u64> = keys.iter().map(|key| link.note(key, Repeat::Delete)).collect();
             let delete = async |mut session: Session| session.delete(keys).await;
-            if link.insist(delete).await {
+            let failure = link.insist(delete).await.err();
+            if failure.as_ref().is_none_or(Failure::is_lasting) {
                 for (key, number) in keys.iter().zip(numbers) {
                     link.confirmed(key, number);
                     // Redis does not tell this process of what it changes itself.
                     link.hearers.tell(&link.coherence, Some(key));
                 }
             }
+            failed = failure.or(failed);
         }
+        failed
     }
 
     /// Has `repeat` done as soon as Redis answers, for what was asked of it and had no answer. `name` is for this alone:
@@ -164,11 +168,12 @@ impl Remote {
             Ok(answers) => answers,
             Err(failure) => {
                 // An old value that could not be replaced would be read.
-                if let Failure::Refused(_) = failure
-                    && link.insist(async |mut session| session.repeat(&[(redis_key, &repeat)]).await).await
-                {
-                    link.confirmed(redis_key, number);
-                    link.hearers.tell(&link.coherence, Some(redis_key));
+                if let Failure::Refused(_) = failure {
+                    let repeated = async |mut session: Session| session.repeat(&[(redis_key, &repeat)]).await;
+                    if link.insist(repeated).await.err().as_ref().is_none_or(Failure::is_lasting) {
+                        link.confirmed(redis_key, number);
+                        link.hearers.tell(&link.coherence, Some(redis_key));
+                    }
                 }
                 return Err(failure);
             }
@@ -177,6 +182,11 @@ impl Remote {
         let seal = link.coherence.changed_here(before);
         link.hearers.changed(Some(redis_key));
         Ok((answers, seal))
+    }
+
+    /// How many changes the remote has not confirmed yet, by whatever cache.
+    pub(crate) fn unconfirmed(&self) -> u64 {
+        self.link().line().missed.len()
     }
 
     /// By what memory knows whether what it has is still what Redis has.

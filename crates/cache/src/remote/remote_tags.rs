@@ -31,7 +31,7 @@ const MAX_KNOWN: usize = 10_000;
 
 pub(super) struct RemoteTags {
     remote: Remote,
-    failures: Failures,
+    pub(super) failures: Failures,
     /// What the names of all that is kept here begin with. No value's key has this zero byte behind a cache's name. The
     /// braces make a cluster keep them in one place.
     prefix: Vec<u8>,

@@ -13,7 +13,7 @@ use metrics::{Counter, counter};
 use redis::{Cmd, Value};
 
 use super::{
-    Codec, Coherence, Filled, Kept, Lease, OnChange, OnOverflow, Outgoing, Remote, Repeat, Seal,
+    Codec, Coherence, Filled, Kept, Lease, OnChange, OnOverflow, Outgoing, Remote, RemoteStats, Repeat, Seal,
     envelope::{Contents, Envelope, Fingerprint, Life, now},
     failures::Failures,
     lease::{LEASED, behind},
@@ -45,6 +45,7 @@ pub(crate) struct Tier<K, V> {
     local: Arc<Tags>,
     pub(super) gets: Failures,
     pub(super) sets: Failures,
+    deletes: Failures,
     undecodable: Tally,
     too_large: Counter,
 }
@@ -124,6 +125,7 @@ impl<K, V: 'static> Tier<K, V> {
             local,
             gets: Failures::new(cache, "get"),
             sets: Failures::new(cache, "set"),
+            deletes: Failures::new(cache, "delete"),
             undecodable: Tally::new(counter!(REMOTE_UNDECODABLE, "cache" => cache)),
             too_large: counter!(REMOTE_TOO_LARGE, "cache" => cache),
         }
@@ -157,9 +159,14 @@ impl<K, V: 'static> Tier<K, V> {
         }
     }
 
-    /// How many values did not decode.
-    pub(crate) fn undecodable(&self) -> u64 {
-        self.undecodable.get()
+    pub(crate) fn stats(&self) -> RemoteStats {
+        let operations = [&self.gets, &self.sets, &self.deletes, &self.listener.tags.failures];
+        RemoteStats {
+            failures: operations.iter().map(|operation| operation.failed()).sum(),
+            skipped: operations.iter().map(|operation| operation.skipped()).sum(),
+            unconfirmed: self.remote.unconfirmed(),
+            undecodable: self.undecodable.get(),
+        }
     }
 
     /// What the remote has, be it stale. It costs one GET, and where the numbers of its tags are not known one MGET.
@@ -351,7 +358,7 @@ impl<K, V: 'static> Tier<K, V> {
                 }
             };
         }
-        self.remote.forget(vec![redis_key]).await;
+        self.forget(vec![redis_key]).await;
         Filled::Unavailable
     }
 
@@ -420,7 +427,13 @@ impl<K, V: 'static> Tier<K, V> {
 
     /// Never lost: what Redis can't be told now it is told before it is read again.
     pub(crate) async fn delete(&self, keys: &[K]) {
-        self.remote.forget(keys.iter().map(|key| self.redis_key(key)).collect()).await;
+        self.forget(keys.iter().map(|key| self.redis_key(key)).collect()).await;
+    }
+
+    async fn forget(&self, redis_keys: Vec<Vec<u8>>) {
+        if let Some(failure) = self.remote.forget(redis_keys).await {
+            self.deletes.note(&failure);
+        }
     }
 
     pub(crate) async fn invalidate_tag(&self, tag: &Arc<str>) {

@@ -143,7 +143,7 @@ impl Sampler {
                 });
             }
         }
-        WouldBe { name, unit, requests, load_seconds, ratios }
+        WouldBe { name: name.into(), unit, requests, load_seconds, ratios }
     }
 
     fn lock(&self) -> MutexGuard<'_, Box<[Simulation]>> {

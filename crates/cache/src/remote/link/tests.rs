@@ -179,7 +179,7 @@ async fn race(config: RemoteConfig, seed: u64) {
         let key = format!("k{}", (seed + round) % 4);
         let set = cmd("SET").arg(&key).arg(round).take();
         match round % 3 {
-            0 => remotes[round as usize % 2].forget(vec![key.clone().into_bytes()]).await,
+            0 => drop(remotes[round as usize % 2].forget(vec![key.clone().into_bytes()]).await),
             _ => drop(remotes[round as usize % 2].change(key.as_bytes(), &[set], Repeat::Delete).await),
         }
         if (seed + round).is_multiple_of(7) {
