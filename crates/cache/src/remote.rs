@@ -83,21 +83,30 @@ impl Drop for Shared {
 }
 
 impl Remote {
-    /// A remote at a URL:
+    /// A remote at a URL, to which it connects when it is first needed: a Redis that is down fails no start.
     ///
     /// - `redis://user:password@host:6379/0`: one server; `rediss://…` with TLS; `unix:///path` on this machine;
+    /// - `valkey://…`, `valkeys://…`: the same as `redis://…` and `rediss://…`;
     /// - `redis+sentinel://user:password@host1:26379,host2/name/0`: the primary that the sentinels know by this name,
     ///   which are told `?sentinel_user=…&sentinel_password=…` if that is there;
     /// - `redis+cluster://user:password@host1:6379,host2`: a cluster, of which some nodes are named;
     /// - `rediss+sentinel://…`, `rediss+cluster://…`: the same with TLS.
     ///
-    /// It connects when it is first needed: a Redis that is down fails no start. For TLS it makes ring rustls's
-    /// provider for the process, unless the process has chosen one.
+    /// For TLS it makes ring rustls's provider for the process, unless the process has chosen one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::RemoteUrl`] for a URL that is none of these. Nothing that a server does is an error here.
     pub fn connect(url: &str) -> Result<Remote, Error> {
         Remote::connect_with(url, RemoteConfig::default())
     }
 
-    /// The same, with other limits than the default ones.
+    /// The same, with other settings than the default ones.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::RemoteUrl`] for a URL that is not understood, [`Error::RemoteCertificate`] for a file that can't be
+    /// read, and [`Error::RemoteTls`] for certificates and keys that can't be used.
     pub fn connect_with(url: &str, config: RemoteConfig) -> Result<Remote, Error> {
         let target = Target::parse(url, &config)?;
         if target.is_encrypted() {

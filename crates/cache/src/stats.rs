@@ -109,8 +109,8 @@ where
     /// and if its TTL were another, from a second to a day.
     ///
     /// Some of the keys are watched: of a large cache one in 64 or fewer, of one below 2,048 entries all. For each size, a
-    /// small cache with the same eviction policy is asked for these; that takes less than 2 MB, however many
-    /// entries there are. A hit of a key that is not watched costs nothing more, one that is watched about what two more
+    /// small cache with the same eviction policy is asked for these, which takes about 1 MB, and up to 4 MB for a cache
+    /// of some thousand entries. A hit of a key that is not watched costs nothing more, one that is watched about what two more
     /// hits would.
     ///
     /// ```
