@@ -158,39 +158,36 @@ impl Remote {
         self.link().note(name, repeat);
     }
 
-    /// Makes a change of one key that others must hear of: commands one after the other. Returns a seal, too, that is
-    /// good for what the last of them saw or wrote, if the last is a read.
+    /// Makes a change of one key that others must hear of. Returns a seal that is good for what was written, if the
+    /// command is a script that ends by reading it.
     ///
     /// When it fails, or the future is dropped, the change may have been made or not; `repeat` then brings Redis in
     /// order, before the next read.
     pub(crate) async fn change(
         &self,
         redis_key: &[u8],
-        commands: &[Cmd],
+        command: &Cmd,
         repeat: Repeat,
-    ) -> Result<(Vec<Value>, Seal), Failure> {
+    ) -> Result<Seal, Failure> {
         let link = self.link();
         let number = link.note(redis_key, repeat.clone());
         let before = link.coherence.seal(redis_key);
-        let change = async |mut session: Session| session.change(redis_key, commands).await;
-        let answers = match link.exchange(change).await {
-            Ok(answers) => answers,
-            Err(failure) => {
-                // An old value that could not be replaced would be read.
-                if let Failure::Refused(_) = failure {
-                    let repeated = async |mut session: Session| session.repeat(&[(redis_key, &repeat)]).await;
-                    if link.insist(repeated).await.err().as_ref().is_none_or(Failure::is_lasting) {
-                        link.confirmed(redis_key, number);
-                        link.hearers.tell(&link.coherence, Some(redis_key));
-                    }
+        let change = async |mut session: Session| session.change(redis_key, command).await;
+        if let Err(failure) = link.exchange(change).await {
+            // An old value that could not be replaced would be read.
+            if let Failure::Refused(_) = failure {
+                let repeated = async |mut session: Session| session.repeat(&[(redis_key, &repeat)]).await;
+                if link.insist(repeated).await.err().as_ref().is_none_or(Failure::is_lasting) {
+                    link.confirmed(redis_key, number);
+                    link.hearers.tell(&link.coherence, Some(redis_key));
                 }
-                return Err(failure);
             }
-        };
+            return Err(failure);
+        }
         link.confirmed(redis_key, number);
         let seal = link.coherence.changed_here(before);
         link.hearers.changed(Some(redis_key));
-        Ok((answers, seal))
+        Ok(seal)
     }
 
     /// How many changes the remote has not confirmed yet, by whatever cache.

@@ -350,8 +350,8 @@ impl<K, V: 'static> Tier<K, V> {
         if let Some(bytes) = self.insertion(&redis_key, life, &out).await {
             let life = life.end().to_string();
             let command = SET.by_code(&[&redis_key], &[&bytes, life.as_bytes()]);
-            return match self.remote.change(&redis_key, &[command], Repeat::Delete).await {
-                Ok((_, seal)) => Filled::Yes(seal),
+            return match self.remote.change(&redis_key, &command, Repeat::Delete).await {
+                Ok(seal) => Filled::Yes(seal),
                 Err(failure) => {
                     self.sets.note(&failure);
                     Filled::Unavailable
