@@ -121,13 +121,22 @@ async fn what_this_process_changes_is_outdated_for_its_readers_and_good_for_the_
 async fn what_redis_cannot_remember_to_tell_of_it_tells_of_at_once() {
     let server = Server::redis_with(&["tracking-table-max-keys 1"]);
     let remote = remote(&server.url(), patient());
+    answers(&remote).await;
+    let mut foreign = admin(&server.url()).await;
     let mut seals = Vec::new();
-    for key in ["a", "b", "c", "d"] {
-        run::<()>(&mut admin(&server.url()).await, &format!("SET {key} 1")).await;
-        seals.push(read(&remote, key).await.unwrap().1);
-    }
-    let kept = async || seals.iter().filter(|seal| standing(&remote, **seal) == Standing::Current).count();
-    eventually("one is tracked", async || kept().await <= 1).await;
+    // What it forgets for a command of this process, as it may for a beat, it does not tell this process of. So there
+    // are several attempts.
+    eventually("one is tracked", async || {
+        let kept = seals.iter().filter(|seal| standing(&remote, **seal) == Standing::Current).count();
+        let is_told = !seals.is_empty() && kept <= 1;
+        seals.clear();
+        for key in ["a", "b", "c", "d"] {
+            seals.push(read(&remote, key).await.unwrap().1);
+            run::<()>(&mut foreign, "PING").await;
+        }
+        is_told
+    })
+    .await;
 }
 
 #[tokio::test]
