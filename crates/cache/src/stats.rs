@@ -108,9 +108,9 @@ where
     /// What the hit ratio would be if this cache were smaller or larger, from an eighth of its size to its eightfold,
     /// and if its TTL were another, from a second to a day.
     ///
-    /// Some of the keys are watched: of a large cache one in 64 or fewer, of one below 2,048 entries all. For each size, a
-    /// small cache with the same eviction policy is asked for these, which takes about 1 MB, and up to 4 MB for a cache
-    /// of some thousand entries. A hit of a key that is not watched costs nothing more, one that is watched about what two more
+    /// Some of the keys are watched: of a large cache one in 64 or fewer, of one below 2,048 entries all. For each size,
+    /// a small cache with the same eviction policy is asked for these, which takes about 1 MB, and up to 4 MB for a
+    /// cache of some thousand entries. A hit of a key that is not watched costs nothing more, one that is watched about what two more
     /// hits would.
     ///
     /// ```

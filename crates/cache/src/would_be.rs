@@ -16,8 +16,8 @@ const WORTH: f64 = 0.1;
 /// What a cache of other sizes and TTLs would have done for the same requests.
 ///
 /// From [`Cache::would_be`](crate::Cache::would_be) for a cache that is there, and from
-/// [`Observed::would_be`](crate::Observed::would_be) for a function that has none yet. All of it counts from when that was
-/// made; the difference of two reports' `requests` and `hits` is what happened between them.
+/// [`Observed::would_be`](crate::Observed::would_be) for a function that has none yet. All of it counts from when that
+/// was made; the difference of two reports' `requests` and `hits` is what happened between them.
 ///
 /// It shows as a table:
 ///

@@ -14,7 +14,7 @@ use redis::{Cmd, Value};
 
 use super::{
     Codec, Coherence, Filled, Kept, Lease, OnChange, OnOverflow, Outgoing, Remote, RemoteStats, Repeat, Seal,
-    envelope::{Contents, Envelope, Fingerprint, Life, now},
+    envelope::{Contents, Envelope, Fingerprint, Lifetime, now},
     failures::Failures,
     lease::{LEASED, behind},
     remote_tags::{RemoteTags, Verdict},
@@ -87,6 +87,12 @@ pub(super) struct Before {
     tags: u64,
 }
 
+impl<K, V> Tier<K, V> {
+    pub(crate) fn coherence(&self) -> &Arc<Coherence> {
+        self.remote.coherence()
+    }
+}
+
 impl<K, V: 'static> Tier<K, V> {
     pub(crate) fn new(
         remote: Remote,
@@ -141,10 +147,6 @@ impl<K, V: 'static> Tier<K, V> {
     /// To be taken before the source is read.
     pub(crate) fn seal(&self, key: &K) -> Seal {
         self.coherence().seal(&self.redis_key(key))
-    }
-
-    pub(crate) fn coherence(&self) -> &Arc<Coherence> {
-        self.remote.coherence()
     }
 
     pub(super) fn before(&self, redis_key: &[u8]) -> Before {
@@ -265,7 +267,7 @@ impl<K, V: 'static> Tier<K, V> {
             Opened::Nothing => return Found::Nothing,
             Opened::Garbage => return Found::Undecodable,
         };
-        let Life { fresh, stale, whole } = envelope.life;
+        let Lifetime { fresh, stale, whole } = envelope.life;
         // Tags that are still unknown are missing, or nobody could be asked.
         let good = self.listener.tags.verdict(envelope.seq, envelope.tags.iter().copied()) == Verdict::Good;
         if !good || fresh + stale == 0 {
@@ -307,7 +309,7 @@ impl<K, V: 'static> Tier<K, V> {
 
     /// Keeps what the source had, unless the key was changed meanwhile.
     pub(crate) async fn fill(&self, key: &K, lease: Lease, out: Outgoing<'_, V>) -> Filled {
-        let (redis_key, life) = (self.redis_key(key), Life::new(out.fresh_for, out.stale_for));
+        let (redis_key, life) = (self.redis_key(key), Lifetime::new(out.fresh_for, out.stale_for));
         let names: Vec<&str> = out.tags.iter().map(|tag| &**tag).collect();
         let tags = &self.listener.tags;
         let envelope = match life.end() {
@@ -346,7 +348,7 @@ impl<K, V: 'static> Tier<K, V> {
 
     /// Puts a value there, whatever was there before. If that can't be done, nothing is to be there.
     pub(crate) async fn set(&self, key: &K, out: Outgoing<'_, V>) -> Filled {
-        let (redis_key, life) = (self.redis_key(key), Life::new(out.fresh_for, out.stale_for));
+        let (redis_key, life) = (self.redis_key(key), Lifetime::new(out.fresh_for, out.stale_for));
         if let Some(bytes) = self.insertion(&redis_key, life, &out).await {
             let life = life.end().to_string();
             let command = SET.by_code(&[&redis_key], &[&bytes, life.as_bytes()]);
@@ -362,7 +364,7 @@ impl<K, V: 'static> Tier<K, V> {
         Filled::Unavailable
     }
 
-    async fn insertion(&self, redis_key: &[u8], life: Life, out: &Outgoing<'_, V>) -> Option<Vec<u8>> {
+    async fn insertion(&self, redis_key: &[u8], life: Lifetime, out: &Outgoing<'_, V>) -> Option<Vec<u8>> {
         if life.end() == 0 || self.config.remote_ttl.is_zero() {
             return None;
         }
@@ -376,7 +378,7 @@ impl<K, V: 'static> Tier<K, V> {
         self.envelope(redis_key, seq, life, out)
     }
 
-    fn envelope(&self, redis_key: &[u8], seq: u64, life: Life, out: &Outgoing<'_, V>) -> Option<Vec<u8>> {
+    fn envelope(&self, redis_key: &[u8], seq: u64, life: Lifetime, out: &Outgoing<'_, V>) -> Option<Vec<u8>> {
         let body = match out.value {
             None => None,
             Some(value) => Some(self.encode(value)?),
