@@ -129,14 +129,13 @@ impl<K, V> CacheBuilder<K, V> {
         tasks.close();
         let tags = Arc::default();
         let remote = self.tier.map(|make| make(self.name, &self.config, Arc::clone(&tags)));
-        let coherence = remote.as_ref().map(|remote| Arc::clone(remote.coherence()));
+        let coherence = remote.as_ref().map(Tier::coherence).cloned();
         Cache::new(Inner {
             name: self.name,
-            memory: Memory::new(&self.config, self.weigher, coherence.clone()),
+            memory: Memory::new(&self.config, self.weigher, coherence),
             table: Arc::new(Table::new()),
             tags,
             remote,
-            coherence,
             metrics: Metrics::new(self.name),
             tasks,
             failed: TaskTracker::new(),

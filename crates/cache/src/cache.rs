@@ -12,7 +12,7 @@ use crate::{
     invalidate::Table,
     loaded::Answer,
     memory::{Look, Memory},
-    remote::{Coherence, Tier},
+    remote::Tier,
     singleflight::{Flight, Load},
     tags::Tags,
     telemetry::Metrics,
@@ -46,7 +46,6 @@ pub(crate) struct Inner<K, V> {
     pub(crate) table: Arc<Table<K, Flight<V>>>,
     pub(crate) tags: Arc<Tags>,
     pub(crate) remote: Option<Tier<K, V>>,
-    pub(crate) coherence: Option<Arc<Coherence>>,
     pub(crate) metrics: Metrics,
     /// Loads, and writes to the remote: each ends by its own deadline.
     pub(crate) tasks: TaskTracker,

@@ -119,7 +119,8 @@ impl Default for CacheConfig {
     }
 }
 
-/// How much patience a cache has with its remote.
+/// How a process deals with a [`Remote`](crate::Remote): how long it waits, how it hears of changes, what it calls and
+/// compresses there, and by what certificates it trusts it.
 #[cfg(feature = "redis")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -8,6 +8,9 @@ pub enum Error {
     /// The remote's URL is not one that Redis clients understand.
     #[error("the cache's remote needs a URL like redis://host:6379/0")]
     RemoteUrl(#[source] redis::RedisError),
+    /// The remote's certificates and keys do not make up what TLS needs.
+    #[error("the cache's remote can't use its TLS settings")]
+    RemoteTls(#[source] redis::RedisError),
     /// The shape of a type can't be found out.
     #[cfg(feature = "postcard")]
     #[error("the shape of the cache's values can't be found out; give it a number with Postcard::of_shape")]

@@ -38,7 +38,7 @@ pub(crate) use self::{
     coherence::{Coherence, Seal, Standing},
     failure::Failure,
     hearing::{OnChange, OnOverflow},
-    kept::{Filled, Kept, Outgoing, Turn},
+    kept::{Filled, Kept, Outgoing, RemoteStats, Turn},
     lease::Lease,
     recovery::Repeat,
     tier::{MakeKey, Tier, display},
@@ -83,21 +83,30 @@ impl Drop for Shared {
 }
 
 impl Remote {
-    /// A remote at a URL:
+    /// A remote at a URL, to which it connects when it is first needed: a Redis that is down fails no start.
     ///
     /// - `redis://user:password@host:6379/0`: one server; `rediss://…` with TLS; `unix:///path` on this machine;
+    /// - `valkey://…`, `valkeys://…`: the same as `redis://…` and `rediss://…`;
     /// - `redis+sentinel://user:password@host1:26379,host2/name/0`: the primary that the sentinels know by this name,
     ///   which are told `?sentinel_user=…&sentinel_password=…` if that is there;
     /// - `redis+cluster://user:password@host1:6379,host2`: a cluster, of which some nodes are named;
     /// - `rediss+sentinel://…`, `rediss+cluster://…`: the same with TLS.
     ///
-    /// It connects when it is first needed: a Redis that is down fails no start. For TLS it makes ring rustls's
-    /// provider for the process, unless the process has chosen one.
+    /// For TLS it makes ring rustls's provider for the process, unless the process has chosen one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::RemoteUrl`] for a URL that is none of these. Nothing that a server does is an error here.
     pub fn connect(url: &str) -> Result<Remote, Error> {
         Remote::connect_with(url, RemoteConfig::default())
     }
 
-    /// The same, with other limits than the default ones.
+    /// The same, with other settings than the default ones.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::RemoteUrl`] for a URL that is not understood, [`Error::RemoteCertificate`] for a file that can't be
+    /// read, and [`Error::RemoteTls`] for certificates and keys that can't be used.
     pub fn connect_with(url: &str, config: RemoteConfig) -> Result<Remote, Error> {
         let target = Target::parse(url, &config)?;
         if target.is_encrypted() {
@@ -121,22 +130,26 @@ impl Remote {
     }
 
     /// Makes Redis forget keys, and tells those who have them. Waits for that as long as the timeout; what cannot be
-    /// done now is done before the next read. So it never fails.
+    /// done now is done before the next read. Answers with what failed, if only to be counted.
     ///
     /// Dropping the future leaves what is not done to be done later.
-    pub(crate) async fn forget(&self, redis_keys: Vec<Vec<u8>>) {
+    pub(crate) async fn forget(&self, redis_keys: Vec<Vec<u8>>) -> Option<Failure> {
+        let mut failed = None;
         for keys in redis_keys.chunks(FORGOTTEN_AT_ONCE) {
             let link = self.link();
             let numbers: Vec<u64> = keys.iter().map(|key| link.note(key, Repeat::Delete)).collect();
             let delete = async |mut session: Session| session.delete(keys).await;
-            if link.insist(delete).await {
+            let failure = link.insist(delete).await.err();
+            if failure.as_ref().is_none_or(Failure::is_lasting) {
                 for (key, number) in keys.iter().zip(numbers) {
                     link.confirmed(key, number);
                     // Redis does not tell this process of what it changes itself.
                     link.hearers.tell(&link.coherence, Some(key));
                 }
             }
+            failed = failure.or(failed);
         }
+        failed
     }
 
     /// Has `repeat` done as soon as Redis answers, for what was asked of it and had no answer. `name` is for this alone:
@@ -145,38 +158,41 @@ impl Remote {
         self.link().note(name, repeat);
     }
 
-    /// Makes a change of one key that others must hear of: commands one after the other. Returns a seal, too, that is
-    /// good for what the last of them saw or wrote, if the last is a read.
+    /// Makes a change of one key that others must hear of. Returns a seal that is good for what was written, if the
+    /// command is a script that ends by reading it.
     ///
     /// When it fails, or the future is dropped, the change may have been made or not; `repeat` then brings Redis in
     /// order, before the next read.
     pub(crate) async fn change(
         &self,
         redis_key: &[u8],
-        commands: &[Cmd],
+        command: &Cmd,
         repeat: Repeat,
-    ) -> Result<(Vec<Value>, Seal), Failure> {
+    ) -> Result<Seal, Failure> {
         let link = self.link();
         let number = link.note(redis_key, repeat.clone());
         let before = link.coherence.seal(redis_key);
-        let change = async |mut session: Session| session.change(redis_key, commands).await;
-        let answers = match link.exchange(change).await {
-            Ok(answers) => answers,
-            Err(failure) => {
-                // An old value that could not be replaced would be read.
-                if let Failure::Refused(_) = failure
-                    && link.insist(async |mut session| session.repeat(&[(redis_key, &repeat)]).await).await
-                {
+        let change = async |mut session: Session| session.change(redis_key, command).await;
+        if let Err(failure) = link.exchange(change).await {
+            // An old value that could not be replaced would be read.
+            if let Failure::Refused(_) = failure {
+                let repeated = async |mut session: Session| session.repeat(&[(redis_key, &repeat)]).await;
+                if link.insist(repeated).await.err().as_ref().is_none_or(Failure::is_lasting) {
                     link.confirmed(redis_key, number);
                     link.hearers.tell(&link.coherence, Some(redis_key));
                 }
-                return Err(failure);
             }
-        };
+            return Err(failure);
+        }
         link.confirmed(redis_key, number);
         let seal = link.coherence.changed_here(before);
         link.hearers.changed(Some(redis_key));
-        Ok((answers, seal))
+        Ok(seal)
+    }
+
+    /// How many changes the remote has not confirmed yet, by whatever cache.
+    pub(crate) fn unconfirmed(&self) -> u64 {
+        self.link().line().missed.len()
     }
 
     /// By what memory knows whether what it has is still what Redis has.

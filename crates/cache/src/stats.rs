@@ -1,17 +1,17 @@
-use std::hash::Hash;
+use std::{borrow::Cow, hash::Hash};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{Cache, cache::Inner, remote::Tier, would_be::WouldBe};
 
 /// What a cache has done since it was made: [`Cache::stats`](crate::Cache::stats).
 ///
-/// Every read is counted once, in one of `hits`, `stale`, `remote_hits`, `misses`, `waits` and `errors`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// It can be sent to another process and read there. Every read is counted once, in one of `hits`, `stale`, `remote_hits`, `misses`, `coalesced` and `errors`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct CacheStats {
     /// Of the cache.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Reads that were answered from memory with what was fresh.
     pub hits: u64,
     /// Reads that were answered with what was past its TTL.
@@ -21,7 +21,7 @@ pub struct CacheStats {
     /// Reads for which the source was asked, or a `get` that found nothing.
     pub misses: u64,
     /// Reads that waited for a load that another had begun.
-    pub waits: u64,
+    pub coalesced: u64,
     /// Reads that ended in an error.
     pub errors: u64,
     /// How often the source was asked, failed loads included.
@@ -40,6 +40,13 @@ pub struct CacheStats {
     pub invalidations: u64,
     /// Entries that had to go from memory to make room for others.
     pub evictions: u64,
+    /// Operations on the remote that failed.
+    pub remote_failures: u64,
+    /// Operations that were not tried because the remote does not answer at present.
+    pub remote_skipped: u64,
+    /// Invalidations and insertions that the remote has not confirmed now, of all caches that share it: those under
+    /// way, and while it is away those that it will be told before it is read again.
+    pub remote_unconfirmed: u64,
     /// Values in the remote that did not decode.
     pub undecodable: u64,
     /// Entries in memory now, expired ones included.
@@ -51,7 +58,7 @@ pub struct CacheStats {
 impl CacheStats {
     /// How many reads there were.
     pub fn requests(&self) -> u64 {
-        self.hits + self.stale + self.remote_hits + self.misses + self.waits + self.errors
+        self.hits + self.stale + self.remote_hits + self.misses + self.coalesced + self.errors
     }
 
     /// What part of the reads memory answered at once, from 0.0 to 1.0.
@@ -72,13 +79,14 @@ where
         let Inner { name, memory, metrics, remote, .. } = &*self.inner;
         let (entries, bytes) = (memory.entries(), memory.weight());
         metrics.publish(entries, bytes);
+        let remote = remote.as_ref().map(Tier::stats).unwrap_or_default();
         CacheStats {
-            name,
+            name: Cow::Borrowed(name),
             hits: metrics.hits.get(),
             stale: metrics.stale.get(),
             remote_hits: metrics.remote_hits.get(),
             misses: metrics.misses.get(),
-            waits: metrics.coalesced.get(),
+            coalesced: metrics.coalesced.get(),
             errors: metrics.errors.get(),
             loads: metrics.load_duration.count(),
             failed_loads: metrics.failed_loads.get(),
@@ -88,7 +96,10 @@ where
             too_large: metrics.too_large.get(),
             invalidations: metrics.invalidations.get(),
             evictions: metrics.evictions.get(),
-            undecodable: remote.as_ref().map_or(0, Tier::undecodable),
+            remote_failures: remote.failures,
+            remote_skipped: remote.skipped,
+            remote_unconfirmed: remote.unconfirmed,
+            undecodable: remote.undecodable,
             entries,
             bytes,
         }
@@ -97,9 +108,9 @@ where
     /// What the hit ratio would be if this cache were smaller or larger, from an eighth of its size to its eightfold,
     /// and if its TTL were another, from a second to a day.
     ///
-    /// Some of the keys are watched: of a large cache one in 64 or fewer, of one below 2,048 entries all. For each size, a
-    /// small cache with the same eviction policy is asked for these; that takes less than 2 MB, however many
-    /// entries there are. A hit of a key that is not watched costs nothing more, one that is watched about what two more
+    /// Some of the keys are watched: of a large cache one in 64 or fewer, of one below 2,048 entries all. For each size,
+    /// a small cache with the same eviction policy is asked for these, which takes about 1 MB, and up to 4 MB for a
+    /// cache of some thousand entries. A hit of a key that is not watched costs nothing more, one that is watched about what two more
     /// hits would.
     ///
     /// ```

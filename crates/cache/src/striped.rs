@@ -25,9 +25,9 @@ pub(crate) struct Striped {
 struct Place(AtomicU64);
 
 thread_local! {
-    // Apart from the lease, whose destructor would make each access look whether it has run.
+    // Apart from the tenure, whose destructor would make each access look whether it has run.
     static PLACE: Cell<usize> = const { Cell::new(UNKNOWN) };
-    static LEASE: Lease = Lease::take();
+    static TENURE: Tenure = Tenure::take();
 }
 
 /// Places that no living thread owns, and how many were ever given.
@@ -53,7 +53,7 @@ impl Striped {
     fn first_increment(&self, by: u64) {
         // Where a thread ends already, it shares.
         PLACE.set(SHARED);
-        let _ = LEASE.try_with(|lease| PLACE.set(lease.0));
+        let _ = TENURE.try_with(|tenure| PLACE.set(tenure.0));
         self.increment(by);
     }
 
@@ -63,12 +63,12 @@ impl Striped {
 }
 
 /// A thread's right to its place. The next owner takes it under the same lock, and so sees the last count.
-struct Lease(usize);
+struct Tenure(usize);
 
-impl Lease {
-    fn take() -> Lease {
+impl Tenure {
+    fn take() -> Tenure {
         let (free, given) = &mut *FREE.lock().unwrap_or_else(PoisonError::into_inner);
-        Lease(free.pop().unwrap_or_else(|| {
+        Tenure(free.pop().unwrap_or_else(|| {
             if *given == OWN {
                 return SHARED;
             }
@@ -78,7 +78,7 @@ impl Lease {
     }
 }
 
-impl Drop for Lease {
+impl Drop for Tenure {
     fn drop(&mut self) {
         PLACE.set(SHARED);
         if self.0 != SHARED {

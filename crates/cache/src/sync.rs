@@ -1,9 +1,11 @@
-//! What the table of claims is built of. The model of it is checked with loom's in their place.
+//! What the table of claims and the weak cache's table are built of. The models of them have loom's in their place.
 
 pub(crate) use std::{
     collections::hash_map::RandomState as Hashing,
     sync::{Mutex, MutexGuard},
 };
+
+pub(crate) use tokio::sync::SetOnce;
 
 /// How many locks share the keys.
 pub(crate) const SHARDS: usize = 64;

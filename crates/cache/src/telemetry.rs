@@ -179,20 +179,3 @@ impl Times {
         Duration::from_nanos(self.nanos.load(Ordering::Relaxed))
     }
 }
-
-/// The same for one operation on the remote.
-#[cfg(feature = "redis")]
-pub(crate) struct RemoteMetrics {
-    pub(crate) failures: Counter,
-    pub(crate) skipped: Counter,
-}
-
-#[cfg(feature = "redis")]
-impl RemoteMetrics {
-    pub(crate) fn new(cache: &'static str, operation: &'static str) -> RemoteMetrics {
-        RemoteMetrics {
-            failures: counter!(REMOTE_FAILURES, "cache" => cache, "operation" => operation),
-            skipped: counter!(REMOTE_SKIPPED, "cache" => cache, "operation" => operation),
-        }
-    }
-}

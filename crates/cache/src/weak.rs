@@ -26,16 +26,9 @@ use self::seats::{Entrance, Guest, Outcome, Seat, Seats};
 use crate::{
     LoadError,
     singleflight::{Failure, within},
+    sync::{self, SHARDS},
     telemetry::{BYTES, ENTRIES, REQUESTS},
 };
-
-/// What the table is built of; its model test builds it of loom's parts.
-mod sync {
-    pub(super) use std::sync::{Mutex, MutexGuard};
-    pub(super) use tokio::sync::SetOnce;
-}
-
-const SHARDS: usize = 64;
 
 /// A cache that keeps nothing alive: an entry lives exactly as long as somebody holds it, and all who hold it hold the
 /// same one.
@@ -78,7 +71,7 @@ struct Inner<K: Hash + Eq, V> {
     weigher: Option<Weigher<K, V>>,
     load_timeout: Duration,
     requests: Requests,
-    tally: Arc<Tally>,
+    alive: Arc<Alive>,
 }
 
 type Weigher<K, V> = Box<dyn Fn(&K, &V) -> u64 + Send + Sync>;
@@ -117,7 +110,7 @@ impl<K: Hash + Eq, V> WeakCacheBuilder<K, V> {
             weigher: self.weigher,
             load_timeout: self.load_timeout,
             requests: Requests::new(self.name),
-            tally: Arc::new(Tally::new(self.name)),
+            alive: Arc::new(Alive::new(self.name)),
         };
         WeakCache { inner: Arc::new(inner) }
     }
@@ -182,10 +175,10 @@ impl<K: Hash + Eq, V> WeakCache<K, V> {
 
     /// What is alive now.
     pub fn stats(&self) -> WeakStats {
-        let tally = &self.inner.tally;
+        let alive = &self.inner.alive;
         WeakStats {
-            entries: tally.entries.load(Ordering::Relaxed),
-            bytes: tally.bytes.load(Ordering::Relaxed),
+            entries: alive.entries.load(Ordering::Relaxed),
+            bytes: alive.bytes.load(Ordering::Relaxed),
         }
     }
 }
@@ -281,7 +274,7 @@ impl<K: Hash + Eq, V> Inner<K, V> {
 
     fn fill(&self, seat: Seat<K, Counted<V>, Failure>, value: V) -> Arc<Guest<K, Counted<V>, Failure>> {
         let bytes = self.weigher.as_ref().map_or(0, |weigh| weigh(seat.key(), &value));
-        seat.fill(Counted { value, _count: self.tally.count(bytes) })
+        seat.fill(Counted { value, _count: self.alive.count(bytes) })
     }
 }
 
@@ -338,37 +331,37 @@ pub struct WeakStats {
     pub bytes: u64,
 }
 
-/// A value, and its part in the tally. The order of the fields is the order in which they are dropped.
+/// A value, and its part in the count. The order of the fields is the order in which they are dropped.
 struct Counted<V> {
     value: V,
     _count: Count,
 }
 
 struct Count {
-    tally: Arc<Tally>,
+    alive: Arc<Alive>,
     bytes: u64,
 }
 
 impl Drop for Count {
     fn drop(&mut self) {
-        self.tally.entries.fetch_sub(1, Ordering::Relaxed);
-        self.tally.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.tally.entries_gauge.decrement(1.0);
-        self.tally.bytes_gauge.decrement(self.bytes as f64);
+        self.alive.entries.fetch_sub(1, Ordering::Relaxed);
+        self.alive.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.alive.entries_gauge.decrement(1.0);
+        self.alive.bytes_gauge.decrement(self.bytes as f64);
     }
 }
 
 /// What is alive, for [`WeakCache::stats`] and for the metrics.
-struct Tally {
+struct Alive {
     entries: AtomicU64,
     bytes: AtomicU64,
     entries_gauge: Gauge,
     bytes_gauge: Gauge,
 }
 
-impl Tally {
-    fn new(cache: &'static str) -> Tally {
-        Tally {
+impl Alive {
+    fn new(cache: &'static str) -> Alive {
+        Alive {
             entries: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             entries_gauge: gauge!(ENTRIES, "cache" => cache),
@@ -382,7 +375,7 @@ impl Tally {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.entries_gauge.increment(1.0);
         self.bytes_gauge.increment(bytes as f64);
-        Count { tally: Arc::clone(self), bytes }
+        Count { alive: Arc::clone(self), bytes }
     }
 }
 

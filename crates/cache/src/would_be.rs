@@ -1,10 +1,10 @@
 mod sampler;
 mod simulation;
 
-use std::{fmt, time::Duration};
+use std::{borrow::Cow, fmt, time::Duration};
 
 use humantime_serde::re::humantime::format_duration;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub(crate) use sampler::{Sampled, Sampler};
 
@@ -16,8 +16,8 @@ const WORTH: f64 = 0.1;
 /// What a cache of other sizes and TTLs would have done for the same requests.
 ///
 /// From [`Cache::would_be`](crate::Cache::would_be) for a cache that is there, and from
-/// [`Observed::would_be`](crate::Observed::would_be) for a function that has none yet. All of it counts from when that was
-/// made; the difference of two reports' `requests` and `hits` is what happened between them.
+/// [`Observed::would_be`](crate::Observed::would_be) for a function that has none yet. All of it counts from when that
+/// was made; the difference of two reports' `requests` and `hits` is what happened between them.
 ///
 /// It shows as a table:
 ///
@@ -34,11 +34,11 @@ const WORTH: f64 = 0.1;
 /// assert_eq!(would_be.ratio(100, Duration::from_secs(60)).unwrap().hits, 990);
 /// # }
 /// ```
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct WouldBe {
     /// Of the cache or the observed function.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// In what sizes are given.
     pub unit: SizeUnit,
     /// How many requests there were.
@@ -50,7 +50,7 @@ pub struct WouldBe {
 }
 
 /// What [`WouldBe`] has to say of one size and one TTL.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct WouldBeRatio {
     /// How many entries or bytes the cache would hold.
@@ -68,7 +68,7 @@ pub struct WouldBeRatio {
 }
 
 /// What bounds a cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum SizeUnit {

@@ -14,8 +14,8 @@ use crate::{
     singleflight::{Flight, Heard, Load, LoadMany},
 };
 
-/// A place among those who wait for a load.
-pub(super) struct Seat<V> {
+/// One who waits for a load.
+pub(super) struct Waiter<V> {
     pub(super) flight: Arc<Flight<V>>,
     pub(super) leads: bool,
     /// The count of invalidated tags when the caller came.
@@ -23,13 +23,13 @@ pub(super) struct Seat<V> {
 }
 
 /// What a caller gets, `None` when it must ask anew.
-pub(super) type Answer<V, E> = Option<Result<Option<Arc<V>>, LoadError<E>>>;
+pub(super) type Outcome<V, E> = Option<Result<Option<Arc<V>>, LoadError<E>>>;
 
 /// How a caller comes to an answer.
 pub(super) enum Way<K: Hash + Eq + Clone, V> {
     Present(Option<Arc<V>>),
-    Join(Seat<V>),
-    Lead(Landing<K, V>, Seat<V>),
+    Join(Waiter<V>),
+    Lead(Landing<K, V>, Waiter<V>),
 }
 
 impl<K, V> Inner<K, V>
@@ -56,22 +56,22 @@ where
         }
         let arrival = self.tags.now();
         let mut refused = None;
-        let (landing, seat) = loop {
+        let (landing, waiter) = loop {
             match self.way(key, &old, refused.as_ref(), arrival) {
                 Way::Present(value) => {
                     self.metrics.hits.increment(1);
                     return Ok(value);
                 }
-                Way::Join(seat) => match self.heard(&seat, old.as_ref()).await {
+                Way::Join(waiter) => match self.heard(&waiter, old.as_ref()).await {
                     Some(answer) => return answer,
-                    None => refused = Some(seat.flight),
+                    None => refused = Some(waiter.flight),
                 },
-                Way::Lead(landing, seat) => break (landing, seat),
+                Way::Lead(landing, waiter) => break (landing, waiter),
             }
         };
         self.launch(landing, load());
         // Our own load fails with an E, so there is always an answer.
-        self.heard(&seat, old.as_ref()).await.unwrap_or(Err(LoadError::Aborted))
+        self.heard(&waiter, old.as_ref()).await.unwrap_or(Err(LoadError::Aborted))
     }
 
     /// `refused` is a load that the caller has waited for, and cannot use.
@@ -92,11 +92,11 @@ where
             Entrance::Present(value) => Way::Present(value),
             Entrance::Join(flight) => {
                 flight.join();
-                Way::Join(Seat { flight, leads: false, arrival })
+                Way::Join(Waiter { flight, leads: false, arrival })
             }
             Entrance::Lead(claim, flight) => {
                 let landing = Landing::new(self, claim, &flight, old.clone());
-                Way::Lead(landing, Seat { flight, leads: true, arrival })
+                Way::Lead(landing, Waiter { flight, leads: true, arrival })
             }
         }
     }
@@ -121,7 +121,7 @@ where
 
     /// Whether what a load brings is of use to one who comes now.
     fn joins(&self, flight: &Flight<V>, has_fallback: bool) -> bool {
-        let changed = match (&self.coherence, flight.seal) {
+        let changed = match (self.coherence(), flight.seal) {
             (Some(coherence), Some(seal)) => coherence.standing(seal) == Standing::Changed,
             _ => false,
         };
@@ -151,18 +151,18 @@ where
     /// Waits for a load, and counts what the caller gets.
     pub(super) async fn heard<E: Send + Sync + 'static>(
         &self,
-        seat: &Seat<V>,
+        waiter: &Waiter<V>,
         old: Option<&Old<V>>,
-    ) -> Answer<V, E> {
+    ) -> Outcome<V, E> {
         let metrics = &self.metrics;
-        match seat.flight.heard(old, self.policy().soft_timeout).await {
+        match waiter.flight.heard(old, self.policy().soft_timeout).await {
             Heard::Landed(landed) => {
                 // A tag that was invalidated before the caller came makes what was read before that useless.
                 let is_current = landed.tags.as_ref().is_none_or(|tags| tags.is_current());
-                if !seat.leads && !is_current && seat.flight.tags_seen < seat.arrival {
+                if !waiter.leads && !is_current && waiter.flight.tags_seen < waiter.arrival {
                     return None;
                 }
-                match (landed.remotely, seat.leads) {
+                match (landed.remotely, waiter.leads) {
                     (true, true) => metrics.remote_hits.increment(1),
                     (false, true) => metrics.misses.increment(1),
                     (_, false) => metrics.coalesced.increment(1),

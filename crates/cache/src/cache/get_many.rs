@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Cache,
-    fetch::{Seat, Way},
+    fetch::{Waiter, Way},
 };
 use crate::{
     LoadError, Loaded,
@@ -98,27 +98,27 @@ where
 
         let arrival = inner.tags.now();
         while !wanted.is_empty() {
-            let (mut landings, mut seats) = (Vec::new(), Vec::<(Wanted<K, V>, Seat<V>)>::new());
+            let (mut landings, mut waiters) = (Vec::new(), Vec::<(Wanted<K, V>, Waiter<V>)>::new());
             for wanted in wanted.drain(..) {
                 match inner.way(&wanted.key, &wanted.old, wanted.refused.as_ref(), arrival) {
                     Way::Present(value) => {
                         inner.metrics.hits.increment(1);
                         found.extend(value.map(|value| (wanted.key, value)));
                     }
-                    Way::Join(seat) => seats.push((wanted, seat)),
-                    Way::Lead(landing, seat) => {
+                    Way::Join(waiter) => waiters.push((wanted, waiter)),
+                    Way::Lead(landing, waiter) => {
                         landings.push(landing);
-                        seats.push((wanted, seat));
+                        waiters.push((wanted, waiter));
                     }
                 }
             }
             // What this call leads flies by itself, so that callers who wait for each other's keys do so only here.
             inner.launch_many(landings, load_many(Arc::clone(&load)));
-            for (mut one, seat) in seats {
-                match inner.heard(&seat, one.old.as_ref()).await {
+            for (mut one, waiter) in waiters {
+                match inner.heard(&waiter, one.old.as_ref()).await {
                     Some(answer) => found.extend(answer?.map(|value| (one.key, value))),
                     None => {
-                        one.refused = Some(seat.flight);
+                        one.refused = Some(waiter.flight);
                         wanted.push(one);
                     }
                 }

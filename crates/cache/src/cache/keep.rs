@@ -9,7 +9,7 @@ use crate::{
     loaded::Answer,
     memory::{Item, Look, Old, Removed},
     policy::{Policy, Weight},
-    remote::{Filled, Outgoing, Seal},
+    remote::{Coherence, Filled, Outgoing, Seal, Tier},
 };
 
 impl<K: Hash + Eq + Clone, V> Inner<K, V> {
@@ -47,20 +47,24 @@ impl<K: Hash + Eq + Clone, V> Inner<K, V> {
         Outgoing { value: answered.value.as_deref(), fresh_for, stale_for, tags }
     }
 
+    pub(super) fn coherence(&self) -> Option<&Arc<Coherence>> {
+        self.remote.as_ref().map(Tier::coherence)
+    }
+
     /// How long memory keeps what the remote has.
     pub(crate) fn found_ttl(&self, seal: Seal, fresh_for: Duration) -> Duration {
         let ttl = self.policy().found(fresh_for);
-        self.coherence.as_ref().map_or(ttl, |coherence| coherence.bound(seal, ttl))
+        self.coherence().map_or(ttl, |coherence| coherence.bound(seal, ttl))
     }
 
     /// How long memory keeps what the remote has not confirmed, and so tells nobody of.
     pub(crate) fn unconfirmed_ttl(&self, ttl: Duration) -> Duration {
-        self.coherence.as_ref().map_or(ttl, |coherence| coherence.unconfirmed(ttl))
+        self.coherence().map_or(ttl, |coherence| coherence.unconfirmed(ttl))
     }
 
     /// Gives what is in memory the life that the remote's word allows. Under a claim of the key.
     pub(crate) fn confirm(&self, key: &K, answered: &Answered<V>, filled: Filled) -> Option<Removed<K, V>> {
-        match (filled, &self.coherence) {
+        match (filled, self.coherence()) {
             (Filled::Yes(seal), Some(coherence)) => {
                 let ttl = coherence.bound(seal, answered.life.memory);
                 Some(self.memory.extend(key, &answered.value, seal, ttl))
@@ -135,7 +139,7 @@ where
         let seal = remote.seal(&key);
         let unconfirmed = self.unconfirmed_ttl(answered.life.memory);
         self.put(&key, &answered, Some(seal), unconfirmed);
-        match (remote.set(&key, self.outgoing(&answered, &answered.names())).await, &self.coherence) {
+        match (remote.set(&key, self.outgoing(&answered, &answered.names())).await, self.coherence()) {
             (Filled::Yes(seal), Some(coherence)) => {
                 let ttl = coherence.bound(seal, answered.life.memory);
                 self.put(&key, &answered, Some(seal), ttl);

@@ -44,13 +44,12 @@ pub(super) async fn read<B: Body<Data = Bytes>>(body: B, max_bytes: usize) -> Re
             return Read::TooLong(body);
         }
     }
+    let length = bytes as usize;
     let mut chunks = body.read.into_iter().filter_map(|frame| frame.ok()?.into_data().ok());
     let first = chunks.next().unwrap_or_default();
-    let mut whole = match chunks.next() {
-        None => return Read::Whole(first),
-        Some(second) => BytesMut::from_iter(first.into_iter().chain(second)),
-    };
-    chunks.for_each(|chunk| whole.extend_from_slice(&chunk));
+    let Some(second) = chunks.next() else { return Read::Whole(first) };
+    let mut whole = BytesMut::with_capacity(length);
+    [first, second].into_iter().chain(chunks).for_each(|chunk| whole.extend_from_slice(&chunk));
     Read::Whole(whole.freeze())
 }
 

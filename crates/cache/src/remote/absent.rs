@@ -7,7 +7,7 @@ mod kept;
 
 use std::{convert::Infallible, marker::PhantomData, sync::Arc, time::Duration};
 
-pub(crate) use self::kept::{Filled, Kept, Outgoing, Turn};
+pub(crate) use self::kept::{Filled, Kept, Outgoing, RemoteStats, Turn};
 
 pub(crate) struct Tier<K, V> {
     never: Infallible,
@@ -95,7 +95,7 @@ impl<K, V> Tier<K, V> {
         match self.never {}
     }
 
-    pub(crate) fn undecodable(&self) -> u64 {
+    pub(crate) fn stats(&self) -> RemoteStats {
         match self.never {}
     }
 }

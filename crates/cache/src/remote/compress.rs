@@ -1,5 +1,3 @@
-use std::borrow::Cow;
-
 /// Redis holds no string beyond this.
 const MAX_BYTES: usize = 512 << 20;
 /// LZ4 makes no more than this of one byte.
@@ -20,14 +18,14 @@ pub(super) fn compressed(bytes: &[u8], above: usize) -> Option<Vec<u8>> {
 }
 
 /// What was compressed. `None` for garbage, which allocates no more than 255 times its own size.
-pub(super) fn decompressed(packed: &[u8]) -> Option<Cow<'_, [u8]>> {
+pub(super) fn decompressed(packed: &[u8]) -> Option<Vec<u8>> {
     let (length, block) = packed.split_first_chunk::<LENGTH>()?;
     let length = u32::from_le_bytes(*length) as usize;
     if length > MAX_BYTES.min(block.len().saturating_mul(MAX_RATIO)) {
         return None;
     }
     let bytes = lz4_flex::block::decompress(block, length).ok()?;
-    (bytes.len() == length).then_some(Cow::Owned(bytes))
+    (bytes.len() == length).then_some(bytes)
 }
 
 #[cfg(test)]

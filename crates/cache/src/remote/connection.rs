@@ -29,30 +29,20 @@ impl Connection {
         .extract_error()
     }
 
-    /// One after the other; they have one key.
-    pub(super) async fn send_in_order(&mut self, commands: &[Cmd]) -> RedisResult<Vec<Value>> {
+    /// In any order; they have any keys.
+    pub(super) async fn send_all(&mut self, commands: &[Cmd]) -> RedisResult<Vec<Value>> {
         if commands.is_empty() {
             return Ok(Vec::new());
         }
-        let mut pipeline = Pipeline::with_capacity(commands.len());
-        for command in commands {
-            pipeline.add_command(command.clone());
-        }
-        let answers = match self {
-            Connection::Single(connection) => {
-                connection.send_packed_commands(&pipeline, 0, commands.len()).await?
-            }
-            Connection::Cluster(connection) => {
-                connection.req_packed_commands(&pipeline, 0, commands.len()).await?
-            }
-        };
-        answers.into_iter().map(Value::extract_error).collect()
-    }
-
-    /// In any order; they have any keys.
-    pub(super) async fn send_all(&mut self, commands: &[Cmd]) -> RedisResult<Vec<Value>> {
         match self {
-            Connection::Single(_) => self.send_in_order(commands).await,
+            Connection::Single(connection) => {
+                let mut pipeline = Pipeline::with_capacity(commands.len());
+                for command in commands {
+                    pipeline.add_command(command.clone());
+                }
+                let answers = connection.send_packed_commands(&pipeline, 0, commands.len()).await?;
+                answers.into_iter().map(Value::extract_error).collect()
+            }
             Connection::Cluster(cluster) => {
                 let send = async |command| cluster.clone().req_packed_command(command).await?.extract_error();
                 // All are sent, though one may fail.

@@ -25,7 +25,7 @@ const MAX_LIFE: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 /// A value as the remote has it.
 pub(super) struct Envelope<'a> {
     pub(super) absent: bool,
-    pub(super) life: Life,
+    pub(super) life: Lifetime,
     /// The number of the last invalidation by tag that the value has seen.
     pub(super) seq: u64,
     pub(super) tags: Vec<&'a str>,
@@ -35,7 +35,7 @@ pub(super) struct Envelope<'a> {
 
 /// In milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Life {
+pub(super) struct Lifetime {
     pub(super) fresh: u64,
     /// Beyond `fresh`.
     pub(super) stale: u64,
@@ -49,19 +49,19 @@ pub(super) struct Contents<'a> {
     pub(super) fingerprint: u64,
     /// `None`: the source has no such thing.
     pub(super) body: Option<&'a [u8]>,
-    pub(super) life: Life,
+    pub(super) life: Lifetime,
     pub(super) seq: u64,
     pub(super) tags: &'a [Arc<str>],
 }
 
-impl Life {
+impl Lifetime {
     /// Of what is put into the remote now. A life under a millisecond is still one.
-    pub(super) fn new(fresh: Duration, stale: Duration) -> Life {
+    pub(super) fn new(fresh: Duration, stale: Duration) -> Lifetime {
         let ms = |life: Duration| match life.is_zero() {
             true => 0,
             false => (life.min(MAX_LIFE).as_millis() as u64).max(1),
         };
-        Life { fresh: ms(fresh), stale: ms(stale), whole: ms(fresh) }
+        Lifetime { fresh: ms(fresh), stale: ms(stale), whole: ms(fresh) }
     }
 
     /// When the remote is to forget it; 0 at once.
@@ -70,12 +70,12 @@ impl Life {
     }
 
     /// What is left at `now` of a life that began at `born`. A clock that jumps makes it stale, or new; not longer.
-    fn left(born: u64, fresh_until: u64, stale_until: u64, now: u64) -> Life {
+    fn left(born: u64, fresh_until: u64, stale_until: u64, now: u64) -> Lifetime {
         let whole = fresh_until.saturating_sub(born);
         let fresh = fresh_until.saturating_sub(now).min(whole);
         let stale =
             stale_until.saturating_sub(fresh_until.max(now)).min(stale_until.saturating_sub(fresh_until));
-        Life { fresh, stale, whole }
+        Lifetime { fresh, stale, whole }
     }
 }
 
@@ -135,7 +135,7 @@ impl<'a> Envelope<'a> {
         let absent = flags & ABSENT != 0;
         (rest.len() == length && (!absent || length == 0)).then_some(Envelope {
             absent,
-            life: Life::left(born, fresh_until, stale_until, now),
+            life: Lifetime::left(born, fresh_until, stale_until, now),
             seq,
             tags,
             body: rest,
@@ -146,7 +146,7 @@ impl<'a> Envelope<'a> {
     /// What the codec wrote.
     pub(super) fn body(&self) -> Option<Cow<'a, [u8]>> {
         match self.compressed {
-            true => decompressed(self.body),
+            true => decompressed(self.body).map(Cow::Owned),
             false => Some(Cow::Borrowed(self.body)),
         }
     }
@@ -189,7 +189,7 @@ impl Fingerprint {
 mod tests {
     use super::*;
 
-    const LIFE: Life = Life { fresh: 1_000, stale: 500, whole: 1_000 };
+    const LIFE: Lifetime = Lifetime { fresh: 1_000, stale: 500, whole: 1_000 };
 
     fn sealed(body: Option<&[u8]>) -> Vec<u8> {
         let tags = ["list:winter".into(), "".into()];
@@ -233,20 +233,20 @@ mod tests {
 
     #[test]
     fn a_clock_that_jumps_makes_a_life_no_longer() {
-        let left = |now| Life::left(10_000, 11_000, 11_500, now);
-        assert_eq!(left(10_400), Life { fresh: 600, stale: 500, whole: 1_000 });
-        assert_eq!(left(11_200), Life { fresh: 0, stale: 300, whole: 1_000 });
+        let left = |now| Lifetime::left(10_000, 11_000, 11_500, now);
+        assert_eq!(left(10_400), Lifetime { fresh: 600, stale: 500, whole: 1_000 });
+        assert_eq!(left(11_200), Lifetime { fresh: 0, stale: 300, whole: 1_000 });
         assert_eq!(left(0), LIFE);
-        assert_eq!(left(u64::MAX), Life { fresh: 0, stale: 0, whole: 1_000 });
+        assert_eq!(left(u64::MAX), Lifetime { fresh: 0, stale: 0, whole: 1_000 });
         for (born, fresh_until, stale_until) in [(u64::MAX, 0, 0), (0, u64::MAX, 0), (5, 0, u64::MAX)] {
-            let life = Life::left(born, fresh_until, stale_until, 3);
+            let life = Lifetime::left(born, fresh_until, stale_until, 3);
             assert!(life.fresh <= life.whole);
         }
     }
 
     #[test]
     fn a_life_is_neither_too_short_nor_too_long_for_redis() {
-        let life = |fresh, stale| Life::new(fresh, stale).end();
+        let life = |fresh, stale| Lifetime::new(fresh, stale).end();
         assert_eq!(life(Duration::ZERO, Duration::ZERO), 0);
         assert_eq!(life(Duration::from_nanos(1), Duration::ZERO), 1);
         assert!(life(Duration::MAX, Duration::MAX) < 1 << 53, "Lua's numbers are floats");

@@ -37,6 +37,15 @@ pub(crate) enum Turn<V> {
     Lead(Option<Lease>),
 }
 
+/// What is counted of a remote.
+#[derive(Default)]
+pub(crate) struct RemoteStats {
+    pub(crate) failures: u64,
+    pub(crate) skipped: u64,
+    pub(crate) unconfirmed: u64,
+    pub(crate) undecodable: u64,
+}
+
 /// What became of a value that was given to the remote.
 pub(crate) enum Filled {
     /// The remote has it, and changes of it are heard of from before this seal on.

@@ -146,18 +146,12 @@ impl<K, V: 'static> Tier<K, V> {
                 }
                 Some(_) => {
                     if let Some(changed) = changed {
-                        let _ = timeout(self.net(), changed).await;
+                        let _ = timeout(net(), changed).await;
                     }
                 }
             }
         }
         turns
-    }
-
-    /// How long to wait for news before looking. It adds to what an outage costs, whose first sign may be that no news
-    /// come.
-    fn net(&self) -> Duration {
-        Duration::from_millis(rand::random_range(20..80))
     }
 
     fn leased(&self, one: &Try, seq: u64) -> Lease {
@@ -235,6 +229,11 @@ impl Try {
         let arguments = vec![self.id.to_vec(), lease_length.into(), length.into(), beginning, useful.into()];
         (self.redis_key.clone(), arguments)
     }
+}
+
+/// How long to wait for news before looking. It adds to what an outage costs, whose first sign may be that no news come.
+fn net() -> Duration {
+    Duration::from_millis(rand::random_range(20..80))
 }
 
 fn new_id() -> [u8; ID] {

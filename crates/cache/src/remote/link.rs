@@ -124,8 +124,9 @@ impl Link {
         }
     }
 
-    /// The same for a change without which the remote must not be read. Says whether nothing is left to do.
-    pub(super) async fn insist<F>(self: &Arc<Link>, work: impl FnOnce(Session) -> F) -> bool
+    /// The same for a change without which the remote must not be read. What failed for good ([`Failure::is_lasting`])
+    /// is as good as done.
+    pub(super) async fn insist<F>(self: &Arc<Link>, work: impl FnOnce(Session) -> F) -> Result<(), Failure>
     where
         F: Future<Output = RedisResult<()>>,
     {
@@ -137,19 +138,11 @@ impl Link {
             number = session.number;
             work(session)
         };
-        match self.exchange(work).await {
-            Ok(()) => true,
-            Err(failure) if failure.is_lasting() => {
-                self.refused(&failure, 1);
-                true
-            }
-            Err(failure) => {
-                if let Failure::Refused(_) = failure {
-                    self.give_up(number, Instant::now(), &failure);
-                }
-                false
-            }
-        }
+        self.exchange(work).await.inspect_err(|failure| match failure {
+            failure if failure.is_lasting() => self.refused(failure, 1),
+            Failure::Refused(_) => self.give_up(number, Instant::now(), failure),
+            _ => {}
+        })
     }
 
     /// The session, if there is one; nothing if it is worth waiting for one.

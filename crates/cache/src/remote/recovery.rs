@@ -112,6 +112,12 @@ impl Missed {
         self.changes.len() < MAX_CHANGES && self.bytes + key.len() <= MAX_BYTES
     }
 
+    /// How many are not confirmed. When they were too many it is one more than can be remembered, or more.
+    pub(super) fn len(&self) -> u64 {
+        let overflow = if self.overflowed.is_some() { MAX_CHANGES + 1 } else { 0 };
+        (self.changes.len() + overflow) as u64
+    }
+
     /// All caches were cleared, for the reason that had this number.
     pub(super) fn cleared(&mut self, number: u64) {
         if self.overflowed == Some(number) {

@@ -31,7 +31,7 @@ const MAX_KNOWN: usize = 10_000;
 
 pub(super) struct RemoteTags {
     remote: Remote,
-    failures: Failures,
+    pub(super) failures: Failures,
     /// What the names of all that is kept here begin with. No value's key has this zero byte behind a cache's name. The
     /// braces make a cluster keep them in one place.
     prefix: Vec<u8>,
@@ -247,7 +247,7 @@ impl RemoteTags {
         let command = invalidation(&keys);
         self.forget(tag, &keys);
         let repeat = Repeat::Run(command.clone());
-        if let Err(failure) = self.remote.change(&keys[1], &[command], repeat).await {
+        if let Err(failure) = self.remote.change(&keys[1], &command, repeat).await {
             self.failures.note(&failure);
         }
         // Redis does not tell us of this change, and what was asked before it may have been answered since.

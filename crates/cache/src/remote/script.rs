@@ -78,8 +78,8 @@ fn is_unknown(failure: &Failure) -> bool {
     matches!(failure, Failure::Refused(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript))
 }
 
-/// Puts a lease into a key. Answers 1, also when repeated; or 0 where another one stands; or with the value that is there, unless it is
-/// the one that the caller has seen and found wanting. What has the wrong type is replaced.
+/// Puts a lease into a key. Answers 1, also when repeated; or 0 where another one stands; or with the value that is
+/// there, unless it is the one that the caller has seen and found wanting. What has the wrong type is replaced.
 ///
 /// A lease is the byte 0xc1, 16 random ones, and when it ends, by Redis' clock, in 16 digits. Behind it stays the
 /// value that it stands before, if that may still be served.

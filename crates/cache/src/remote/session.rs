@@ -6,8 +6,8 @@ use std::sync::{
 };
 
 use redis::{
-    ConnectionInfo, ErrorKind, PushInfo, PushKind, RedisError, RedisResult, Value,
-    aio::MultiplexedConnection, cluster::ClusterClientBuilder,
+    ConnectionInfo, ErrorKind, PushInfo, PushKind, RedisError, RedisResult, aio::MultiplexedConnection,
+    cluster::ClusterClientBuilder,
 };
 use tokio::time::{Instant, timeout};
 
@@ -51,10 +51,9 @@ impl Session {
         self.publish(keys.iter().map(|key| Some(key.as_slice()))).await
     }
 
-    pub(super) async fn change(&mut self, key: &[u8], commands: &[redis::Cmd]) -> RedisResult<Vec<Value>> {
-        let answers = self.connection.send_in_order(commands).await?;
-        self.publish([Some(key)].into_iter()).await?;
-        Ok(answers)
+    pub(super) async fn change(&mut self, key: &[u8], command: &redis::Cmd) -> RedisResult<()> {
+        self.connection.send(command).await?;
+        self.publish([Some(key)].into_iter()).await
     }
 
     pub(super) async fn repeat(&mut self, changes: &[(&[u8], &Repeat)]) -> RedisResult<()> {

@@ -39,20 +39,15 @@ const SENTINEL_PORT: u16 = 26_379;
 impl Target {
     pub(super) fn parse(url: &str, config: &RemoteConfig) -> Result<Target, Error> {
         let certificates = certificates(config)?;
-        let parse = || -> Result<Target, RedisError> {
-            let (scheme, rest) = url.split_once(':').unwrap_or_default();
-            let scheme = scheme.to_ascii_lowercase();
-            if !SCHEMES.contains(&scheme.as_str()) {
-                return Err(invalid(format!("it must begin with one of {}", SCHEMES.join(":, ")) + ":"));
-            }
-            match scheme.split_once('+') {
-                None => Ok(Target::Single(info(url, certificates.as_ref())?)),
-                Some((scheme, kind)) => {
-                    Parts::of(scheme, rest)?.target(kind == "cluster", certificates.clone())
-                }
-            }
-        };
-        parse().map_err(Error::RemoteUrl)
+        let (scheme, rest) = url.split_once(':').unwrap_or_default();
+        let scheme = scheme.to_ascii_lowercase();
+        if !SCHEMES.contains(&scheme.as_str()) {
+            return Err(invalid(format!("it must begin with one of {}", SCHEMES.join(":, ")) + ":"));
+        }
+        match scheme.split_once('+') {
+            None => Ok(Target::Single(info(url, certificates.as_ref())?)),
+            Some((scheme, kind)) => Parts::of(scheme, rest)?.target(kind == "cluster", certificates),
+        }
     }
 
     /// Whether connecting needs a provider of cryptography.
@@ -77,7 +72,7 @@ struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    fn of(scheme: &'a str, rest: &'a str) -> Result<Parts<'a>, RedisError> {
+    fn of(scheme: &'a str, rest: &'a str) -> Result<Parts<'a>, Error> {
         let rest = rest.strip_prefix("//").ok_or_else(|| invalid("`//` must follow its scheme".into()))?;
         let (rest, fragment) = split(rest, '#');
         let (rest, query) = split(rest, '?');
@@ -94,19 +89,18 @@ impl<'a> Parts<'a> {
         Ok(Parts { scheme, user, hosts, path, query, fragment })
     }
 
-    fn target(&self, is_cluster: bool, certificates: Option<TlsCertificates>) -> Result<Target, RedisError> {
+    fn target(&self, is_cluster: bool, certificates: Option<TlsCertificates>) -> Result<Target, Error> {
         let certificates_of = certificates.as_ref();
-        let all =
-            |user: &str, database: &str, port: Option<u16>| -> Result<Vec<ConnectionInfo>, RedisError> {
-                let url = |host: &&str| {
-                    let port =
-                        port.filter(|_| !has_port(host)).map(|port| format!(":{port}")).unwrap_or_default();
-                    let Parts { scheme, fragment, .. } = self;
-                    let fragment = if fragment.is_empty() { String::new() } else { format!("#{fragment}") };
-                    format!("{scheme}://{user}{host}{port}/{database}{fragment}")
-                };
-                self.hosts.iter().map(|host| info(&url(host), certificates_of)).collect()
+        let all = |user: &str, database: &str, port: Option<u16>| -> Result<Vec<ConnectionInfo>, Error> {
+            let url = |host: &&str| {
+                let port =
+                    port.filter(|_| !has_port(host)).map(|port| format!(":{port}")).unwrap_or_default();
+                let Parts { scheme, fragment, .. } = self;
+                let fragment = if fragment.is_empty() { String::new() } else { format!("#{fragment}") };
+                format!("{scheme}://{user}{host}{port}/{database}{fragment}")
             };
+            self.hosts.iter().map(|host| info(&url(host), certificates_of)).collect()
+        };
         match (is_cluster, self.path.as_slice()) {
             (true, []) => Ok(Target::Cluster { nodes: all(self.user, "", None)?, certificates }),
             (true, _) => Err(invalid("a cluster has one database, so its URL ends after the hosts".into())),
@@ -147,14 +141,15 @@ fn has_port(host: &str) -> bool {
     host.rsplit(']').next().is_some_and(|end| end.contains(':'))
 }
 
-fn info(url: &str, certificates: Option<&TlsCertificates>) -> Result<ConnectionInfo, RedisError> {
-    let info: ConnectionInfo = url.parse()?;
+fn info(url: &str, certificates: Option<&TlsCertificates>) -> Result<ConnectionInfo, Error> {
+    let info: ConnectionInfo = url.parse().map_err(Error::RemoteUrl)?;
     let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
     // A request is one write, and waits for nothing that could go with it.
     let info = info.set_redis_settings(settings).set_tcp_settings(TcpSettings::default().set_nodelay(true));
     match certificates {
         Some(certificates) if is_encrypted(&info) => {
-            Ok(Client::build_with_tls(info, certificates.clone())?.get_connection_info().clone())
+            let client = Client::build_with_tls(info, certificates.clone()).map_err(Error::RemoteTls)?;
+            Ok(client.get_connection_info().clone())
         }
         _ => Ok(info),
     }
@@ -175,13 +170,17 @@ fn certificates(config: &RemoteConfig) -> Result<Option<TlsCertificates>, Error>
             Some(ClientTlsConfig { client_cert: read(certificate)?, client_key: read(key)? })
         }
         (None, None) => None,
-        _ => return Err(Error::RemoteUrl(invalid("tls_certificate and tls_key go together".into()))),
+        _ => {
+            let what = "tls_certificate and tls_key go together";
+            return Err(Error::RemoteTls(RedisError::from((ErrorKind::InvalidClientConfig, what))));
+        }
     };
     Ok((root_cert.is_some() || client_tls.is_some()).then_some(TlsCertificates { client_tls, root_cert }))
 }
 
-fn invalid(what: String) -> RedisError {
-    RedisError::from((ErrorKind::InvalidClientConfig, "the URL is not understood", what))
+fn invalid(what: String) -> Error {
+    let kind = ErrorKind::InvalidClientConfig;
+    Error::RemoteUrl(RedisError::from((kind, "the URL is not understood", what)))
 }
 
 /// Without the password that the URL may hold.

@@ -13,8 +13,8 @@ use metrics::{Counter, counter};
 use redis::{Cmd, Value};
 
 use super::{
-    Codec, Coherence, Filled, Kept, Lease, OnChange, OnOverflow, Outgoing, Remote, Repeat, Seal,
-    envelope::{Contents, Envelope, Fingerprint, Life, now},
+    Codec, Coherence, Filled, Kept, Lease, OnChange, OnOverflow, Outgoing, Remote, RemoteStats, Repeat, Seal,
+    envelope::{Contents, Envelope, Fingerprint, Lifetime, now},
     failures::Failures,
     lease::{LEASED, behind},
     remote_tags::{RemoteTags, Verdict},
@@ -45,6 +45,7 @@ pub(crate) struct Tier<K, V> {
     local: Arc<Tags>,
     pub(super) gets: Failures,
     pub(super) sets: Failures,
+    deletes: Failures,
     undecodable: Tally,
     too_large: Counter,
 }
@@ -86,6 +87,12 @@ pub(super) struct Before {
     tags: u64,
 }
 
+impl<K, V> Tier<K, V> {
+    pub(crate) fn coherence(&self) -> &Arc<Coherence> {
+        self.remote.coherence()
+    }
+}
+
 impl<K, V: 'static> Tier<K, V> {
     pub(crate) fn new(
         remote: Remote,
@@ -124,6 +131,7 @@ impl<K, V: 'static> Tier<K, V> {
             local,
             gets: Failures::new(cache, "get"),
             sets: Failures::new(cache, "set"),
+            deletes: Failures::new(cache, "delete"),
             undecodable: Tally::new(counter!(REMOTE_UNDECODABLE, "cache" => cache)),
             too_large: counter!(REMOTE_TOO_LARGE, "cache" => cache),
         }
@@ -141,10 +149,6 @@ impl<K, V: 'static> Tier<K, V> {
         self.coherence().seal(&self.redis_key(key))
     }
 
-    pub(crate) fn coherence(&self) -> &Arc<Coherence> {
-        self.remote.coherence()
-    }
-
     pub(super) fn before(&self, redis_key: &[u8]) -> Before {
         Before { seal: self.coherence().seal(redis_key), tags: self.local.now() }
     }
@@ -157,9 +161,14 @@ impl<K, V: 'static> Tier<K, V> {
         }
     }
 
-    /// How many values did not decode.
-    pub(crate) fn undecodable(&self) -> u64 {
-        self.undecodable.get()
+    pub(crate) fn stats(&self) -> RemoteStats {
+        let operations = [&self.gets, &self.sets, &self.deletes, &self.listener.tags.failures];
+        RemoteStats {
+            failures: operations.iter().map(|operation| operation.failed()).sum(),
+            skipped: operations.iter().map(|operation| operation.skipped()).sum(),
+            unconfirmed: self.remote.unconfirmed(),
+            undecodable: self.undecodable.get(),
+        }
     }
 
     /// What the remote has, be it stale. It costs one GET, and where the numbers of its tags are not known one MGET.
@@ -258,7 +267,7 @@ impl<K, V: 'static> Tier<K, V> {
             Opened::Nothing => return Found::Nothing,
             Opened::Garbage => return Found::Undecodable,
         };
-        let Life { fresh, stale, whole } = envelope.life;
+        let Lifetime { fresh, stale, whole } = envelope.life;
         // Tags that are still unknown are missing, or nobody could be asked.
         let good = self.listener.tags.verdict(envelope.seq, envelope.tags.iter().copied()) == Verdict::Good;
         if !good || fresh + stale == 0 {
@@ -300,7 +309,7 @@ impl<K, V: 'static> Tier<K, V> {
 
     /// Keeps what the source had, unless the key was changed meanwhile.
     pub(crate) async fn fill(&self, key: &K, lease: Lease, out: Outgoing<'_, V>) -> Filled {
-        let (redis_key, life) = (self.redis_key(key), Life::new(out.fresh_for, out.stale_for));
+        let (redis_key, life) = (self.redis_key(key), Lifetime::new(out.fresh_for, out.stale_for));
         let names: Vec<&str> = out.tags.iter().map(|tag| &**tag).collect();
         let tags = &self.listener.tags;
         let envelope = match life.end() {
@@ -339,23 +348,23 @@ impl<K, V: 'static> Tier<K, V> {
 
     /// Puts a value there, whatever was there before. If that can't be done, nothing is to be there.
     pub(crate) async fn set(&self, key: &K, out: Outgoing<'_, V>) -> Filled {
-        let (redis_key, life) = (self.redis_key(key), Life::new(out.fresh_for, out.stale_for));
+        let (redis_key, life) = (self.redis_key(key), Lifetime::new(out.fresh_for, out.stale_for));
         if let Some(bytes) = self.insertion(&redis_key, life, &out).await {
             let life = life.end().to_string();
             let command = SET.by_code(&[&redis_key], &[&bytes, life.as_bytes()]);
-            return match self.remote.change(&redis_key, &[command], Repeat::Delete).await {
-                Ok((_, seal)) => Filled::Yes(seal),
+            return match self.remote.change(&redis_key, &command, Repeat::Delete).await {
+                Ok(seal) => Filled::Yes(seal),
                 Err(failure) => {
                     self.sets.note(&failure);
                     Filled::Unavailable
                 }
             };
         }
-        self.remote.forget(vec![redis_key]).await;
+        self.forget(vec![redis_key]).await;
         Filled::Unavailable
     }
 
-    async fn insertion(&self, redis_key: &[u8], life: Life, out: &Outgoing<'_, V>) -> Option<Vec<u8>> {
+    async fn insertion(&self, redis_key: &[u8], life: Lifetime, out: &Outgoing<'_, V>) -> Option<Vec<u8>> {
         if life.end() == 0 || self.config.remote_ttl.is_zero() {
             return None;
         }
@@ -369,7 +378,7 @@ impl<K, V: 'static> Tier<K, V> {
         self.envelope(redis_key, seq, life, out)
     }
 
-    fn envelope(&self, redis_key: &[u8], seq: u64, life: Life, out: &Outgoing<'_, V>) -> Option<Vec<u8>> {
+    fn envelope(&self, redis_key: &[u8], seq: u64, life: Lifetime, out: &Outgoing<'_, V>) -> Option<Vec<u8>> {
         let body = match out.value {
             None => None,
             Some(value) => Some(self.encode(value)?),
@@ -420,7 +429,13 @@ impl<K, V: 'static> Tier<K, V> {
 
     /// Never lost: what Redis can't be told now it is told before it is read again.
     pub(crate) async fn delete(&self, keys: &[K]) {
-        self.remote.forget(keys.iter().map(|key| self.redis_key(key)).collect()).await;
+        self.forget(keys.iter().map(|key| self.redis_key(key)).collect()).await;
+    }
+
+    async fn forget(&self, redis_keys: Vec<Vec<u8>>) {
+        if let Some(failure) = self.remote.forget(redis_keys).await {
+            self.deletes.note(&failure);
+        }
     }
 
     pub(crate) async fn invalidate_tag(&self, tag: &Arc<str>) {

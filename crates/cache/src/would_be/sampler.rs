@@ -165,7 +165,7 @@ impl Sampler {
                 });
             }
         }
-        WouldBe { name, unit, requests, load_seconds, ratios }
+        WouldBe { name: name.into(), unit, requests, load_seconds, ratios }
     }
 
     /// The simulations, up to date.

@@ -151,8 +151,15 @@ fn a_certificate_that_cannot_be_read_is_named() {
     assert!(matches!(error, Error::RemoteCertificate { .. }));
     assert_eq!(error.to_string(), "the cache's remote needs the file /nowhere/ca.pem");
     let half = RemoteConfig { tls_key: Some("/nowhere/key.pem".into()), ..config() };
-    let error = Remote::connect_with("rediss://h1", half).unwrap_err();
-    assert!(matches!(error, Error::RemoteUrl(_)));
+    let no_pem = RemoteConfig {
+        tls_certificate: Some(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml").into()),
+        tls_key: Some(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml").into()),
+        ..config()
+    };
+    for config in [half, no_pem] {
+        let error = Remote::connect_with("rediss://h1", config).unwrap_err();
+        assert!(matches!(error, Error::RemoteTls(_)), "{error}");
+    }
 }
 
 /// What is logged on this thread.

@@ -21,6 +21,8 @@ mod would_be;
 mod wrapper;
 
 #[cfg(feature = "redis")]
+mod access;
+#[cfg(feature = "redis")]
 mod bad_data;
 #[cfg(feature = "redis")]
 mod bad_days;

@@ -44,6 +44,10 @@ async fn reads_go_on_without_a_killed_redis_and_use_it_again_when_it_is_back() {
         assert_eq!(source.loads(), 1 + down);
     }
     assert!(recording.count("greenwave.cache.remote.failures{cache=n,operation=get}") > 0);
+    cache.invalidate(&1).await;
+    assert_eq!(recording.count("greenwave.cache.remote.skipped{cache=n,operation=delete}"), 1);
+    let stats = cache.stats();
+    assert!(stats.remote_failures > 0 && stats.remote_skipped > 0 && stats.remote_unconfirmed > 0);
 
     server.start();
     let deadline = Instant::now() + Duration::from_secs(30);
@@ -54,6 +58,7 @@ async fn reads_go_on_without_a_killed_redis_and_use_it_again_when_it_is_back() {
         tokio::time::sleep(retry_after).await;
         read(&cache, &source).await;
     }
+    assert_eq!(cache.stats().remote_unconfirmed, 0);
 }
 
 #[tokio::test]

@@ -36,7 +36,7 @@ async fn every_request_is_counted_once_by_its_result() {
     "#]]
     .assert_eq(&recording.moved());
     assert_eq!(recording.values("greenwave.cache.load.duration{cache=test}").len(), 2);
-    assert_eq!((stats.hits, stats.misses, stats.waits, stats.errors, stats.loads), (2, 1, 1, 1, 2));
+    assert_eq!((stats.hits, stats.misses, stats.coalesced, stats.errors, stats.loads), (2, 1, 1, 1, 2));
     assert_eq!((stats.requests(), stats.hit_ratio(), stats.entries), (5, 0.4, 0));
 }
 
@@ -74,9 +74,11 @@ async fn stats_say_what_became_of_the_entries() {
     assert!(stats.bytes <= 1_000 && stats.bytes == stats.entries * 100, "{stats:?}");
     assert_eq!((stats.too_large, stats.absent, stats.loads), (1, 1, 2));
     assert_eq!(recording.count("greenwave.cache.evictions{cache=test}"), stats.evictions);
+    let sent = serde_json::to_string(&stats).unwrap();
+    assert_eq!(serde_json::from_str::<greenwave_cache::CacheStats>(&sent).unwrap(), stats);
     let fields =
         serde_json::to_value(&stats).unwrap().as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-    expect!["absent bytes discarded entries errors evictions failed_loads hits invalidations load_seconds loads misses name remote_hits stale too_large undecodable waits"]
+    expect!["absent bytes coalesced discarded entries errors evictions failed_loads hits invalidations load_seconds loads misses name remote_failures remote_hits remote_skipped remote_unconfirmed stale too_large undecodable"]
         .assert_eq(&fields.join(" "));
 }
 
@@ -91,8 +93,12 @@ fn the_readme_tables_every_signal() {
 /// Every field of the config with its default, as the README's table shows them.
 fn check_config(config: serde_json::Value) {
     for (field, default) in config.as_object().unwrap() {
-        let default = default.as_str().map_or_else(|| default.to_string(), str::to_owned);
-        assert!(README.contains(&format!("| `{field}` | `{default}` |")), "{field} = {default}");
+        let default = match default {
+            serde_json::Value::Null => "none".to_owned(),
+            serde_json::Value::String(default) => format!("`{default}`"),
+            default => format!("`{default}`"),
+        };
+        assert!(README.contains(&format!("| `{field}` | {default} |")), "{field} = {default}");
     }
 }
 

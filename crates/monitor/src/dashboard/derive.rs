@@ -197,7 +197,7 @@ fn caches(recent: &Metrics, total: &Metrics, span: Duration) -> Vec<CacheRow> {
     let rows = counted(total, names::CACHE_REQUESTS, ["cache"]).into_keys().map(|key| {
         let results = lookups.remove(&key[0]).unwrap_or_default();
         let all = results.values().sum();
-        let hits = ["hit", "remote_hit"].iter().filter_map(|result| results.get(*result)).sum();
+        let hits = ["hit", "stale", "remote_hit"].iter().filter_map(|result| results.get(*result)).sum();
         CacheRow {
             rate: per_second(all, span),
             hit_ratio: share(hits, all),

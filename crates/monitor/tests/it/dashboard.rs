@@ -339,7 +339,8 @@ async fn every_known_signal_has_its_row() {
                 let route = [("http.request.method", "GET"), ("http.route", "/orders")];
                 histogram!("greenwave.request.queries", &route).record_many(3.0, 10);
                 histogram!("greenwave.request.db_time", &route).record_many(0.025, 10);
-                counter!("greenwave.cache.requests", "cache" => "user", "result" => "hit").increment(6);
+                counter!("greenwave.cache.requests", "cache" => "user", "result" => "hit").increment(4);
+                counter!("greenwave.cache.requests", "cache" => "user", "result" => "stale").increment(2);
                 counter!("greenwave.cache.requests", "cache" => "user", "result" => "remote_hit")
                     .increment(3);
                 counter!("greenwave.cache.requests", "cache" => "user", "result" => "miss").increment(1);

@@ -106,8 +106,7 @@ async fn what_this_process_changes_is_outdated_for_its_readers_and_good_for_the_
     answers(&remote).await;
     let reader = read(&remote, "a").await.unwrap().1;
     let set = cmd("SET").arg("a").arg("1").take();
-    let (answers, writer) = remote.change(b"a", &[set, get("a")], Repeat::Delete).await.unwrap();
-    assert_eq!(answers.len(), 2);
+    let writer = remote.change(b"a", &set, Repeat::Delete).await.unwrap();
     assert_eq!(
         (standing(&remote, reader), standing(&remote, writer)),
         (Standing::Changed, Standing::Current)
@@ -122,13 +121,22 @@ async fn what_this_process_changes_is_outdated_for_its_readers_and_good_for_the_
 async fn what_redis_cannot_remember_to_tell_of_it_tells_of_at_once() {
     let server = Server::redis_with(&["tracking-table-max-keys 1"]);
     let remote = remote(&server.url(), patient());
+    answers(&remote).await;
+    let mut foreign = admin(&server.url()).await;
     let mut seals = Vec::new();
-    for key in ["a", "b", "c", "d"] {
-        run::<()>(&mut admin(&server.url()).await, &format!("SET {key} 1")).await;
-        seals.push(read(&remote, key).await.unwrap().1);
-    }
-    let kept = async || seals.iter().filter(|seal| standing(&remote, **seal) == Standing::Current).count();
-    eventually("one is tracked", async || kept().await <= 1).await;
+    // What it forgets for a command of this process, as it may for a beat, it does not tell this process of. So there
+    // are several attempts.
+    eventually("one is tracked", async || {
+        let kept = seals.iter().filter(|seal| standing(&remote, **seal) == Standing::Current).count();
+        let is_told = !seals.is_empty() && kept <= 1;
+        seals.clear();
+        for key in ["a", "b", "c", "d"] {
+            seals.push(read(&remote, key).await.unwrap().1);
+            run::<()>(&mut foreign, "PING").await;
+        }
+        is_told
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -179,8 +187,8 @@ async fn race(config: RemoteConfig, seed: u64) {
         let key = format!("k{}", (seed + round) % 4);
         let set = cmd("SET").arg(&key).arg(round).take();
         match round % 3 {
-            0 => remotes[round as usize % 2].forget(vec![key.clone().into_bytes()]).await,
-            _ => drop(remotes[round as usize % 2].change(key.as_bytes(), &[set], Repeat::Delete).await),
+            0 => drop(remotes[round as usize % 2].forget(vec![key.clone().into_bytes()]).await),
+            _ => drop(remotes[round as usize % 2].change(key.as_bytes(), &set, Repeat::Delete).await),
         }
         if (seed + round).is_multiple_of(7) {
             run::<u64>(&mut killer, "CLIENT KILL TYPE normal SKIPME yes").await;
@@ -230,9 +238,9 @@ async fn what_a_dead_redis_missed_it_is_told_before_it_is_read() {
     let started = Instant::now();
     remote.forget(vec![b"a".to_vec()]).await;
     let set = cmd("SET").arg("b").arg("new").take();
-    remote.change(b"b", std::slice::from_ref(&set), Repeat::Delete).await.unwrap_err();
+    remote.change(b"b", &set, Repeat::Delete).await.unwrap_err();
     let again = cmd("SET").arg("c").arg("again").take();
-    remote.change(b"c", &[set], Repeat::Run(again)).await.unwrap_err();
+    remote.change(b"c", &set, Repeat::Run(again)).await.unwrap_err();
     assert!(
         started.elapsed() < Duration::from_millis(100),
         "nobody waits for a Redis that is known to be away"
@@ -379,7 +387,7 @@ async fn a_full_redis_forgets_what_it_cannot_replace() {
     run::<()>(&mut foreign, "SET a old").await;
     run::<()>(&mut foreign, "CONFIG SET maxmemory 1").await;
     let set = cmd("SET").arg("a").arg("new").take();
-    let refused = remote.change(b"a", &[set], Repeat::Delete).await.map(drop);
+    let refused = remote.change(b"a", &set, Repeat::Delete).await.map(drop);
     assert!(matches!(refused, Err(Failure::Refused(_))), "{refused:?}");
     assert_eq!(read(&remote, "a").await.unwrap().0, None);
 }
