@@ -22,6 +22,8 @@ const REPEATED_AT_ONCE: usize = 512;
 
 /// How much longer than `retry_after` the pauses between attempts become.
 const LONGEST_PAUSE: u32 = 3;
+/// So that times can be reckoned with.
+const LONGEST_RETRY: Duration = Duration::from_secs(24 * 60 * 60);
 
 pub(super) struct Keeper(pub(super) Arc<Link>);
 
@@ -45,11 +47,11 @@ impl Keeper {
                 Ok(Err(failure)) => link.attempt_failed(&failure),
                 Err(_) => link.attempt_failed(&Failure::TimedOut(link.patience())),
             }
-            let retry_after = link.config.retry_after.max(Duration::from_millis(1));
+            let retry_after = link.config.retry_after.clamp(Duration::from_millis(1), LONGEST_RETRY);
             let longest = retry_after.saturating_mul(LONGEST_PAUSE);
             pause = pause.saturating_mul(2).clamp(retry_after, longest);
             // Many processes lose a server at the same time; they should not all come back at the same time.
-            sleep(pause - pause / 2 * rand::random_range(0..=1000) / 1000).await;
+            sleep(pause.mul_f64(rand::random_range(0.5..=1.0))).await;
         }
     }
 }
@@ -82,7 +84,9 @@ impl Link {
             (line.sessions, line.ends.clone())
         };
         let mut opened = self.connect(number).await?;
-        if !before.same_server(&opened.ends) {
+        if before.went_back(&opened.ends) {
+            self.line().missed.doubt_all();
+        } else if !before.same_server(&opened.ends) {
             self.line().missed.doubt_the_last();
         }
         let mut before = Some(before);

@@ -344,6 +344,30 @@ async fn more_than_can_be_remembered_clears_all_caches() {
     assert_eq!(cleared.load(Ordering::SeqCst), 1);
 }
 
+// Redis as it comes, without `appendonly`: what was deleted after the snapshot is there again.
+#[tokio::test]
+async fn a_redis_that_came_back_with_a_snapshot_is_cleared_first() {
+    for (has_log, is_empty) in [(false, false), (true, false), (false, true)] {
+        let log = if has_log { "appendonly yes" } else { "appendonly no" };
+        let mut server = Server::redis_with(&[log]);
+        let remote = remote(&server.url(), hasty());
+        answers(&remote).await;
+        let _clearing = remote.on_overflow(Arc::new(|| vec![cmd("SET").arg("cleared").arg("1").take()]));
+        let mut foreign = admin(&server.url()).await;
+        if !is_empty {
+            run::<()>(&mut foreign, "SET a old").await;
+        }
+        run::<()>(&mut foreign, "SAVE").await;
+        run::<()>(&mut foreign, "SET b 1").await;
+        server.kill();
+        eventually("the loss is noticed", async || remote.ask::<()>(&get("a")).await.is_err()).await;
+        server.start();
+        answers(&remote).await;
+        let cleared = read(&remote, "cleared").await.unwrap().0.is_some();
+        assert_eq!(cleared, !has_log && !is_empty, "{has_log} {is_empty}");
+    }
+}
+
 #[tokio::test]
 async fn a_redis_that_refuses_to_forget_is_not_read() {
     let server = Server::redis();
