@@ -311,6 +311,7 @@ impl<K, V: 'static> Tier<K, V> {
                     Verdict::Good => self.envelope(&redis_key, lease.seq, life, &out),
                     Verdict::Unknown => None,
                     Verdict::Outdated => {
+                        tags.forget_count();
                         self.put(&FILL, &redis_key, &lease, &[]).await;
                         return Filled::Outdated;
                     }
