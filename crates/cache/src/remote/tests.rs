@@ -14,7 +14,9 @@ use greenwave_test_servers::Server;
 use redis::{AsyncTypedCommands, aio::MultiplexedConnection};
 use tokio::{task::JoinSet, time::Instant};
 
-use super::{Filled, Lease, MessagePack, Outgoing, Remote, Standing, Tier, Turn, display};
+use super::{
+    Filled, Lease, MessagePack, Outgoing, Remote, Standing, Tier, Turn, display, remote_tags::Verdict,
+};
 use crate::{CacheConfig, RemoteConfig, tags::Tags};
 
 const LIFE: Duration = Duration::from_secs(60);
@@ -269,12 +271,14 @@ async fn a_tag_invalidated_during_a_load_wins() {
     for known_before in [false, true] {
         let lease = here.lease(1).await;
         there.invalidate_tag(&red[0]).await;
+        until(|| here.listener.tags.verdict(lease.seq, ["red"]) != Verdict::Good).await;
         assert!(matches!(here.fill_with(1, lease, "old", &red).await, Filled::Outdated), "{known_before}");
         assert_eq!(here.has(1).await, None);
         here.load(2, "makes the tag known", &red).await;
     }
     let lease = here.lease(1).await;
     there.clear().await;
+    until(|| here.listener.tags.verdict(lease.seq, []) != Verdict::Good).await;
     assert!(matches!(here.fill_with(1, lease, "old", &[]).await, Filled::Outdated));
 }
 

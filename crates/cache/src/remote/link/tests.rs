@@ -303,6 +303,27 @@ async fn a_redis_that_pauses_is_not_read_until_it_has_done_what_was_late() {
 }
 
 #[tokio::test]
+async fn patience_with_a_silent_redis_is_not_patience_with_memory() {
+    let server = Server::redis();
+    let remote =
+        remote(&server.url(), RemoteConfig { untracked_ttl: Duration::from_millis(200), ..patient() });
+    answers(&remote).await;
+    let (_, seal) = read(&remote, "a").await.unwrap();
+    server.pause();
+    let paused = Instant::now();
+    eventually("it is not trusted", async || standing(&remote, seal) == Standing::Unheard).await;
+    assert!(paused.elapsed() < patient().timeout / 2, "{:?}", paused.elapsed());
+    server.resume();
+    answers(&remote).await;
+    eventually("it is heard again", async || {
+        let (_, seal) = read(&remote, "a").await.unwrap();
+        remote.coherence().bound(seal, Duration::MAX) == Duration::MAX
+    })
+    .await;
+    assert_eq!(standing(&remote, seal), Standing::Unheard);
+}
+
+#[tokio::test]
 async fn one_late_answer_takes_nothing_from_memory() {
     let server = Server::redis();
     let config = RemoteConfig { timeout: Duration::from_millis(300), ..patient() };
