@@ -51,12 +51,13 @@ where
     let mut lease = None;
     if let Some(remote) = &cache.remote {
         let key = landing.claim.key().clone();
-        if let Some(kept) = remote.get(&key).await
+        let deadline = remote.deadline();
+        if let Some(kept) = remote.until(deadline, remote.get(&key)).await
             && landing.found(kept)
         {
             return;
         }
-        match remote.turn(&key).await {
+        match remote.until(deadline, remote.turn(&key)).await {
             Turn::Found(kept) => {
                 if landing.found(kept) {
                     return;
@@ -81,9 +82,10 @@ where
     let Some(cache) = landings.first().map(|landing| Arc::clone(&landing.cache)) else { return };
     let mut leases = HashMap::new();
     if let Some(remote) = &cache.remote {
-        let kept = remote.get_many(&keys(&landings)).await;
+        let deadline = remote.deadline();
+        let kept = remote.until(deadline, remote.get_many(&keys(&landings))).await;
         landings = without_found(landings, kept);
-        let turns = remote.turns(&keys(&landings)).await;
+        let turns = remote.until(deadline, remote.turns(&keys(&landings))).await;
         let mut kept = Vec::with_capacity(turns.len());
         for (landing, turn) in landings.iter().zip(turns) {
             kept.push(match turn {

@@ -138,27 +138,52 @@ fn speaks_no_resp3(error: &RedisError) -> bool {
 pub(super) struct Ends {
     /// What the server calls the connection: by number and by address.
     client: Option<(String, String)>,
+    /// Where the server is.
+    place: String,
     /// Another one after each start.
     server: Option<String>,
+    /// What it began with may be an old state: a snapshot, rather than all that it had confirmed.
+    is_of_a_snapshot: bool,
 }
 
 impl Ends {
     pub(super) fn same_server(&self, other: &Ends) -> bool {
         self.server.is_some() && self.server == other.server
     }
+
+    /// Whether the server was restarted since, and may have come back with what was deleted. At another place, as after
+    /// a failover, it is a replica: that has what its primary had, but for the last moments.
+    pub(super) fn went_back(&self, other: &Ends) -> bool {
+        self.server.is_some()
+            && self.server != other.server
+            && self.place == other.place
+            && other.is_of_a_snapshot
+    }
 }
 
 /// Makes sure that the server is a primary that is ready, and asks who is at the ends.
-pub(super) async fn introduce(connection: &mut MultiplexedConnection) -> RedisResult<Ends> {
+pub(super) async fn introduce(connection: &mut MultiplexedConnection, place: String) -> RedisResult<Ends> {
     let mut pipeline = Pipeline::with_capacity(4);
-    pipeline.cmd("PING").cmd("ROLE").cmd("CLIENT").arg("INFO").cmd("INFO").arg("server");
+    pipeline.cmd("PING").cmd("ROLE").cmd("CLIENT").arg("INFO").cmd("INFO");
     let mut answers = connection.send_packed_commands(&pipeline, 0, 4).await?.into_iter();
     answers.next().unwrap_or(Value::Nil).extract_error()?;
     check_role(&answers.next().unwrap_or(Value::Nil))?;
     let mut text =
         || answers.next().and_then(|text| from_redis_value::<String>(text).ok()).unwrap_or_default();
     let (client, server) = (text(), text());
-    Ok(Ends { client: field(&client, "id=").zip(field(&client, "addr=")), server: field(&server, "run_id:") })
+    Ok(Ends {
+        client: field(&client, "id=").zip(field(&client, "addr=")),
+        place,
+        server: field(&server, "run_id:"),
+        is_of_a_snapshot: is_of_a_snapshot(&server),
+    })
+}
+
+/// Not so where each change is in a log, or where nothing came back.
+fn is_of_a_snapshot(info: &str) -> bool {
+    let is = |name, value| field(info, name).as_deref() == Some(value);
+    let is_empty = !info.contains(":keys=");
+    !is("aof_enabled:", "1") && !is("rdb_last_load_keys_loaded:", "0") && !is_empty
 }
 
 fn field(text: &str, name: &str) -> Option<String> {

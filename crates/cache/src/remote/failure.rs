@@ -14,6 +14,8 @@ pub(crate) enum Failure {
     Refused(RedisError),
 }
 
+const PASSING: [&str; 6] = ["OOM", "READONLY", "MISCONF", "LOADING", "BUSY", "NOREPLICAS"];
+
 impl Failure {
     pub(crate) fn of(error: RedisError) -> Failure {
         match is_broken(&error) {
@@ -26,8 +28,13 @@ impl Failure {
     pub(crate) fn is_lasting(&self) -> bool {
         let Failure::Refused(error) = self else { return false };
         let Some(code) = error.code() else { return false };
-        // The codes of a server that is busy, full or cut off from its disk or its replicas pass.
-        matches!(code, "NOPERM" | "ERR" | "WRONGTYPE")
+        // The codes of a server that is busy, full or cut off from its disk or its replicas pass. Of a command in a
+        // script, Redis 6 tells them in the text of an `ERR`.
+        let names = |code: &&str| error.detail().is_some_and(|detail| detail.contains(*code));
+        match code {
+            "ERR" => !PASSING.iter().any(names),
+            code => matches!(code, "NOPERM" | "WRONGTYPE"),
+        }
     }
 }
 
@@ -54,5 +61,27 @@ impl fmt::Display for Failure {
 impl From<RedisError> for Failure {
     fn from(error: RedisError) -> Failure {
         Failure::of(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use redis::parse_redis_value;
+
+    use super::*;
+
+    #[test]
+    fn what_passes_is_not_lasting_even_if_a_script_says_it() {
+        let is_lasting = |answer: &str| {
+            let answer = parse_redis_value(format!("-{answer}\r\n").as_bytes()).unwrap();
+            Failure::of(answer.extract_error().unwrap_err()).is_lasting()
+        };
+        let wrapped = "ERR Error running script (call to f_6b1bf486): @user_script:1: ";
+        for passing in ["OOM command not allowed", "MISCONF Redis is configured", "NOREPLICAS Not enough"] {
+            assert!(!is_lasting(passing), "{passing}");
+            assert!(!is_lasting(&format!("{wrapped}-{passing}")), "{passing}");
+        }
+        assert!(is_lasting(&format!("{wrapped}@user_script: 1: Wrong number of args")));
+        assert!(is_lasting("ERR unknown command") && is_lasting("NOPERM this user has no permissions"));
     }
 }

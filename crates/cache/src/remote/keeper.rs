@@ -2,11 +2,13 @@
 //! whether the other end is still there; and repeats what that may have missed before anybody reads.
 
 use std::{
+    convert::Infallible,
+    future::pending,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
 use super::{
     connection::{self, Connection},
@@ -22,6 +24,11 @@ const REPEATED_AT_ONCE: usize = 512;
 
 /// How much longer than `retry_after` the pauses between attempts become.
 const LONGEST_PAUSE: u32 = 3;
+/// How soon a live server answers, on a busy machine.
+const SOON: Duration = Duration::from_millis(500);
+
+/// So that times can be reckoned with.
+const LONGEST_RETRY: Duration = Duration::from_secs(24 * 60 * 60);
 
 pub(super) struct Keeper(pub(super) Arc<Link>);
 
@@ -34,10 +41,10 @@ impl Keeper {
             match timeout(link.patience(), link.open()).await {
                 Ok(Ok(number)) => {
                     let begun = Instant::now();
-                    link.keep(number).await;
+                    let alive = link.keep(number).await;
                     // It is replaced at once, and the next one too if it lasts; or that would go on without end.
                     pause = Duration::ZERO;
-                    let lasted = begun.elapsed() >= link.config.retry_after;
+                    let lasted = alive.duration_since(begun) >= link.config.retry_after;
                     if std::mem::replace(&mut may_hurry, lasted) || lasted {
                         continue;
                     }
@@ -45,11 +52,11 @@ impl Keeper {
                 Ok(Err(failure)) => link.attempt_failed(&failure),
                 Err(_) => link.attempt_failed(&Failure::TimedOut(link.patience())),
             }
-            let retry_after = link.config.retry_after.max(Duration::from_millis(1));
+            let retry_after = link.config.retry_after.clamp(Duration::from_millis(1), LONGEST_RETRY);
             let longest = retry_after.saturating_mul(LONGEST_PAUSE);
             pause = pause.saturating_mul(2).clamp(retry_after, longest);
             // Many processes lose a server at the same time; they should not all come back at the same time.
-            sleep(pause - pause / 2 * rand::random_range(0..=1000) / 1000).await;
+            sleep(pause.mul_f64(rand::random_range(0.5..=1.0))).await;
         }
     }
 }
@@ -82,7 +89,9 @@ impl Link {
             (line.sessions, line.ends.clone())
         };
         let mut opened = self.connect(number).await?;
-        if !before.same_server(&opened.ends) {
+        if before.went_back(&opened.ends) {
+            self.line().missed.doubt_all();
+        } else if !before.same_server(&opened.ends) {
             self.line().missed.doubt_the_last();
         }
         let mut before = Some(before);
@@ -121,8 +130,8 @@ impl Link {
         number
     }
 
-    /// Returns when the session has been given up.
-    async fn keep(&self, number: u64) {
+    /// Returns when the session has been given up: when it was alive last.
+    async fn keep(&self, number: u64) -> Instant {
         // What a dead connection hides must not be hidden for longer than what a lost one does.
         let beat = (self.config.untracked_ttl / 2).clamp(Duration::from_millis(50), Duration::from_secs(1));
         let mut beat = interval(beat);
@@ -135,29 +144,24 @@ impl Link {
             }
             let session = match &self.line().state {
                 State::Up(session) | State::Doubted(session) if session.number == number => session.clone(),
-                _ => return,
+                _ => return alive,
             };
             let asked = Instant::now();
-            match self.probe(session).await {
+            match self.probe(session, alive).await {
                 Ok(()) => alive = asked,
                 Err(failure) => self.give_up(number, alive, &failure),
             }
         }
     }
 
-    /// Whether the session is good: then it is no longer doubted.
-    async fn probe(&self, mut session: Session) -> Result<(), Failure> {
+    /// Whether the session, which was alive then, is good: then it is no longer doubted, and heard again.
+    async fn probe(&self, mut session: Session, alive: Instant) -> Result<(), Failure> {
         let (limit, number) = (self.config.timeout, session.number);
-        let mut asking = Box::pin(session.clone().probe());
-        let missed = match timeout(limit, &mut asking).await {
-            Ok(answer) => answer,
-            Err(_) => {
-                // Readers need not find out for themselves. What is merely slow is not given up for that.
-                self.doubt(number);
-                timeout(limit, asking).await.map_err(|_| Failure::TimedOut(limit))?
-            }
+        let has_missed = tokio::select! {
+            answer = self.ask_patiently(session.clone()) => answer?,
+            never = self.stop_trusting(alive) => match never {},
         };
-        if missed? {
+        if has_missed {
             self.missed(number);
         }
         loop {
@@ -167,16 +171,51 @@ impl Link {
                 let is_doubted = matches!(line.state, State::Doubted(_));
                 let missed = line.missed.waiting(if is_doubted { Duration::ZERO } else { limit });
                 if missed.is_empty() {
-                    if let State::Doubted(session) = &line.state {
-                        line.state = State::Up(session.clone());
-                        self.settled.notify_waiters();
-                    }
+                    self.is_good(&mut line, number);
                     return Ok(());
                 }
                 missed
             };
             let repeat = timeout(self.patience(), self.repeat(&mut session, missed));
             repeat.await.map_err(|_| Failure::TimedOut(self.patience()))??;
+        }
+    }
+
+    async fn ask_patiently(&self, session: Session) -> Result<bool, Failure> {
+        let (limit, number) = (self.config.timeout, session.number);
+        let mut asking = Box::pin(session.probe());
+        let answer = match timeout(limit, &mut asking).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                // Readers need not find out for themselves. What is merely slow is not given up for that.
+                self.doubt(number);
+                timeout(limit, asking).await.map_err(|_| Failure::TimedOut(limit))?
+            }
+        };
+        Ok(answer?)
+    }
+
+    /// However patient one is with a session, what it may hide is not hidden for much longer than `untracked_ttl`.
+    async fn stop_trusting(&self, alive: Instant) -> Infallible {
+        let soon = Instant::now() + self.config.timeout.min(SOON);
+        if let Some(end) = alive.checked_add(self.config.untracked_ttl) {
+            sleep_until(end.max(soon)).await;
+            self.coherence.lose(alive);
+        }
+        pending().await
+    }
+
+    fn is_good(&self, line: &mut Line, number: u64) {
+        let (State::Up(session) | State::Doubted(session)) = &line.state else { return };
+        if session.number != number {
+            return;
+        }
+        if !matches!(session.hearing, Hearing::Not) {
+            self.coherence.hear();
+        }
+        if let State::Doubted(session) = &line.state {
+            line.state = State::Up(session.clone());
+            self.settled.notify_waiters();
         }
     }
 

@@ -5,6 +5,7 @@
 mod tests;
 
 use std::{
+    cell::Cell,
     future::Future,
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
@@ -30,6 +31,33 @@ use super::{
     target::Target,
 };
 use crate::{RemoteConfig, telemetry::REMOTE_TARGET};
+
+tokio::task_local! {
+    /// When all is to be answered that a read asks, lest a slow remote cost its timeout several times.
+    static DEADLINE: Cell<Option<Instant>>;
+}
+
+/// What `work` asks of a remote it asks until `deadline`.
+pub(super) async fn until<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> T {
+    DEADLINE.scope(Cell::new(deadline), work).await
+}
+
+/// The work has waited for something else than the remote's answers.
+pub(super) fn set_deadline(deadline: Option<Instant>) {
+    // Whose work has none needs no other.
+    let _ = DEADLINE.try_with(|old| old.set(deadline));
+}
+
+/// What is left of `limit`, if anything.
+fn left_of(limit: Duration) -> Option<Duration> {
+    match DEADLINE.try_with(Cell::get) {
+        Ok(Some(deadline)) => {
+            let left = limit.min(deadline.saturating_duration_since(Instant::now()));
+            (!left.is_zero()).then_some(left)
+        }
+        _ => Some(limit),
+    }
+}
 
 pub(super) struct Link {
     pub(super) target: Target,
@@ -107,6 +135,7 @@ impl Link {
             Some(looked) => (looked?, self.config.timeout),
             None => self.first().await?,
         };
+        let limit = left_of(limit).ok_or(Failure::Skipped)?;
         let number = session.number;
         match timeout(limit, work(session)).await {
             Ok(Ok(answer)) => Ok(answer),
@@ -119,7 +148,7 @@ impl Link {
             }
             Err(_) => {
                 self.doubt(number);
-                Err(Failure::TimedOut(self.config.timeout))
+                Err(Failure::TimedOut(limit))
             }
         }
     }

@@ -2,8 +2,8 @@
 //!
 //! A message comes once or not at all. So each carries who sent it and a number; whoever finds a number missing has
 //! missed a change, and trusts nothing from before. Messages of one sender may overtake each other, so a number is
-//! missing only when it has been for a while; and after the last message of a burst its number is told once more, or
-//! nobody would know that it is missing.
+//! missing only when it has been for a while; and after the last message its number is told again, or nobody would know
+//! that it is missing: ever more rarely, since that may be lost as well, and since all hear it.
 
 use std::{
     collections::HashMap,
@@ -18,6 +18,9 @@ use redis::{Pipeline, RedisResult, Value, aio::MultiplexedConnection};
 /// How many senders are remembered. One more, and all are new.
 const MAX_SENDERS: usize = 4096;
 
+/// Each how many beats the last message's number is told at least.
+const RAREST_BEAT: u64 = 32;
+
 const VERSION: u8 = 1;
 const BEAT: u8 = 0;
 const KEY: u8 = 1;
@@ -31,17 +34,18 @@ pub(super) struct Publisher {
     connection: MultiplexedConnection,
     channel: String,
     last: AtomicU64,
-    /// The number that a beat told last.
-    beaten: AtomicU64,
+    /// How many beats there were since the last message.
+    beats: AtomicU64,
 }
 
 impl Publisher {
     pub(super) fn new(id: Id, connection: MultiplexedConnection, channel: String) -> Publisher {
-        Publisher { id, connection, channel, last: AtomicU64::new(0), beaten: AtomicU64::new(0) }
+        Publisher { id, connection, channel, last: AtomicU64::new(0), beats: AtomicU64::new(0) }
     }
 
     /// Tells of changed keys, or with no key of a change of all.
     pub(super) async fn tell(&self, keys: impl Iterator<Item = Option<&[u8]>>) -> RedisResult<()> {
+        self.beats.store(0, Ordering::SeqCst);
         let messages = keys.map(|key| {
             let number = self.last.fetch_add(1, Ordering::SeqCst) + 1;
             let (kind, key) = key.map_or((ALL, [].as_slice()), |key| (KEY, key));
@@ -53,13 +57,12 @@ impl Publisher {
     /// Makes sure that the connection is there, and that others know of the last message.
     pub(super) async fn beat(&self) -> RedisResult<()> {
         let last = self.last.load(Ordering::SeqCst);
-        if self.beaten.load(Ordering::SeqCst) == last {
-            let ping = redis::cmd("PING");
-            return self.connection.clone().send_packed_command(&ping).await?.extract_error().map(drop);
+        let beats = self.beats.fetch_add(1, Ordering::SeqCst) + 1;
+        if last > 0 && is_told_again(beats) {
+            return self.publish(vec![self.message(last, BEAT, &[])]).await;
         }
-        self.publish(vec![self.message(last, BEAT, &[])]).await?;
-        self.beaten.store(last, Ordering::SeqCst);
-        Ok(())
+        let ping = redis::cmd("PING");
+        self.connection.clone().send_packed_command(&ping).await?.extract_error().map(drop)
     }
 
     fn message(&self, number: u64, kind: u8, key: &[u8]) -> Vec<u8> {
@@ -77,6 +80,10 @@ impl Publisher {
         let answers = self.connection.clone().send_packed_commands(&pipeline, 0, messages.len()).await?;
         answers.into_iter().try_for_each(|answer| answer.extract_error().map(drop))
     }
+}
+
+fn is_told_again(beats: u64) -> bool {
+    beats.is_power_of_two() || beats.is_multiple_of(RAREST_BEAT)
 }
 
 /// What a message means.
@@ -202,6 +209,12 @@ mod tests {
         assert!(!subscriber.lacks(), "once");
         assert_eq!(subscriber.read(&message(2, KEY, b"k")), News::Changed(b"k"), "late, but heard");
         assert!(!subscriber.lacks() && !subscriber.lacks());
+    }
+
+    #[test]
+    fn a_last_number_is_told_again_without_end() {
+        let told: Vec<u64> = (1..100).filter(|beats| is_told_again(*beats)).collect();
+        assert_eq!(told, [1, 2, 4, 8, 16, 32, 64, 96]);
     }
 
     #[test]

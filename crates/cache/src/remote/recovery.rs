@@ -2,7 +2,8 @@
 //!
 //! A change is noted before it is sent and struck out when it is confirmed. So whatever happens to a connection, the
 //! next one repeats what was under way on it, before anybody reads from it. A server that takes the place of another, or
-//! has been restarted, may lack what that one confirmed last: to it the last changes are repeated, too.
+//! has been restarted, may lack what that one confirmed last: to it the last changes are repeated, too. One
+//! that came back with a snapshot may lack any change: there all caches are cleared.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -31,7 +32,7 @@ pub(crate) enum Repeat {
 pub(super) struct Missed {
     changes: HashMap<Vec<u8>, Change>,
     bytes: usize,
-    /// The number that the last change had when they were too many.
+    /// The number that the last change had when they were too many, or none was certain any more.
     overflowed: Option<u64>,
     last: u64,
     /// Those that were confirmed last, the oldest first.
@@ -106,6 +107,13 @@ impl Missed {
                 self.note(&key, repeat);
             }
         }
+    }
+
+    /// Whatever was confirmed may be lost.
+    pub(super) fn doubt_all(&mut self) {
+        self.last += 1;
+        self.overflowed = Some(self.last);
+        (self.confirmed, self.confirmed_bytes) = (VecDeque::new(), 0);
     }
 
     fn has_room_for(&self, key: &[u8]) -> bool {

@@ -1,9 +1,11 @@
 //! Tags that all processes share.
 //!
 //! The remote has a counter of invalidations for each cache, and a number for each tag: the counter as it stood when the
-//! tag was first used, or used again after an invalidation. An entry notes the counter from before its value was read,
-//! and is good while all of its tags are there with a number that is not higher. To invalidate is to raise the counter
-//! and delete the tag: whatever an eviction or an outage does to tags, it only makes good entries misses.
+//! tag was invalidated last, or when it was first used. An entry notes the counter from before its value was read, and
+//! is good while all of its tags are there with a number that is not higher. To invalidate is to raise the counter and
+//! give the tag its number. A tag that is missing, as after an eviction, begins with the counter's: whatever an eviction
+//! or an outage does to tags, it only makes good entries misses. So a load that is the first to use a tag is not kept if
+//! any tag of the cache was invalidated during it.
 //!
 //! Clearing a cache is invalidating a tag that all of its entries have.
 //!
@@ -175,7 +177,7 @@ impl RemoteTags {
     }
 
     /// `answers` are the numbers of the counter, the cache's own tag and the tags, perhaps with the tags' lives.
-    fn learn(&self, names: &[&str], seals: &[Seal], answers: &[Value], asked: Option<Instant>) {
+    pub(super) fn learn(&self, names: &[&str], seals: &[Seal], answers: &[Value], asked: Option<Instant>) {
         let coherence = self.remote.coherence();
         let learnt = |place: usize| {
             let (seal, number) = (*seals.get(place)?, number(answers.get(place)?)?);
@@ -190,7 +192,12 @@ impl RemoteTags {
             old.is_some_and(|old| answers.get(place).and_then(number) != Some(old.number))
         };
         let mut known = self.known();
-        known.count = learnt(0);
+        // Answers overtake each other, and a counter from before a tag's number would outdate all that is loaded.
+        let counted = known.count.filter(|count| count.is_current(coherence));
+        known.count = match (counted, learnt(0)) {
+            (Some(old), Some(new)) if old.number > new.number => Some(old),
+            (_, learnt) => learnt,
+        };
         let cleared = changed(std::mem::replace(&mut known.all, learnt(1)), 1);
         let mut invalidated: Vec<Arc<str>> = Vec::new();
         for (place, name) in (2..).zip(names) {
@@ -226,8 +233,9 @@ impl RemoteTags {
             return;
         };
         let Some(name) = redis_key.strip_prefix(&self.prefix[..]) else { return };
-        // Whatever was changed, the counter was raised before it.
-        self.known().count = None;
+        // Whatever was changed, the counter was raised before it: what is on its way may be from before that.
+        self.remote.coherence().changed(&self.count_key());
+        self.forget_count();
         if name == b"all" {
             // Where it was not known, its change is its beginning.
             let was_known = self.known().all.take().is_some();
@@ -257,6 +265,11 @@ impl RemoteTags {
     /// What makes a miss of all that the cache has in the remote.
     pub(super) fn clearing(&self) -> Cmd {
         invalidation(&[self.count_key(), self.all_key()])
+    }
+
+    /// The counter is to be asked for again.
+    pub(super) fn forget_count(&self) {
+        self.known().count = None;
     }
 
     fn forget(&self, tag: Option<&str>, keys: &[Vec<u8>; 2]) {

@@ -159,8 +159,8 @@ pub(super) static SET: LazyLock<Script> = LazyLock::new(|| {
 /// entry; then for how many ms each tag stays. Keys: the counter, the cache's own tag, tags. Argument: the life of an
 /// entry in ms.
 ///
-/// A tag that is missing, be it new, invalidated, or evicted, gets the number of the last invalidation: entries from
-/// before that do not come back. The counter and the cache's own tag never end by themselves.
+/// A tag that is missing, be it new or evicted, which nobody can tell apart, gets the number of the last invalidation of
+/// any: entries from before that do not come back. The counter and the cache's own tag never end by themselves.
 pub(super) static TAGS: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local function missing(key) \
@@ -184,7 +184,10 @@ pub(super) static TAGS: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Invalidates tags: they get a higher number by being missing. Keys: the counter, tags.
+/// Invalidates tags: they get the counter's next number, for as long as they had to stay. Keys: the counter, tags.
+///
+/// One that is missing stays so, and so does what a Redis that is full has no room for: it begins with a higher number,
+/// the counter with Redis' time. Redis lets a script go on with what takes room once it has deleted something.
 ///
 /// The counter takes Redis' time where that is ahead of it, so that it does not repeat itself when a failover loses its
 /// last steps.
@@ -193,8 +196,14 @@ pub(super) static INVALIDATE: LazyLock<Script> = LazyLock::new(|| {
         "local value, time = redis.pcall('GET', KEYS[1]), redis.call('TIME') \
          local count = type(value) == 'string' and #value <= 16 and tonumber(value) or 0 \
          count = math.max(count + 1, time[1] * 1000000 + time[2]) \
-         redis.call('SET', KEYS[1], string.format('%.0f', count)) \
-         redis.call('DEL', unpack(KEYS, 2)) \
+         local number, lives = string.format('%.0f', count), {} \
+         for place = 2, #KEYS do lives[place] = redis.call('PTTL', KEYS[place]) end \
+         redis.call('DEL', unpack(KEYS)) \
+         local full = redis.pcall('SET', KEYS[1], number).err \
+         for place = 2, full and 0 or #KEYS do \
+           if lives[place] == -1 then redis.pcall('SET', KEYS[place], number) \
+           elseif lives[place] > 0 then redis.pcall('SET', KEYS[place], number, 'PX', lives[place]) end \
+         end \
          return 1",
     )
 });

@@ -133,7 +133,7 @@ impl Link {
         };
         let listener = self.listener(number, is_gone, invalidated);
         let (mut connection, speaks) = connection::open(info, listener).await?;
-        let ends = connection::introduce(&mut connection).await?;
+        let ends = connection::introduce(&mut connection, info.addr().to_string()).await?;
         let hears = match self.config.coherence {
             CoherenceMode::Tracking => speaks && self.track(&mut connection).await?,
             CoherenceMode::Published | CoherenceMode::Off => false,

@@ -14,7 +14,9 @@ use greenwave_test_servers::Server;
 use redis::{AsyncTypedCommands, aio::MultiplexedConnection};
 use tokio::{task::JoinSet, time::Instant};
 
-use super::{Filled, Lease, MessagePack, Outgoing, Remote, Standing, Tier, Turn, display};
+use super::{
+    Filled, Lease, MessagePack, Outgoing, Remote, Standing, Tier, Turn, display, remote_tags::Verdict,
+};
 use crate::{CacheConfig, RemoteConfig, tags::Tags};
 
 const LIFE: Duration = Duration::from_secs(60);
@@ -269,13 +271,77 @@ async fn a_tag_invalidated_during_a_load_wins() {
     for known_before in [false, true] {
         let lease = here.lease(1).await;
         there.invalidate_tag(&red[0]).await;
+        until(|| here.listener.tags.verdict(lease.seq, ["red"]) != Verdict::Good).await;
         assert!(matches!(here.fill_with(1, lease, "old", &red).await, Filled::Outdated), "{known_before}");
         assert_eq!(here.has(1).await, None);
         here.load(2, "makes the tag known", &red).await;
     }
     let lease = here.lease(1).await;
     there.clear().await;
+    until(|| here.listener.tags.verdict(lease.seq, []) != Verdict::Good).await;
     assert!(matches!(here.fill_with(1, lease, "old", &[]).await, Filled::Outdated));
+}
+
+// As with a tag for each entity, of which some are invalidated all the time.
+#[tokio::test]
+async fn a_load_is_kept_though_other_tags_are_invalidated_during_it() {
+    let server = Server::redis();
+    let url = server.url();
+    let (here, there) = (process(&url).await, process(&url).await);
+    let [red, blue] = tags(["red", "blue"]);
+    here.load(1, "old", std::slice::from_ref(&red)).await;
+    there.invalidate_tag(&red).await;
+    assert_eq!(here.has(1).await, None);
+    let lease = here.lease(1).await;
+    there.invalidate_tag(&blue).await;
+    assert!(matches!(here.fill_with(1, lease, "new", std::slice::from_ref(&red)).await, Filled::Yes(_)));
+    assert_eq!(there.has(1).await.as_deref(), Some("new"));
+}
+
+#[tokio::test]
+async fn a_full_redis_still_forgets_tags() {
+    let server = Server::redis();
+    let url = server.url();
+    let (here, there) = (process(&url).await, process(&url).await);
+    let red = tags(["red"]);
+    let mut redis = redis(&url).await;
+    for (tagged, other, invalidate) in [(1, 2, true), (3, 4, false)] {
+        here.load(tagged, "a", &red).await;
+        here.load(other, "b", &[]).await;
+        let memory = async |redis: &mut MultiplexedConnection, limit: &str| {
+            redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(limit).exec_async(redis).await.unwrap();
+        };
+        memory(&mut redis, "1").await;
+        match invalidate {
+            true => here.invalidate_tag(&red[0]).await,
+            false => here.clear().await,
+        }
+        assert_eq!(here.has(tagged).await, None);
+        assert_eq!(there.has(tagged).await, None);
+        assert_eq!(here.has(other).await.is_some(), invalidate, "it is still asked");
+        memory(&mut redis, "0").await;
+        assert!(matches!(there.load(tagged, "new", &red).await, Filled::Yes(_)));
+        assert_eq!(here.has(tagged).await.as_deref(), Some("new"));
+    }
+}
+
+#[tokio::test]
+async fn an_older_answer_lowers_no_counter() {
+    let server = Server::redis();
+    let here = process(&server.url()).await;
+    let tags = &here.listener.tags;
+    let seals = ["{name}\0seq", "{name}\0all"].map(|key| here.coherence().seal(key.as_bytes()));
+    let answers = |number: u64| {
+        let number = number.to_string().into_bytes();
+        [redis::Value::BulkString(number.clone()), redis::Value::BulkString(number)]
+    };
+    tags.learn(&[], &seals, &answers(7), None);
+    tags.learn(&[], &seals, &answers(6), None);
+    assert_eq!(tags.count().await, Some(7));
+    // What is on its way while a tag changes elsewhere is not taken for the news.
+    tags.changed(Some(b"{name}\0tag\0red"));
+    tags.learn(&[], &seals, &answers(7), None);
+    assert_ne!(tags.count().await, Some(7));
 }
 
 #[tokio::test]

@@ -11,12 +11,14 @@ use std::{
 
 use metrics::{Counter, counter};
 use redis::{Cmd, Value};
+use tokio::time::Instant;
 
 use super::{
     Codec, Coherence, Filled, Kept, Lease, OnChange, OnOverflow, Outgoing, Remote, RemoteStats, Repeat, Seal,
     envelope::{Contents, Envelope, Fingerprint, Lifetime, now},
     failures::Failures,
     lease::{LEASED, behind},
+    link,
     remote_tags::{RemoteTags, Verdict},
     script::{FILL, GIVE_BACK, SET, Script},
     waits::Waits,
@@ -171,6 +173,16 @@ impl<K, V: 'static> Tier<K, V> {
         }
     }
 
+    /// When all is to be answered that a read asks which begins now.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        Instant::now().checked_add(self.remote.config().timeout)
+    }
+
+    /// Does `work` with this tier, which asks nothing after the deadline but what follows a wait for another process.
+    pub(crate) async fn until<T>(&self, deadline: Option<Instant>, work: impl Future<Output = T>) -> T {
+        link::until(deadline, work).await
+    }
+
     /// What the remote has, be it stale. It costs one GET, and where the numbers of its tags are not known one MGET.
     pub(crate) async fn get(&self, key: &K) -> Option<Kept<V>> {
         self.meet().await;
@@ -320,6 +332,7 @@ impl<K, V: 'static> Tier<K, V> {
                     Verdict::Good => self.envelope(&redis_key, lease.seq, life, &out),
                     Verdict::Unknown => None,
                     Verdict::Outdated => {
+                        tags.forget_count();
                         self.put(&FILL, &redis_key, &lease, &[]).await;
                         return Filled::Outdated;
                     }

@@ -354,3 +354,46 @@ async fn processes_agree_again_within_a_second_after_a_redis_was_killed() {
         }
     }
 }
+
+/// Forwards to a Redis, whose answers take so long.
+async fn slow_proxy(listener: tokio::net::TcpListener, redis: String, slow: Arc<AtomicU64>) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    loop {
+        let (client, _) = listener.accept().await.unwrap();
+        let server = tokio::net::TcpStream::connect(&redis).await.unwrap();
+        let ((mut asks, mut hears), (mut answers, mut asked)) = (client.into_split(), server.into_split());
+        tokio::spawn(async move { tokio::io::copy(&mut asks, &mut asked).await });
+        let slow = Arc::clone(&slow);
+        tokio::spawn(async move {
+            let mut bytes = [0; 65536];
+            while let Ok(read @ 1..) = answers.read(&mut bytes).await {
+                tokio::time::sleep(Duration::from_millis(slow.load(Ordering::SeqCst))).await;
+                if hears.write_all(&bytes[..read]).await.is_err() {
+                    break;
+                }
+            }
+        });
+    }
+}
+
+// Each answer comes in time; a miss, which needs several, must not wait for all of them.
+#[tokio::test]
+async fn a_slow_redis_costs_a_read_its_timeout_at_most() {
+    let url = redis_url();
+    let (redis, database) = url.strip_prefix("redis://").unwrap().split_once('/').unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let slow = Arc::new(AtomicU64::new(0));
+    tokio::spawn(slow_proxy(listener, redis.to_owned(), Arc::clone(&slow)));
+    let timeout = Duration::from_millis(1_000);
+    let config = RemoteConfig { timeout, ..Default::default() };
+    let (cache, _) = without_memory(&format!("redis://127.0.0.1:{port}/{database}"), config);
+    let source = Source::default();
+    assert_eq!(cache.get(&1).await, None);
+
+    slow.store(600, Ordering::SeqCst);
+    let began = Instant::now();
+    assert_eq!(read(&cache, &source).await, 7);
+    let waited = began.elapsed();
+    assert!(waited < timeout * 7 / 4, "the read took {waited:?}");
+}

@@ -311,6 +311,27 @@ async fn a_redis_that_pauses_is_not_read_until_it_has_done_what_was_late() {
 }
 
 #[tokio::test]
+async fn patience_with_a_silent_redis_is_not_patience_with_memory() {
+    let server = Server::redis();
+    let remote =
+        remote(&server.url(), RemoteConfig { untracked_ttl: Duration::from_millis(200), ..patient() });
+    answers(&remote).await;
+    let (_, seal) = read(&remote, "a").await.unwrap();
+    server.pause();
+    let paused = Instant::now();
+    eventually("it is not trusted", async || standing(&remote, seal) == Standing::Unheard).await;
+    assert!(paused.elapsed() < patient().timeout / 2, "{:?}", paused.elapsed());
+    server.resume();
+    answers(&remote).await;
+    eventually("it is heard again", async || {
+        let (_, seal) = read(&remote, "a").await.unwrap();
+        remote.coherence().bound(seal, Duration::MAX) == Duration::MAX
+    })
+    .await;
+    assert_eq!(standing(&remote, seal), Standing::Unheard);
+}
+
+#[tokio::test]
 async fn one_late_answer_takes_nothing_from_memory() {
     let server = Server::redis();
     let config = RemoteConfig { timeout: Duration::from_millis(300), ..patient() };
@@ -350,6 +371,30 @@ async fn more_than_can_be_remembered_clears_all_caches() {
     answers(&remote).await;
     assert_eq!(read(&remote, "cleared").await.unwrap().0.as_deref(), Some("1"));
     assert_eq!(cleared.load(Ordering::SeqCst), 1);
+}
+
+// Redis as it comes, without `appendonly`: what was deleted after the snapshot is there again.
+#[tokio::test]
+async fn a_redis_that_came_back_with_a_snapshot_is_cleared_first() {
+    for (has_log, is_empty) in [(false, false), (true, false), (false, true)] {
+        let log = if has_log { "appendonly yes" } else { "appendonly no" };
+        let mut server = Server::redis_with(&[log]);
+        let remote = remote(&server.url(), hasty());
+        answers(&remote).await;
+        let _clearing = remote.on_overflow(Arc::new(|| vec![cmd("SET").arg("cleared").arg("1").take()]));
+        let mut foreign = admin(&server.url()).await;
+        if !is_empty {
+            run::<()>(&mut foreign, "SET a old").await;
+        }
+        run::<()>(&mut foreign, "SAVE").await;
+        run::<()>(&mut foreign, "SET b 1").await;
+        server.kill();
+        eventually("the loss is noticed", async || remote.ask::<()>(&get("a")).await.is_err()).await;
+        server.start();
+        answers(&remote).await;
+        let cleared = read(&remote, "cleared").await.unwrap().0.is_some();
+        assert_eq!(cleared, !has_log && !is_empty, "{has_log} {is_empty}");
+    }
 }
 
 #[tokio::test]
