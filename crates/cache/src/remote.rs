@@ -123,20 +123,30 @@ impl Remote {
     /// Makes Redis forget keys, and tells those who have them. Waits for that as long as the timeout; what cannot be
     /// done now is done before the next read. So it never fails.
     ///
+    /// Returns a seal for each key that it has forgotten by now, as [`Remote::change`] does.
+    ///
     /// Dropping the future leaves what is not done to be done later.
-    pub(crate) async fn forget(&self, redis_keys: Vec<Vec<u8>>) {
+    pub(crate) async fn forget(&self, redis_keys: Vec<Vec<u8>>) -> Vec<Seal> {
+        let mut seals = Vec::with_capacity(redis_keys.len());
         for keys in redis_keys.chunks(FORGOTTEN_AT_ONCE) {
             let link = self.link();
-            let numbers: Vec<u64> = keys.iter().map(|key| link.note(key, Repeat::Delete)).collect();
+            let noted: Vec<_> =
+                keys.iter().map(|key| (link.note(key, Repeat::Delete), link.coherence.seal(key))).collect();
             let delete = async |mut session: Session| session.delete(keys).await;
             if link.insist(delete).await {
-                for (key, number) in keys.iter().zip(numbers) {
-                    link.confirmed(key, number);
-                    // Redis does not tell this process of what it changes itself.
-                    link.hearers.tell(&link.coherence, Some(key));
-                }
+                seals.extend(keys.iter().zip(noted).map(|(key, noted)| self.changed_here(key, noted)));
             }
         }
+        seals
+    }
+
+    /// For Redis does not tell this process of what it changes itself. `noted` is from before the change.
+    fn changed_here(&self, redis_key: &[u8], (number, before): (u64, Seal)) -> Seal {
+        let link = self.link();
+        link.confirmed(redis_key, number);
+        let seal = link.coherence.changed_here(before);
+        link.hearers.changed(Some(redis_key));
+        seal
     }
 
     /// Has `repeat` done as soon as Redis answers, for what was asked of it and had no answer. `name` is for this alone:
@@ -149,34 +159,25 @@ impl Remote {
     /// good for what the last of them saw or wrote, if the last is a read.
     ///
     /// When it fails, or the future is dropped, the change may have been made or not; `repeat` then brings Redis in
-    /// order, before the next read.
+    /// order, before the next read. The seal of a failure is there when that is done already.
     pub(crate) async fn change(
         &self,
         redis_key: &[u8],
         commands: &[Cmd],
         repeat: Repeat,
-    ) -> Result<(Vec<Value>, Seal), Failure> {
+    ) -> Result<(Vec<Value>, Seal), (Failure, Option<Seal>)> {
         let link = self.link();
-        let number = link.note(redis_key, repeat.clone());
-        let before = link.coherence.seal(redis_key);
+        let noted = (link.note(redis_key, repeat.clone()), link.coherence.seal(redis_key));
         let change = async |mut session: Session| session.change(redis_key, commands).await;
-        let answers = match link.exchange(change).await {
-            Ok(answers) => answers,
+        match link.exchange(change).await {
+            Ok(answers) => Ok((answers, self.changed_here(redis_key, noted))),
             Err(failure) => {
                 // An old value that could not be replaced would be read.
-                if let Failure::Refused(_) = failure
-                    && link.insist(async |mut session| session.repeat(&[(redis_key, &repeat)]).await).await
-                {
-                    link.confirmed(redis_key, number);
-                    link.hearers.tell(&link.coherence, Some(redis_key));
-                }
-                return Err(failure);
+                let is_repeated = matches!(failure, Failure::Refused(_))
+                    && link.insist(async |mut session| session.repeat(&[(redis_key, &repeat)]).await).await;
+                Err((failure, is_repeated.then(|| self.changed_here(redis_key, noted))))
             }
-        };
-        link.confirmed(redis_key, number);
-        let seal = link.coherence.changed_here(before);
-        link.hearers.changed(Some(redis_key));
-        Ok((answers, seal))
+        }
     }
 
     /// By what memory knows whether what it has is still what Redis has.
