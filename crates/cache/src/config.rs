@@ -88,7 +88,8 @@ pub struct CacheConfig {
 
     /// How long the remote holds an entry fresh, where a cache has one; default 1h.
     ///
-    /// 0 writes nothing to the remote.
+    /// 0 writes nothing to the remote; then nobody would tell of changes, and memory keeps what is loaded or inserted
+    /// for [`untracked_ttl`](RemoteConfig::untracked_ttl) at most.
     #[serde(with = "humantime_serde")]
     pub remote_ttl: Duration,
 
@@ -143,6 +144,8 @@ pub struct RemoteConfig {
     pub coherence: CoherenceMode,
 
     /// How long an answer from memory is trusted while changes cannot be heard; default 1s.
+    ///
+    /// They never can for what the remote has not taken, as a value that is too large for it.
     ///
     /// Twice in this time, but at least once a second, the remote is asked whether it is still there.
     #[serde(with = "humantime_serde")]

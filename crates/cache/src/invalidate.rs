@@ -95,16 +95,7 @@ impl<K: Hash + Eq + Clone, F> Table<K, F> {
     ///
     /// Who comes later does not join a load that began before.
     pub(crate) fn outdate<R>(&self, key: &K, apply: impl FnOnce() -> R) -> R {
-        let mut left = None;
-        let mut shard = self.shard(key);
-        if let Some(work) = shard.get_mut(key) {
-            work.generation += 1;
-            left = work.flight.take();
-        }
-        let applied = apply();
-        drop(shard);
-        drop(left);
-        applied
+        self.raise(key, |_| apply())
     }
 
     /// Makes all claims stale that there are. What they have stored before is to be removed afterwards.
@@ -145,6 +136,24 @@ impl<K: Hash, F> Table<K, F> {
         let index = self.hasher.hash_one(key) as usize % SHARDS;
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Raises the key's generation, and does `apply` in the same moment, which is told what it was.
+    fn raise<R>(&self, key: &K, apply: impl FnOnce(Option<u64>) -> R) -> R
+    where
+        K: Eq,
+    {
+        let (mut before, mut left) = (None, None);
+        let mut shard = self.shard(key);
+        if let Some(work) = shard.get_mut(key) {
+            before = Some(work.generation);
+            work.generation += 1;
+            left = work.flight.take();
+        }
+        let applied = apply(before);
+        drop(shard);
+        drop(left);
+        applied
+    }
 }
 
 /// The right to store a value for a key, until somebody invalidates it.
@@ -168,6 +177,11 @@ impl<K: Hash + Eq, F> Claim<K, F> {
         let shard = self.table.shard(&self.key);
         let current = shard.get(&self.key).is_some_and(|work| work.generation == self.generation);
         current.then(store)
+    }
+
+    /// As [`Table::outdate`], and tells `apply` whether this claim was still good.
+    pub(crate) fn outdate<R>(&self, apply: impl FnOnce(bool) -> R) -> R {
+        self.table.raise(&self.key, |generation| apply(generation == Some(self.generation)))
     }
 
     /// As [`Claim::store`], and whoever comes later no longer joins `flight`.
@@ -239,6 +253,19 @@ mod tests {
             assert!(table.claim(&1).is_current(), "a later claim is good");
             table.outdate_all();
             assert!(!other.is_current());
+        });
+    }
+
+    #[test]
+    fn who_writes_twice_learns_whether_the_key_was_changed_in_between() {
+        check(|| {
+            let table = Arc::new(Loads::new());
+            let (writer, reader) = (table.claim(&1), table.claim(&1));
+            assert!(writer.outdate(|good| good));
+            assert!(!reader.is_current(), "who has read in between");
+            let writer = table.claim(&1);
+            table.outdate_all();
+            assert!(!writer.outdate(|good| good));
         });
     }
 

@@ -66,6 +66,7 @@ where
             Turn::Lead(given) => lease = given,
         }
     }
+    landing.seal();
     let prior = landing.prior.as_ref().and_then(|prior| prior.value.clone());
     let loaded = timed(&cache, within(cache.policy().load_timeout, load.with(prior))).await;
     let answered = landing.land(loaded);
@@ -101,6 +102,7 @@ where
     if landings.is_empty() {
         return;
     }
+    landings.iter().for_each(Landing::seal);
     let keys = keys(&landings);
     let mut loaded =
         timed(&cache, within(cache.policy().load_timeout, Box::pin(async move { load(keys).await })))
@@ -182,20 +184,31 @@ impl<K: Hash + Eq + Clone, V> Landing<K, V> {
                 metrics.evictions.increment(removed.evicted);
                 drop(removed);
                 if old.age != Age::Over {
-                    self.flight.offer(old.clone());
+                    self.flight.offer(old.clone(), kept.seal);
                 }
                 self.prior = Some(old);
             }
             return false;
         }
         let ttl = self.cache.found_ttl(kept.seal, fresh_for);
-        let landed = Landed { value: item.value.clone(), tags: item.tags.clone(), remotely: true };
+        let landed = Landed { value: item.value.clone(), tags: item.tags.clone(), seal: Some(kept.seal) };
         let stored = self.claim.land(&self.flight, || memory.insert(key, item, weight, ttl));
         metrics.evictions.increment(stored.as_ref().map_or(0, |removed| removed.evicted));
         drop(stored);
         self.flight.land(Ok(landed));
         Span::current().record("waiters", self.flight.waiters());
         true
+    }
+
+    /// To be called when the source is about to be asked: what it says is good until a change that is heard of later.
+    fn seal(&self)
+    where
+        V: 'static,
+    {
+        if let Some(remote) = &self.cache.remote {
+            // It is asked once.
+            let _ = self.flight.seal.set(remote.seal(self.claim.key()));
+        }
     }
 
     /// Stores what was loaded, unless it was invalidated meanwhile, and tells those who wait.
@@ -217,8 +230,8 @@ impl<K: Hash + Eq + Clone, V> Landing<K, V> {
             _ => {}
         }
         let ttl = cache.unconfirmed_ttl(answered.life.memory);
-        let item =
-            Item { value: answered.value.clone(), tags: answered.tags.clone(), seal: self.flight.seal };
+        let seal = self.flight.seal.get().copied();
+        let item = Item { value: answered.value.clone(), tags: answered.tags.clone(), seal };
         let removed = self.claim.land(&self.flight, || cache.memory.insert(key, item, weight, ttl));
         match (&removed, &answered.value) {
             (Some(removed), _) => cache.metrics.evictions.increment(removed.evicted),
@@ -227,7 +240,7 @@ impl<K: Hash + Eq + Clone, V> Landing<K, V> {
         }
         drop(removed);
         let (value, tags) = (answered.value.clone(), answered.tags.clone());
-        self.flight.land(Ok(Landed { value, tags, remotely: false }));
+        self.flight.land(Ok(Landed { value, tags, seal: None }));
         Some(answered)
     }
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::CacheConfig;
 
 pub(crate) struct Policy {
@@ -20,7 +22,7 @@ pub(crate) struct Policy {
     pub(crate) stale_if_error: u64,
     pub(crate) error_ttl: Duration,
     pub(crate) retry_after: Duration,
-    pub(crate) soft_timeout: Option<Duration>,
+    soft_timeout: Option<Duration>,
     pub(crate) load_timeout: Duration,
 }
 
@@ -90,6 +92,11 @@ impl Policy {
             now.saturating_add((ttl as f64 * part) as u64)
         });
         (look_at.unwrap_or(fresh_until), fresh_until)
+    }
+
+    /// When a caller who comes now has waited long enough, if it has something stale.
+    pub(crate) fn patience(&self) -> Option<Instant> {
+        self.soft_timeout.and_then(|patience| Instant::now().checked_add(patience))
     }
 
     /// How long an entry is of any use after its TTL, in milliseconds.

@@ -132,24 +132,32 @@ impl Remote {
     /// Makes Redis forget keys, and tells those who have them. Waits for that as long as the timeout; what cannot be
     /// done now is done before the next read. Answers with what failed, if only to be counted.
     ///
+    /// Returns a seal for each key that it has forgotten by now, as [`Remote::change`] does.
+    ///
     /// Dropping the future leaves what is not done to be done later.
-    pub(crate) async fn forget(&self, redis_keys: Vec<Vec<u8>>) -> Option<Failure> {
-        let mut failed = None;
+    pub(crate) async fn forget(&self, redis_keys: Vec<Vec<u8>>) -> (Vec<Seal>, Option<Failure>) {
+        let (mut seals, mut failed) = (Vec::with_capacity(redis_keys.len()), None);
         for keys in redis_keys.chunks(FORGOTTEN_AT_ONCE) {
             let link = self.link();
-            let numbers: Vec<u64> = keys.iter().map(|key| link.note(key, Repeat::Delete)).collect();
+            let noted: Vec<_> =
+                keys.iter().map(|key| (link.note(key, Repeat::Delete), link.coherence.seal(key))).collect();
             let delete = async |mut session: Session| session.delete(keys).await;
             let failure = link.insist(delete).await.err();
             if failure.as_ref().is_none_or(Failure::is_lasting) {
-                for (key, number) in keys.iter().zip(numbers) {
-                    link.confirmed(key, number);
-                    // Redis does not tell this process of what it changes itself.
-                    link.hearers.tell(&link.coherence, Some(key));
-                }
+                seals.extend(keys.iter().zip(noted).map(|(key, noted)| self.changed_here(key, noted)));
             }
             failed = failure.or(failed);
         }
-        failed
+        (seals, failed)
+    }
+
+    /// For Redis does not tell this process of what it changes itself. `noted` is from before the change.
+    fn changed_here(&self, redis_key: &[u8], (number, before): (u64, Seal)) -> Seal {
+        let link = self.link();
+        link.confirmed(redis_key, number);
+        let seal = link.coherence.changed_here(before);
+        link.hearers.changed(Some(redis_key));
+        seal
     }
 
     /// Has `repeat` done as soon as Redis answers, for what was asked of it and had no answer. `name` is for this alone:
@@ -162,32 +170,26 @@ impl Remote {
     /// command is a script that ends by reading it.
     ///
     /// When it fails, or the future is dropped, the change may have been made or not; `repeat` then brings Redis in
-    /// order, before the next read.
+    /// order, before the next read. The seal of a failure is there when that is done already.
     pub(crate) async fn change(
         &self,
         redis_key: &[u8],
         command: &Cmd,
         repeat: Repeat,
-    ) -> Result<Seal, Failure> {
+    ) -> Result<Seal, (Failure, Option<Seal>)> {
         let link = self.link();
-        let number = link.note(redis_key, repeat.clone());
-        let before = link.coherence.seal(redis_key);
+        let noted = (link.note(redis_key, repeat.clone()), link.coherence.seal(redis_key));
         let change = async |mut session: Session| session.change(redis_key, command).await;
-        if let Err(failure) = link.exchange(change).await {
-            // An old value that could not be replaced would be read.
-            if let Failure::Refused(_) = failure {
-                let repeated = async |mut session: Session| session.repeat(&[(redis_key, &repeat)]).await;
-                if link.insist(repeated).await.err().as_ref().is_none_or(Failure::is_lasting) {
-                    link.confirmed(redis_key, number);
-                    link.hearers.tell(&link.coherence, Some(redis_key));
-                }
+        let Err(failure) = link.exchange(change).await else { return Ok(self.changed_here(redis_key, noted)) };
+        let mut seal = None;
+        // An old value that could not be replaced would be read.
+        if let Failure::Refused(_) = failure {
+            let repeated = async |mut session: Session| session.repeat(&[(redis_key, &repeat)]).await;
+            if link.insist(repeated).await.err().as_ref().is_none_or(Failure::is_lasting) {
+                seal = Some(self.changed_here(redis_key, noted));
             }
-            return Err(failure);
         }
-        link.confirmed(redis_key, number);
-        let seal = link.coherence.changed_here(before);
-        link.hearers.changed(Some(redis_key));
-        Ok(seal)
+        Err((failure, seal))
     }
 
     /// How many changes the remote has not confirmed yet, by whatever cache.

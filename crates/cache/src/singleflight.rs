@@ -15,7 +15,7 @@ use std::{
 
 use tokio::{
     sync::SetOnce,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 use tracing::{Span, span::Id};
 
@@ -30,21 +30,22 @@ use crate::{
 pub(crate) struct Flight<V> {
     outcome: SetOnce<Result<Landed<V>, Failed>>,
     /// What the remote had that is stale, while the load goes on.
-    offer: SetOnce<Old<V>>,
+    offer: SetOnce<(Old<V>, Seal)>,
     waiters: AtomicU64,
     span: OnceLock<Id>,
     /// The count of invalidated tags from before.
     pub(crate) tags_seen: u64,
-    /// From before, where the cache has a remote.
-    pub(crate) seal: Option<Seal>,
+    /// From before the source is asked, where the cache has a remote. Not from before the remote is: while another
+    /// process has the key's lease, that one's steps are changes of the key.
+    pub(crate) seal: OnceLock<Seal>,
 }
 
 /// What a load brought.
 pub(crate) struct Landed<V> {
     pub(crate) value: Option<Arc<V>>,
     pub(crate) tags: Option<Arc<TagSet>>,
-    /// Whether the remote had it, and the source was not asked.
-    pub(crate) remotely: bool,
+    /// Where the remote had it, and the source was not asked: from before the remote was.
+    pub(crate) seal: Option<Seal>,
 }
 
 /// Why a load brought nothing.
@@ -64,8 +65,8 @@ impl Failed {
 pub(crate) enum Heard<'f, V> {
     Landed(&'f Landed<V>),
     Failed(&'f Failure),
-    /// It is slow or has failed, and there was this.
-    Stale(Old<V>),
+    /// It is slow or has failed, and there was this: with a seal, in the remote.
+    Stale(Old<V>, Option<Seal>),
 }
 
 /// A [`LoadError`] whose source's type is forgotten: a table of flights has one type, its callers have many.
@@ -92,14 +93,14 @@ type Revalidation<V> = Box<dyn FnOnce(Option<Arc<V>>) -> Boxed<Loaded<V>> + Send
 pub(crate) type LoadMany<K, V> = Box<dyn FnOnce(Vec<K>) -> Boxed<Vec<(K, Loaded<V>)>> + Send>;
 
 impl<V> Flight<V> {
-    pub(crate) fn new(tags_seen: u64, seal: Option<Seal>) -> Flight<V> {
+    pub(crate) fn new(tags_seen: u64) -> Flight<V> {
         Flight {
             outcome: SetOnce::new(),
             offer: SetOnce::new(),
             waiters: AtomicU64::new(0),
             span: OnceLock::new(),
             tags_seen,
-            seal,
+            seal: OnceLock::new(),
         }
     }
 
@@ -127,36 +128,39 @@ impl<V> Flight<V> {
         let _ = self.outcome.set(outcome);
     }
 
-    pub(crate) fn offer(&self, old: Old<V>) {
-        // A second offer is as good as the first.
-        let _ = self.offer.set(old);
+    pub(crate) fn offer(&self, old: Old<V>, seal: Seal) {
+        // There is one: the load finds something stale in the remote once.
+        let _ = self.offer.set((old, seal));
     }
 
     pub(crate) fn outcome(&self) -> Option<&Result<Landed<V>, Failed>> {
         self.outcome.get()
     }
 
-    /// Waits for the outcome. One who has something `old` to fall back on waits only as long as their `patience`.
-    pub(crate) async fn heard(&self, old: Option<&Old<V>>, patience: Option<Duration>) -> Heard<'_, V> {
+    /// Waits for the outcome. One who has something `old` to fall back on waits until they are out of `patience`.
+    pub(crate) async fn heard(&self, old: Option<&Old<V>>, patience: Option<Instant>) -> Heard<'_, V> {
+        fn offered<V>((old, seal): &(Old<V>, Seal)) -> (&Old<V>, Option<Seal>) {
+            (old, Some(*seal))
+        }
         let fallback = |old: &&Old<V>| old.age != Age::Over;
-        let mut old = old.filter(fallback);
-        let out_of_patience = sleep(patience.unwrap_or_default());
+        let mut old = old.filter(fallback).map(|old| (old, None));
+        let out_of_patience = sleep_until(patience.unwrap_or_else(Instant::now));
         tokio::pin!(out_of_patience);
         loop {
             tokio::select! {
                 biased;
-                outcome = self.outcome.wait() => return match (outcome, old.or(self.offer.get())) {
+                outcome = self.outcome.wait() => return match (outcome, old.or(self.offer.get().map(offered))) {
                     (Ok(landed), _) => Heard::Landed(landed),
-                    (Err(_), Some(old)) => Heard::Stale(old.clone()),
+                    (Err(_), Some((old, seal))) => Heard::Stale(old.clone(), seal),
                     (Err(failed), None) => Heard::Failed(&failed.failure),
                 },
-                offer = self.offer.wait(), if old.is_none() => match offer.is_served() {
-                    true => return Heard::Stale(offer.clone()),
-                    false => old = Some(offer),
+                offer = self.offer.wait(), if old.is_none() => match offered(offer) {
+                    (offer, seal) if offer.is_served() => return Heard::Stale(offer.clone(), seal),
+                    offer => old = Some(offer),
                 },
                 () = &mut out_of_patience, if patience.is_some() && old.is_some() => {
-                    if let Some(old) = old {
-                        return Heard::Stale(old.clone());
+                    if let Some((old, seal)) = old {
+                        return Heard::Stale(old.clone(), seal);
                     }
                 }
             }

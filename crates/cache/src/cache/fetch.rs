@@ -2,6 +2,7 @@
 
 use std::{hash::Hash, sync::Arc};
 
+use tokio::time::Instant;
 use tracing::{Instrument, field::Empty, info_span};
 
 use super::Inner;
@@ -10,7 +11,7 @@ use crate::{
     invalidate::Entrance,
     landing::{Landing, fly, fly_many},
     memory::{Age, Look, Old},
-    remote::Standing,
+    remote::{Seal, Standing},
     singleflight::{Flight, Heard, Load, LoadMany},
 };
 
@@ -20,6 +21,16 @@ pub(super) struct Waiter<V> {
     pub(super) leads: bool,
     /// The count of invalidated tags when the caller came.
     arrival: u64,
+    /// Its key's, from when the caller came, where there is a remote.
+    seal: Option<Seal>,
+}
+
+impl<V> Waiter<V> {
+    /// Whether what was in the remote had been changed when the caller came.
+    fn is_late_for(&self, found: Option<Seal>) -> bool {
+        let came = found.zip(self.seal);
+        !self.leads && came.is_some_and(|(found, came)| found.is_older(came))
+    }
 }
 
 /// What a caller gets, `None` when it must ask anew.
@@ -54,7 +65,7 @@ where
             self.count_old(old);
             return Ok(old.value.clone());
         }
-        let arrival = self.tags.now();
+        let (arrival, patience) = (self.tags.now(), self.policy().patience());
         let mut refused = None;
         let (landing, waiter) = loop {
             match self.way(key, &old, refused.as_ref(), arrival) {
@@ -62,7 +73,7 @@ where
                     self.metrics.hits.increment(1);
                     return Ok(value);
                 }
-                Way::Join(waiter) => match self.heard(&waiter, old.as_ref()).await {
+                Way::Join(waiter) => match self.heard(&waiter, old.as_ref(), patience).await {
                     Some(answer) => return answer,
                     None => refused = Some(waiter.flight),
                 },
@@ -71,7 +82,7 @@ where
         };
         self.launch(landing, load());
         // Our own load fails with an E, so there is always an answer.
-        self.heard(&waiter, old.as_ref()).await.unwrap_or(Err(LoadError::Aborted))
+        self.heard(&waiter, old.as_ref(), patience).await.unwrap_or(Err(LoadError::Aborted))
     }
 
     /// `refused` is a load that the caller has waited for, and cannot use.
@@ -86,17 +97,17 @@ where
         let joins = |flight: &Arc<Flight<V>>| {
             !refused.is_some_and(|refused| Arc::ptr_eq(refused, flight)) && self.joins(flight, has_fallback)
         };
-        let entrance =
-            self.table.join_or_lead(key, joins, || self.memory.look(key).served(), self.begin(key));
+        let seal = self.remote.as_ref().map(|remote| remote.seal(key));
+        let entrance = self.table.join_or_lead(key, joins, || self.memory.look(key).served(), self.begin());
         match entrance {
             Entrance::Present(value) => Way::Present(value),
             Entrance::Join(flight) => {
                 flight.join();
-                Way::Join(Waiter { flight, leads: false, arrival })
+                Way::Join(Waiter { flight, leads: false, arrival, seal })
             }
             Entrance::Lead(claim, flight) => {
                 let landing = Landing::new(self, claim, &flight, old.clone());
-                Way::Lead(landing, Waiter { flight, leads: true, arrival })
+                Way::Lead(landing, Waiter { flight, leads: true, arrival, seal })
             }
         }
     }
@@ -107,27 +118,25 @@ where
             Look::Fresh(_) => Some(()),
             _ => None,
         };
-        match self.table.join_or_lead(key, |flight| self.joins(flight, true), look, self.begin(key)) {
+        match self.table.join_or_lead(key, |flight| self.joins(flight, true), look, self.begin()) {
             Entrance::Lead(claim, flight) => Some(Landing::new(self, claim, &flight, Some(old.clone()))),
             _ => None,
         }
     }
 
-    fn begin(&self, key: &K) -> impl FnOnce() -> Flight<V> {
-        let seal = self.remote.as_ref().map(|remote| remote.seal(key));
+    fn begin(&self) -> impl FnOnce() -> Flight<V> + use<K, V> {
         let tags_seen = self.tags.now();
-        move || Flight::new(tags_seen, seal)
+        move || Flight::new(tags_seen)
     }
 
     /// Whether what a load brings is of use to one who comes now.
     fn joins(&self, flight: &Flight<V>, has_fallback: bool) -> bool {
-        let changed = match (self.coherence(), flight.seal) {
-            (Some(coherence), Some(seal)) => coherence.standing(seal) == Standing::Changed,
-            _ => false,
-        };
-        match flight.outcome() {
-            Some(Err(failed)) => !changed && (has_fallback || failed.still_answers()),
-            _ => !changed,
+        match (flight.outcome(), self.coherence(), flight.seal.get()) {
+            // That others ask the source by now, in their turn, makes no difference to this.
+            (Some(Err(failed)), ..) => has_fallback || failed.still_answers(),
+            (_, Some(coherence), Some(seal)) => coherence.standing(*seal) != Standing::Changed,
+            // The source has not been asked yet.
+            _ => true,
         }
     }
 
@@ -153,23 +162,26 @@ where
         &self,
         waiter: &Waiter<V>,
         old: Option<&Old<V>>,
+        patience: Option<Instant>,
     ) -> Outcome<V, E> {
         let metrics = &self.metrics;
-        match waiter.flight.heard(old, self.policy().soft_timeout).await {
+        match waiter.flight.heard(old, patience).await {
+            Heard::Landed(landed) if waiter.is_late_for(landed.seal) => None,
             Heard::Landed(landed) => {
                 // A tag that was invalidated before the caller came makes what was read before that useless.
                 let is_current = landed.tags.as_ref().is_none_or(|tags| tags.is_current());
                 if !waiter.leads && !is_current && waiter.flight.tags_seen < waiter.arrival {
                     return None;
                 }
-                match (landed.remotely, waiter.leads) {
+                match (landed.seal.is_some(), waiter.leads) {
                     (true, true) => metrics.remote_hits.increment(1),
                     (false, true) => metrics.misses.increment(1),
                     (_, false) => metrics.coalesced.increment(1),
                 }
                 Some(Ok(landed.value.clone()))
             }
-            Heard::Stale(old) => {
+            Heard::Stale(_, seal) if waiter.is_late_for(seal) => None,
+            Heard::Stale(old, _) => {
                 self.count_old(&old);
                 Some(Ok(old.value))
             }

@@ -96,7 +96,7 @@ where
         }
         inner.launch_many(ripe, load_many(Arc::clone(&load)));
 
-        let arrival = inner.tags.now();
+        let (arrival, patience) = (inner.tags.now(), inner.policy().patience());
         while !wanted.is_empty() {
             let (mut landings, mut waiters) = (Vec::new(), Vec::<(Wanted<K, V>, Waiter<V>)>::new());
             for wanted in wanted.drain(..) {
@@ -115,7 +115,7 @@ where
             // What this call leads flies by itself, so that callers who wait for each other's keys do so only here.
             inner.launch_many(landings, load_many(Arc::clone(&load)));
             for (mut one, waiter) in waiters {
-                match inner.heard(&waiter, one.old.as_ref()).await {
+                match inner.heard(&waiter, one.old.as_ref(), patience).await {
                     Some(answer) => found.extend(answer?.map(|value| (one.key, value))),
                     None => {
                         one.refused = Some(waiter.flight);

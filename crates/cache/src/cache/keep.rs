@@ -53,7 +53,10 @@ impl<K: Hash + Eq + Clone, V> Inner<K, V> {
 
     /// How long memory keeps what the remote has.
     pub(crate) fn found_ttl(&self, seal: Seal, fresh_for: Duration) -> Duration {
-        let ttl = self.policy().found(fresh_for);
+        self.bound(seal, self.policy().found(fresh_for))
+    }
+
+    fn bound(&self, seal: Seal, ttl: Duration) -> Duration {
         self.coherence().map_or(ttl, |coherence| coherence.bound(seal, ttl))
     }
 
@@ -64,24 +67,29 @@ impl<K: Hash + Eq + Clone, V> Inner<K, V> {
 
     /// Gives what is in memory the life that the remote's word allows. Under a claim of the key.
     pub(crate) fn confirm(&self, key: &K, answered: &Answered<V>, filled: Filled) -> Option<Removed<K, V>> {
-        match (filled, self.coherence()) {
-            (Filled::Yes(seal), Some(coherence)) => {
-                let ttl = coherence.bound(seal, answered.life.memory);
+        match filled {
+            Filled::Yes(seal) => {
+                let ttl = self.bound(seal, answered.life.memory);
                 Some(self.memory.extend(key, &answered.value, seal, ttl))
             }
-            (Filled::Outdated, _) => Some(self.memory.remove(key)),
-            _ => None,
+            Filled::Outdated => Some(self.memory.remove(key)),
+            Filled::Unavailable(_) => None,
         }
     }
 
     pub(super) fn put(&self, key: &K, answered: &Answered<V>, seal: Option<Seal>, ttl: Duration) {
+        let weight = self.weigh(key, answered);
+        let item = Item { value: answered.value.clone(), tags: answered.tags.clone(), seal };
+        let removed = self.table.outdate(key, || self.memory.insert(key, item, weight, ttl));
+        self.metrics.evictions.increment(removed.evicted);
+    }
+
+    fn weigh(&self, key: &K, answered: &Answered<V>) -> Weight {
         let weight = self.memory.weigh(key, answered.value.as_ref());
         if weight == Weight::TooLarge {
             self.metrics.too_large.increment(1);
         }
-        let item = Item { value: answered.value.clone(), tags: answered.tags.clone(), seal };
-        let removed = self.table.outdate(key, || self.memory.insert(key, item, weight, ttl));
-        self.metrics.evictions.increment(removed.evicted);
+        weight
     }
 
     pub(super) fn forget(&self, keys: &[K]) {
@@ -133,20 +141,28 @@ where
 
     pub(super) async fn insert_remotely(self: Arc<Self>, key: K, answered: Answered<V>) {
         let Some(remote) = &self.remote else { return };
-        let claim = self.table.claim(&key);
-        let writes = claim.remote_writes();
+        let first = self.table.claim(&key);
+        let writes = first.remote_writes();
         let _turn = writes.write().await;
-        let seal = remote.seal(&key);
+        let before = remote.seal(&key);
         let unconfirmed = self.unconfirmed_ttl(answered.life.memory);
-        self.put(&key, &answered, Some(seal), unconfirmed);
-        match (remote.set(&key, self.outgoing(&answered, &answered.names())).await, self.coherence()) {
-            (Filled::Yes(seal), Some(coherence)) => {
-                let ttl = coherence.bound(seal, answered.life.memory);
-                self.put(&key, &answered, Some(seal), ttl);
-            }
-            (Filled::Outdated, _) => self.forget(&[key]),
-            _ => self.put(&key, &answered, Some(seal), unconfirmed),
-        }
+        let weight = self.weigh(&key, &answered);
+        let item = |seal| Item { value: answered.value.clone(), tags: answered.tags.clone(), seal: Some(seal) };
+        let removed = self.table.outdate(&key, || self.memory.insert(&key, item(before), weight, unconfirmed));
+        self.metrics.evictions.increment(removed.evicted);
+        drop(removed);
+        // A clearing waits for no turn: what one has removed since now is not to come back.
+        let claim = self.table.claim(&key);
+        let (seal, ttl) = match remote.set(&key, self.outgoing(&answered, &answered.names())).await {
+            Filled::Yes(seal) => (seal, self.bound(seal, answered.life.memory)),
+            Filled::Unavailable(seal) => (seal.unwrap_or(before), unconfirmed),
+            Filled::Outdated => (before, Duration::ZERO),
+        };
+        let removed = claim.outdate(|is_good| {
+            let ttl = if is_good { ttl } else { Duration::ZERO };
+            self.memory.insert(&key, item(seal), weight, ttl)
+        });
+        self.metrics.evictions.increment(removed.evicted);
     }
 
     pub(super) async fn remove_remotely(self: Arc<Self>, keys: HashSet<K>) {

@@ -19,6 +19,12 @@ pub(crate) struct Tier<K, V> {
 #[derive(Clone, Copy)]
 pub(crate) struct Seal(Infallible);
 
+impl Seal {
+    pub(crate) fn is_older(self, _: Seal) -> bool {
+        match self.0 {}
+    }
+}
+
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Standing {
     Current,

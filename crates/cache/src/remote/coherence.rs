@@ -39,6 +39,13 @@ pub(crate) struct Seal {
     epoch: u32,
 }
 
+impl Seal {
+    /// Whether the key was changed before `other` was taken, a seal of the same key.
+    pub(crate) fn is_older(self, other: Seal) -> bool {
+        (self.stamp.wrapping_sub(other.stamp) as i32) < 0
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Standing {
     Current,

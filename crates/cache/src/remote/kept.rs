@@ -52,6 +52,6 @@ pub(crate) enum Filled {
     Yes(Seal),
     /// Somebody changed the key meanwhile: what was read is not to be kept anywhere.
     Outdated,
-    /// The remote has it not, or nobody knows.
-    Unavailable,
+    /// The remote has it not, or nobody knows. Where it was made to forget what it had, this seal is good from then on.
+    Unavailable(Option<Seal>),
 }

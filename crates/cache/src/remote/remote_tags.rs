@@ -255,7 +255,7 @@ impl RemoteTags {
         let command = invalidation(&keys);
         self.forget(tag, &keys);
         let repeat = Repeat::Run(command.clone());
-        if let Err(failure) = self.remote.change(&keys[1], &command, repeat).await {
+        if let Err((failure, _)) = self.remote.change(&keys[1], &command, repeat).await {
             self.failures.note(&failure);
         }
         // Redis does not tell us of this change, and what was asked before it may have been answered since.

@@ -142,7 +142,7 @@ async fn who_has_nothing_to_fill_lets_the_next_one_try() {
     first.give_back(&1, lease).await;
     let lease = second.lease(1).await;
     let nothing = Outgoing { value: None, fresh_for: Duration::ZERO, stale_for: Duration::ZERO, tags: &[] };
-    assert!(matches!(second.fill(&1, lease, nothing).await, Filled::Unavailable));
+    assert!(matches!(second.fill(&1, lease, nothing).await, Filled::Unavailable(_)));
     assert_eq!(redis(&url).await.exists("name:1").await, Ok(false));
     let lease = first.lease(1).await;
     let absent = Outgoing { value: None, fresh_for: LIFE, stale_for: LIFE, tags: &[] };

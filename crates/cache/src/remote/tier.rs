@@ -155,7 +155,7 @@ impl<K, V: 'static> Tier<K, V> {
         Before { seal: self.coherence().seal(redis_key), tags: self.local.now() }
     }
 
-    /// A seal from before there is a connection is good for nothing. So the first read waits for one.
+    /// A seal from before there is a connection is good for nothing. So who comes first waits for one.
     async fn meet(&self) {
         if !self.met.load(Ordering::Relaxed) {
             let _ = self.remote.ask::<Value>(&redis::cmd("PING")).await;
@@ -350,7 +350,7 @@ impl<K, V: 'static> Tier<K, V> {
         match answer {
             Some(true) if envelope.is_some() => Filled::Yes(seal),
             Some(false) => Filled::Outdated,
-            _ => Filled::Unavailable,
+            _ => Filled::Unavailable(None),
         }
     }
 
@@ -361,20 +361,20 @@ impl<K, V: 'static> Tier<K, V> {
 
     /// Puts a value there, whatever was there before. If that can't be done, nothing is to be there.
     pub(crate) async fn set(&self, key: &K, out: Outgoing<'_, V>) -> Filled {
+        self.meet().await;
         let (redis_key, life) = (self.redis_key(key), Lifetime::new(out.fresh_for, out.stale_for));
         if let Some(bytes) = self.insertion(&redis_key, life, &out).await {
             let life = life.end().to_string();
             let command = SET.by_code(&[&redis_key], &[&bytes, life.as_bytes()]);
             return match self.remote.change(&redis_key, &command, Repeat::Delete).await {
                 Ok(seal) => Filled::Yes(seal),
-                Err(failure) => {
+                Err((failure, seal)) => {
                     self.sets.note(&failure);
-                    Filled::Unavailable
+                    Filled::Unavailable(seal)
                 }
             };
         }
-        self.forget(vec![redis_key]).await;
-        Filled::Unavailable
+        Filled::Unavailable(self.forget(vec![redis_key]).await.pop())
     }
 
     async fn insertion(&self, redis_key: &[u8], life: Lifetime, out: &Outgoing<'_, V>) -> Option<Vec<u8>> {
@@ -445,10 +445,12 @@ impl<K, V: 'static> Tier<K, V> {
         self.forget(keys.iter().map(|key| self.redis_key(key)).collect()).await;
     }
 
-    async fn forget(&self, redis_keys: Vec<Vec<u8>>) {
-        if let Some(failure) = self.remote.forget(redis_keys).await {
+    async fn forget(&self, redis_keys: Vec<Vec<u8>>) -> Vec<Seal> {
+        let (seals, failed) = self.remote.forget(redis_keys).await;
+        if let Some(failure) = failed {
             self.deletes.note(&failure);
         }
+        seals
     }
 
     pub(crate) async fn invalidate_tag(&self, tag: &Arc<str>) {

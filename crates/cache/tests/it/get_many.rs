@@ -11,7 +11,7 @@ use std::{
 use greenwave_cache::{Cache, CacheConfig, LoadError, Loaded};
 use tokio::{
     task::{JoinSet, yield_now},
-    time::sleep,
+    time::{Instant, sleep},
 };
 
 use crate::support::{Failed, Gate, Source};
@@ -239,4 +239,20 @@ async fn stale_entries_are_served_and_refreshed_by_a_load_of_their_own() {
     sleep(3 * minute).await;
     let fail = |_| async { Err::<Vec<(u64, Option<u64>)>, _>(Failed) };
     assert_eq!(values(cache.get_many(&[1, 2], fail).await.unwrap()), [(1, 1), (2, 4)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_source_costs_the_soft_timeout_once_however_many_keys_are_stale() {
+    let (minute, soft_timeout) = (Duration::from_secs(60), Duration::from_millis(100));
+    let config = CacheConfig { ttl: minute, stale_if_error: 60 * minute, soft_timeout, ..Default::default() };
+    let cache = Cache::<u64, u64>::builder("test").config(config).build();
+    let keys: Vec<u64> = (0..100).collect();
+    for key in &keys {
+        cache.insert(*key, *key).await;
+    }
+    sleep(2 * minute).await;
+    let begun = Instant::now();
+    let found = cache.get_many(&keys, |_| std::future::pending::<Answers>()).await.unwrap();
+    assert_eq!(found.len(), 100);
+    assert!(begun.elapsed() < 2 * soft_timeout, "{:?}", begun.elapsed());
 }

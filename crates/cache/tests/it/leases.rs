@@ -190,3 +190,46 @@ async fn a_stale_value_is_served_by_all_while_one_loads() {
     let newest = third.get_or_load(&1, || async { Ok::<_, Failed>(None) }).await.unwrap().unwrap();
     assert_eq!(newest.name, "Bob");
 }
+
+/// As by each lease of another process, and each renewal.
+async fn touch(redis: &mut redis::aio::MultiplexedConnection, cache: &Cache<u64, User>) {
+    let touched: u8 = redis::cmd("PEXPIRE").arg("user:1").arg(10_000).query_async(redis).await.unwrap();
+    assert_eq!(touched, 1);
+    // On the way of this answer, the news of it come first.
+    assert_eq!(cache.get(&2).await, None);
+}
+
+#[tokio::test]
+async fn who_comes_after_another_process_s_lease_joins_who_waits_for_it() {
+    let server = Server::redis();
+    let url = server.url();
+    let (one, other) = (users(&url), users(&url));
+    let (gate, source) = (Gate::new(), Source::default());
+    let leader = tokio::spawn({
+        let (one, gate) = (one.clone(), gate.clone());
+        let load = async move {
+            gate.pass().await;
+            Err::<Option<User>, _>(Failed)
+        };
+        async move { one.get_or_load(&1, || load).await }
+    });
+    gate.arrival().await;
+    let mut redis = redis(&url).await;
+    let mut callers = JoinSet::new();
+    for _ in 0..5 {
+        let (process, source) = (other.clone(), source.clone());
+        let load = async move {
+            sleep(LOAD).await;
+            let _ = source.load(ada()).await;
+            Ok::<Option<User>, Failed>(None)
+        };
+        callers.spawn(async move { process.get_or_load(&1, || load).await.unwrap() });
+        // It has looked and waits; then the other's lease is renewed.
+        sleep(LOAD).await;
+        touch(&mut redis, &other).await;
+    }
+    gate.open();
+    leader.await.unwrap().unwrap_err();
+    assert_eq!(callers.join_all().await, vec![None; 5]);
+    assert_eq!(source.loads(), 1);
+}

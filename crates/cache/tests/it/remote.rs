@@ -1,9 +1,18 @@
-use std::time::Duration;
+use std::{
+    hash::{Hash, Hasher},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
-use greenwave_cache::{Cache, CacheConfig, Error, Loaded, MessagePack, Remote, RemoteConfig};
+use greenwave_cache::{Cache, CacheConfig, Codec, Error, Loaded, MessagePack, Remote, RemoteConfig};
 use greenwave_test_servers::{Server, redis_url};
 use redis::{AsyncTypedCommands, aio::MultiplexedConnection};
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
 
 use crate::support::{Failed, Gate, Recording, Source};
 
@@ -122,6 +131,95 @@ async fn a_zero_remote_ttl_writes_nothing_and_an_endless_one_is_accepted() {
             assert_eq!(redis(&url).await.exists("n:1").await.unwrap(), written);
         }
     }
+}
+
+/// Writes sevens alone.
+struct Sevens(Arc<AtomicBool>);
+
+impl Codec<u64> for Sevens {
+    fn encode(&self, value: &u64) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
+        self.0.store(true, Ordering::SeqCst);
+        if *value == 7 { Ok(vec![7]) } else { Err("not a seven".into()) }
+    }
+
+    fn decode(&self, _: &[u8]) -> Result<u64, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(7)
+    }
+}
+
+#[tokio::test]
+async fn what_redis_does_not_take_is_kept_in_memory() {
+    let server = Server::redis();
+    let cache = |remote_ttl| {
+        let config = RemoteConfig {
+            timeout: Duration::from_secs(10),
+            untracked_ttl: Duration::from_secs(60),
+            ..Default::default()
+        };
+        let remote = Remote::connect_with(&server.url(), config).unwrap();
+        let config = CacheConfig { remote_ttl, ..Default::default() };
+        let builder = Cache::<u64, u64>::builder("n").config(config);
+        builder.remote_with(remote, u64::to_string, Sevens(Arc::default())).build()
+    };
+    let (hour, mut redis) = (Duration::from_secs(3600), redis(&server.url()).await);
+    let unwritten = cache(Duration::ZERO);
+    unwritten.insert(1, 7).await;
+    assert_eq!(unwritten.get(&1).await.as_deref(), Some(&7));
+
+    let cache = cache(hour);
+    cache.insert(2, 7).await;
+    cache.insert(2, 8).await;
+    assert_eq!(cache.get(&2).await.as_deref(), Some(&8), "it does not encode");
+    cache.insert(3, 7).await;
+    redis::cmd("CONFIG").arg(&["SET", "maxmemory", "1"]).exec_async(&mut redis).await.unwrap();
+    cache.insert(3, 7).await;
+    assert!(!redis.exists("n:3").await.unwrap(), "Redis is full");
+    assert_eq!(cache.get(&3).await.as_deref(), Some(&7));
+
+    // And what is changed by others since then is heard of.
+    redis::cmd("CONFIG").arg(&["SET", "maxmemory", "0"]).exec_async(&mut redis).await.unwrap();
+    unwritten.invalidate(&3).await;
+    assert_eq!(cache.get(&9).await, None, "the news come before this answer");
+    assert_eq!(cache.get(&3).await, None);
+}
+
+/// A key that clears its cache when it is hashed once more after its value was encoded.
+#[derive(Clone)]
+struct Clearing {
+    encoded: Arc<AtomicBool>,
+    cache: Arc<std::sync::OnceLock<Cache<Clearing, u64>>>,
+}
+
+impl Hash for Clearing {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u8(1);
+        if self.encoded.swap(false, Ordering::SeqCst) {
+            let (runtime, cache) = (Handle::current(), self.cache.get().unwrap().clone());
+            thread::spawn(move || runtime.block_on(cache.clear())).join().unwrap();
+        }
+    }
+}
+
+impl PartialEq for Clearing {
+    fn eq(&self, _: &Clearing) -> bool {
+        true
+    }
+}
+
+impl Eq for Clearing {}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_that_is_cleared_while_it_is_inserted_does_not_come_back() {
+    let encoded = Arc::<AtomicBool>::default();
+    let builder = Cache::<Clearing, u64>::builder("n");
+    let codec = Sevens(Arc::clone(&encoded));
+    let cache = builder.remote_with(patient(&redis_url()), |_| "1", codec).build();
+    let key = Clearing { encoded, cache: Arc::default() };
+    let _ = key.cache.set(cache.clone());
+    // Redis has answered, and the insertion is about to write to memory for the second time.
+    cache.insert(key.clone(), 7).await;
+    assert!(!key.encoded.load(Ordering::SeqCst), "it was cleared in between");
+    assert_eq!(cache.get(&key).await, None);
 }
 
 #[tokio::test]

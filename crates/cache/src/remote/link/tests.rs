@@ -433,7 +433,7 @@ async fn a_full_redis_forgets_what_it_cannot_replace() {
     run::<()>(&mut foreign, "CONFIG SET maxmemory 1").await;
     let set = cmd("SET").arg("a").arg("new").take();
     let refused = remote.change(b"a", &set, Repeat::Delete).await.map(drop);
-    assert!(matches!(refused, Err(Failure::Refused(_))), "{refused:?}");
+    assert!(matches!(refused, Err((Failure::Refused(_), Some(_)))), "{refused:?}");
     assert_eq!(read(&remote, "a").await.unwrap().0, None);
 }
 
