@@ -12,8 +12,6 @@ use std::{
 use axum::{Router, body::Body, extract::Path, response::IntoResponse, routing::get};
 use bytes::Bytes;
 use expect_test::expect;
-#[cfg(feature = "redis")]
-use greenwave_cache::Remote;
 use greenwave_cache::{Cache, CacheConfig, CacheLayer, CachedResponse};
 use http::{Method, Request, Response, StatusCode, request::Parts};
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -414,11 +412,12 @@ async fn a_response_may_set_its_own_ttl() {
 #[cfg(feature = "redis")]
 #[tokio::test]
 async fn a_response_is_shared_by_processes_through_redis() {
-    let url = greenwave_test_servers::redis_url();
+    let server = greenwave_test_servers::Server::redis();
+    let url = server.url();
     let handler = Handler::default();
     let bytes = |_| async { vec![0xff_u8; 300] };
     for _ in 0..2 {
-        let pages: Pages = Cache::builder("page").remote(Remote::connect(&url).unwrap()).build();
+        let pages: Pages = Cache::builder("page").remote(crate::remote::patient(&url)).build();
         let service = layer(&pages).layer(handler.answering(bytes));
         let body = service.oneshot(get_it()).await.unwrap().into_body().collect().await.unwrap().to_bytes();
         assert_eq!(body, vec![0xff_u8; 300]);
@@ -430,12 +429,12 @@ async fn a_response_is_shared_by_processes_through_redis() {
 #[cfg(feature = "redis")]
 #[tokio::test]
 async fn what_another_process_found_uncacheable_is_answered_here_all_the_same() {
-    let url = greenwave_test_servers::redis_url();
+    let server = greenwave_test_servers::Server::redis();
+    let url = server.url();
     let handler = Handler::default();
     for calls in ["1", "2"] {
         let config = CacheConfig { absent_ttl: Duration::from_secs(60), ..Default::default() };
-        let pages: Pages =
-            Cache::builder("page").config(config).remote(Remote::connect(&url).unwrap()).build();
+        let pages: Pages = Cache::builder("page").config(config).remote(crate::remote::patient(&url)).build();
         let answer =
             handler.answering(|number| async move { ([("set-cookie", "id=7")], number.to_string()) });
         let response = layer(&pages).layer(answer).oneshot(get_it()).await.unwrap();
