@@ -76,7 +76,7 @@ async fn keys_that_processes_want_in_any_order_are_loaded_once_each() {
     }
     let begun = Instant::now();
     callers.join_all().await;
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}: a lease had to run out", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}: a lease had to run out", begun.elapsed());
     let loads = loads.lock().unwrap();
     assert!(loads.len() == 33 && loads.values().all(|loads| *loads == 1), "{loads:?}");
 }
