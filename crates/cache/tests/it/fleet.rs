@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::join;
 use greenwave_cache::{Cache, LoadError, Remote, RemoteConfig};
 use greenwave_test_servers::Server;
 use rustix::process::{Pid, Signal, kill_process};
@@ -28,7 +29,7 @@ const LEASE: Duration = Duration::from_secs(3);
 const PROMPT: Duration = Duration::from_secs(4);
 const PATIENCE: Duration = Duration::from_secs(60);
 const MARK: &str = "member ";
-/// The callers of this process that have called.
+/// The callers of this process that have called, and wait.
 static CALLED: Semaphore = Semaphore::const_new(0);
 
 async fn all_called(callers: u32) {
@@ -51,8 +52,8 @@ async fn member() {
     for _ in 0..callers {
         let cache = cache.clone();
         all.spawn(async move {
-            CALLED.add_permits(1);
-            cache.get_or_load(&1, move || load(callers)).await
+            // The second is polled when the first waits.
+            join(cache.get_or_load(&1, move || load(callers)), async { CALLED.add_permits(1) }).await.0
         });
     }
     all_called(callers).await;
@@ -90,7 +91,7 @@ async fn load(callers: u32) -> Result<Option<u64>, Failed> {
 #[derive(Debug, PartialEq)]
 enum Said {
     Ready,
-    /// All its callers have called.
+    /// All its callers wait.
     Here,
     Load,
     Done {
@@ -163,7 +164,7 @@ impl Fleet {
         (fleet, leader)
     }
 
-    /// Waits until all callers of so many processes have called, and one has to load; says which.
+    /// Waits until all callers of so many processes wait, and one process has to load; says which.
     fn gathered(&mut self, processes: usize) -> usize {
         let (mut here, mut leader) = (0, None);
         while here < processes || leader.is_none() {
