@@ -189,7 +189,7 @@ async fn invalidations_and_inserts_reach_a_redis_that_has_just_failed() {
     for insert in [false, true] {
         let server = Server::redis();
         let config = RemoteConfig {
-            timeout: Duration::from_secs(2),
+            timeout: Duration::from_secs(1),
             retry_after: Duration::from_secs(600),
             ..Default::default()
         };
