@@ -70,7 +70,10 @@ fn ci() -> Result<()> {
             ["-p", "greenwave-db", "-p", "greenwave-events", "-p", "greenwave-jobs", "--no-default-features"];
         cargo("check", &[&alone[..], &["--features", features]].concat(), &[])?;
     }
-    cargo("check", &["-p", "greenwave-cache", "--no-default-features"], &[])?;
+    for features in ["", "tower", "redis"] {
+        let alone = ["-p", "greenwave-cache", "--no-default-features", "--features", features];
+        cargo("check", &alone, &[])?;
+    }
     cargo("doc", &["--workspace", "--all-features", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings".into())])?;
     deny::check()?;
     test(&[])

@@ -28,7 +28,9 @@ fn with_redis() -> (Source, String) {
 /// Sees that the keys that the run told of are gone.
 async fn left_nothing_in(url: &str, run: &Run) {
     assert_eq!(run.created().len(), 1, "{:?}", run.notes);
-    let mut redis = redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
+    let patient = redis::AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+    let client = redis::Client::open(url).unwrap();
+    let mut redis = client.get_multiplexed_async_connection_with_config(&patient).await.unwrap();
     let keys: Vec<String> = redis::cmd("KEYS").arg("*").query_async(&mut redis).await.unwrap();
     assert_eq!(keys.first(), None, "and {} more", keys.len());
 }

@@ -51,7 +51,9 @@ async fn process_with(url: &str, config: CacheConfig) -> Process {
 }
 
 async fn redis(url: &str) -> MultiplexedConnection {
-    redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap()
+    let patient = redis::AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+    let client = redis::Client::open(url).unwrap();
+    client.get_multiplexed_async_connection_with_config(&patient).await.unwrap()
 }
 
 fn tags<const N: usize>(names: [&str; N]) -> [Arc<str>; N] {

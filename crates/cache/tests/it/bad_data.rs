@@ -46,15 +46,21 @@ fn value(value: &str) -> Loaded<String> {
 
 const NAME: &str = "Ada Lovelace, Countess";
 
+/// Of a length that is compressed.
+fn long() -> String {
+    "all work and no play ".repeat(300)
+}
+
 /// A Redis in which there is an entry, as it is there.
-async fn an_entry() -> (Server, Cache<String, String>, MultiplexedConnection, Vec<u8>) {
+async fn an_entry(text: &str) -> (Server, Cache<String, String>, MultiplexedConnection, Vec<u8>) {
     let server = Server::redis();
     let url = server.url();
     let cache = without_memory(&url);
-    load(&cache, "k", value(NAME).tags(["people", "counts"])).await;
+    load(&cache, "k", value(text).tags(["people", "counts"])).await;
     let mut redis = admin(&url).await;
     let entry: Vec<u8> = redis.get("n:k").await.unwrap();
-    assert_eq!(look(&cache, "k").await.as_deref(), Some(NAME));
+    assert!(entry.len() < 1_000);
+    assert_eq!(look(&cache, "k").await.as_deref(), Some(text));
     (server, cache, redis, entry)
 }
 
@@ -64,21 +70,23 @@ async fn put(redis: &mut MultiplexedConnection, bytes: &[u8]) {
 
 #[tokio::test]
 async fn an_entry_that_is_cut_off_anywhere_is_a_miss() {
-    let (_server, cache, mut redis, entry) = an_entry().await;
-    for end in 0..entry.len() {
-        put(&mut redis, &entry[..end]).await;
-        assert_eq!(look(&cache, "k").await, None, "the first {end} bytes of {entry:02x?}");
+    for text in [NAME, &long()] {
+        let (_server, cache, mut redis, entry) = an_entry(text).await;
+        for end in 0..entry.len() {
+            put(&mut redis, &entry[..end]).await;
+            assert_eq!(look(&cache, "k").await, None, "the first {end} bytes of {entry:02x?}");
+        }
+        let longer = [&entry[..], b"more"].concat();
+        put(&mut redis, &longer).await;
+        assert!(look(&cache, "k").await.is_none_or(|found| found == text));
+        assert_eq!(load(&cache, "k", value(text)).await.as_deref(), Some(text));
+        assert_eq!(look(&cache, "k").await.as_deref(), Some(text), "it was replaced");
     }
-    let longer = [&entry[..], b"more"].concat();
-    put(&mut redis, &longer).await;
-    assert!(look(&cache, "k").await.is_none_or(|found| found == NAME));
-    assert_eq!(load(&cache, "k", value(NAME)).await.as_deref(), Some(NAME));
-    assert_eq!(look(&cache, "k").await.as_deref(), Some(NAME), "it was replaced");
 }
 
 #[tokio::test]
 async fn an_entry_of_another_version_is_a_miss() {
-    let (_server, cache, mut redis, mut entry) = an_entry().await;
+    let (_server, cache, mut redis, mut entry) = an_entry(NAME).await;
     let version = entry[0];
     for other in (0..=255).filter(|&other| other != version) {
         entry[0] = other;
@@ -90,7 +98,7 @@ async fn an_entry_of_another_version_is_a_miss() {
 // As after a RENAME, or a restore of the wrong file.
 #[tokio::test]
 async fn an_entry_under_another_key_is_a_miss() {
-    let (_server, cache, mut redis, entry) = an_entry().await;
+    let (_server, cache, mut redis, entry) = an_entry(NAME).await;
     for elsewhere in ["n:other", "n:K", "n:"] {
         redis.set::<_, _, ()>(elsewhere, &entry).await.unwrap();
         assert_eq!(look(&cache, &elsewhere[2..]).await, None, "{elsewhere}");
@@ -99,21 +107,24 @@ async fn an_entry_under_another_key_is_a_miss() {
 
 #[tokio::test]
 async fn an_entry_with_random_bytes_breaks_nothing() {
-    let (_server, cache, mut redis, entry) = an_entry().await;
     let seed = Random::seed();
     println!("SEED={seed}");
     let mut random = Random::seeded(seed);
-    for _ in 0..1_000 {
-        let mut broken = entry.clone();
-        for _ in 0..1 + random.below(4) {
-            let place = random.below(broken.len() as u64) as usize;
-            broken[place] = random.below(256) as u8;
+    for text in [NAME, &long()] {
+        let (_server, cache, mut redis, entry) = an_entry(text).await;
+        for _ in 0..1_000 {
+            let mut broken = entry.clone();
+            for _ in 0..1 + random.below(4) {
+                let place = random.below(broken.len() as u64) as usize;
+                broken[place] = random.below(256) as u8;
+            }
+            put(&mut redis, &broken).await;
+            // Wrong letters are what nobody can see. But nothing small becomes huge.
+            assert!(look(&cache, "k").await.is_none_or(|found| found.len() <= 2 * text.len() + 255));
         }
-        put(&mut redis, &broken).await;
-        look(&cache, "k").await;
+        redis.del::<_, ()>("n:k").await.unwrap();
+        assert_eq!(load(&cache, "k", value(text)).await.as_deref(), Some(text));
     }
-    redis.del::<_, ()>("n:k").await.unwrap();
-    assert_eq!(load(&cache, "k", value(NAME)).await.as_deref(), Some(NAME));
 }
 
 // A process that died before it could say how long its lease lasts, or bytes that happen to look like one.
@@ -135,7 +146,7 @@ async fn a_lease_that_never_ends_does_not_delay_for_ever() {
 // The clocks of machines differ, and jump: what an entry says of its time may be anything.
 #[tokio::test]
 async fn an_entry_from_another_time_is_right_or_a_miss() {
-    let (_server, cache, mut redis, entry) = an_entry().await;
+    let (_server, cache, mut redis, entry) = an_entry(NAME).await;
     let now = UNIX_EPOCH.elapsed().unwrap().as_millis() as u64;
     let day = 24 * 60 * 60 * 1000;
     let near = |bytes: [u8; 8]| {
@@ -237,13 +248,18 @@ async fn tags_of_any_text_take_their_own_entries_along_and_no_other() {
 }
 
 #[tokio::test]
-async fn times_without_length_and_without_end_break_nothing() {
+async fn a_config_without_sense_breaks_nothing() {
     let server = Server::redis();
     let url = server.url();
-    for time in [Duration::ZERO, Duration::from_nanos(1), Duration::MAX] {
+    let parts = [f64::NAN, f64::NEG_INFINITY, -1.0, 0.0, 0.5, 1.0, 2.0, f64::INFINITY];
+    let times = [Duration::ZERO, Duration::from_nanos(1), Duration::MAX];
+    for (part, time) in parts.into_iter().flat_map(|part| times.map(|time| (part, time))) {
         for own in [None, Some(Duration::ZERO), Some(Duration::MAX)] {
             let config = CacheConfig {
+                max_entries: 10,
                 ttl: time,
+                ttl_jitter: part,
+                refresh_after: part,
                 absent_ttl: time,
                 error_ttl: time,
                 stale_while_revalidate: time,
@@ -254,7 +270,7 @@ async fn times_without_length_and_without_end_break_nothing() {
                 load_timeout: Duration::MAX,
                 ..Default::default()
             };
-            let namespace = format!("{time:?} {own:?}");
+            let namespace = format!("{part} {time:?} {own:?}");
             let remote_config = RemoteConfig {
                 untracked_ttl: time,
                 retry_after: time,
@@ -276,8 +292,15 @@ async fn times_without_length_and_without_end_break_nothing() {
                 .get_or_load(&"bad".to_owned(), || async { Err::<Option<String>, _>(Failed) })
                 .await
                 .unwrap_err();
+            let keys = ["k", "none", "other"].map(str::to_owned);
+            let nothing = |_| async { Ok::<_, Failed>([(String::new(), None::<String>); 0]) };
+            cache.get_many(&keys, nothing).await.unwrap();
             cache.insert("k".to_owned(), "new".to_owned()).await;
-            assert!(look(&cache, "k").await.is_none_or(|found| found == "new"));
+            let found = look(&cache, "k").await;
+            assert!(
+                found.as_deref() == Some("new") || (found.is_none() && time < Duration::MAX),
+                "{part} {time:?}"
+            );
             cache.invalidate(&"k".to_owned()).await;
             assert_eq!(look(&cache, "k").await, None);
         }
@@ -288,26 +311,6 @@ async fn times_without_length_and_without_end_break_nothing() {
         let cache: Cache<String, String> = Cache::builder("m").remote(remote).build();
         assert_eq!(load(&cache, "k", value(NAME)).await.as_deref(), Some(NAME));
     }
-}
-
-#[tokio::test]
-async fn a_value_over_the_size_limit_is_passed_on_and_kept_nowhere() {
-    let server = Server::redis();
-    let url = server.url();
-    let weigh = |_: &String, value: &String| value.len() as u64;
-    let config = CacheConfig { max_value_bytes: 1_000, ..Default::default() };
-    let cache = Cache::builder("n").config(config).weigher(weigh).remote(remote(&url)).build();
-    let there = without_memory(&url);
-    let large = "x".repeat(2_000);
-    assert_eq!(load(&cache, "k", value(&large)).await.as_ref(), Some(&large));
-    assert_eq!(look(&cache, "k").await, None);
-    assert_eq!(look(&there, "k").await, None);
-
-    cache.insert("k".to_owned(), "small".to_owned()).await;
-    assert_eq!(look(&there, "k").await.as_deref(), Some("small"));
-    cache.insert("k".to_owned(), large).await;
-    assert_eq!(look(&cache, "k").await, None, "the small one is no longer true");
-    assert_eq!(look(&there, "k").await, None);
 }
 
 /// Removes all keys but those of entries, as Redis may when it is full.

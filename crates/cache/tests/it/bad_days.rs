@@ -2,8 +2,8 @@
 
 use std::{
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -12,13 +12,16 @@ use greenwave_cache::{Cache, CacheConfig, CoherenceMode, Remote, RemoteConfig};
 use greenwave_test_servers::{RedisCluster, RedisSentinel, Server};
 use tokio::{task::JoinSet, time::sleep};
 
-use crate::support::{Failed, Gate, Random, Source, admin, tell};
+use crate::{
+    remote::patient,
+    support::{Failed, Gate, Random, Recording, Source, admin, tell},
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// How long one operation on Redis may take: the default.
 const TIMEOUT: Duration = Duration::from_millis(250);
-/// What a busy machine adds.
-const SLACK: Duration = Duration::from_millis(250);
+/// What a busy machine may add at worst.
+const SLACK: Duration = Duration::from_secs(3);
 
 /// A Redis that can go down and come back, in one of the ways in which they do.
 enum Place {
@@ -185,8 +188,8 @@ struct Traffic {
     caches: [Cache<usize, u64>; 2],
     source: [AtomicU64; 100],
     done: AtomicBool,
-    reads: AtomicUsize,
-    slow: AtomicUsize,
+    /// How long each read took.
+    took: Mutex<Vec<Duration>>,
 }
 
 impl Traffic {
@@ -205,8 +208,7 @@ impl Traffic {
             cache.get_or_load(&key, load).await.expect("the source could answer").expect("and has it");
             let took = started.elapsed();
             assert!(took < TIMEOUT + SLACK, "SEED={seed}: key {key}, version {version}: {took:?}");
-            self.reads.fetch_add(1, Ordering::Relaxed);
-            self.slow.fetch_add(usize::from(took > TIMEOUT * 9 / 10), Ordering::Relaxed);
+            self.took.lock().unwrap().push(took);
             sleep(Duration::from_millis(1)).await;
         }
     }
@@ -240,8 +242,7 @@ async fn a_redis_that_dies_and_hangs_under_load_fails_no_read_and_costs_its_time
             caches: [(); 2].map(|()| Cache::builder("n").config(config.clone()).remote(remote()).build()),
             source: [const { AtomicU64::new(1) }; 100],
             done: AtomicBool::new(false),
-            reads: AtomicUsize::new(0),
-            slow: AtomicUsize::new(0),
+            took: Mutex::default(),
         });
         let mut tasks = JoinSet::new();
         for reader in 0..READERS {
@@ -251,15 +252,17 @@ async fn a_redis_that_dies_and_hangs_under_load_fails_no_read_and_costs_its_time
             tasks.spawn(Arc::clone(&traffic).write(seed + READERS + writer));
         }
         sleep(SECOND / 2).await;
-        let (reads, slow) = (traffic.reads.load(Ordering::SeqCst), traffic.slow.load(Ordering::SeqCst));
+        traffic.took.lock().unwrap().clear();
         place.down();
         sleep(2 * SECOND).await;
-        let during = traffic.reads.load(Ordering::SeqCst) - reads;
-        let slow = traffic.slow.load(Ordering::SeqCst) - slow;
-        println!("{during} reads while it was away, {slow} of them waited for it; frozen: {frozen}");
+        let mut took = std::mem::take(&mut *traffic.took.lock().unwrap());
+        took.sort();
+        let waited = took.iter().filter(|took| **took > TIMEOUT * 9 / 10).count();
+        let (reads, p99) = (took.len(), took[took.len() * 99 / 100]);
+        println!("{reads} reads while it was away, {waited} waited for it, p99 {p99:?}; frozen: {frozen}");
         // Each cache has a breaker of its own, and each reader waits but in one at a time.
-        assert!(slow <= 2 * READERS as usize, "{slow} of {during} reads waited; frozen: {frozen}");
-        assert!(during > 10 * slow, "{slow} of {during} reads waited; frozen: {frozen}");
+        assert!(waited <= 2 * READERS as usize, "{waited} of {reads} reads waited; frozen: {frozen}");
+        assert!(p99 < TIMEOUT / 2, "p99 of {reads} reads: {p99:?}; frozen: {frozen}");
         place.up();
         sleep(SECOND / 2).await;
         traffic.done.store(true, Ordering::SeqCst);
@@ -364,7 +367,9 @@ async fn what_changes_by_flushall_is_seen() {
 async fn a_full_redis_serves_nothing_old_and_takes_invalidations() {
     let server = Server::redis_with(&["maxmemory 8mb"]);
     let mut redis = admin(&server.url()).await;
-    let [here, there] = [(); 2].map(|()| process(&server.url(), CoherenceMode::Tracking));
+    let recording = Recording::default();
+    let process = || Cache::<usize, u64>::builder("n").remote(patient(&server.url())).build();
+    let (here, there) = (recording.of(process), process());
     for (cache, key) in [(&here, 1), (&there, 1), (&here, 2), (&there, 2)] {
         assert_eq!(load(cache, key, 1).await, 1);
         cache.settled().await;
@@ -379,8 +384,10 @@ async fn a_full_redis_serves_nothing_old_and_takes_invalidations() {
     here.invalidate(&1).await;
     never_older("invalidated", &there, 1, 2).await;
     here.insert(2, 2).await;
+    assert_eq!(recording.count("greenwave.cache.remote.failures{cache=n,operation=set}"), 1);
     assert!(here.get(&2).await.is_none_or(|seen| *seen == 2));
     never_older("inserted", &there, 2, 2).await;
+    assert!(!tell::<bool>(&mut redis, "EXISTS n:2").await, "what an insert cannot replace it removes");
     assert_eq!(load(&there, 1, 2).await, 2);
     assert_eq!(load(&there, 3, 1).await, 1, "and what Redis does not take is loaded");
 }

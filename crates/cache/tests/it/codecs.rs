@@ -1,13 +1,13 @@
 use std::{error::Error, sync::Arc};
 
 use greenwave_cache::{Cache, CacheConfig, Codec, MessagePack, RemoteConfig};
-use greenwave_test_servers::redis_url;
+use greenwave_test_servers::Server;
 use redis::{AsyncTypedCommands, aio::MultiplexedConnection};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    remote::{User, ada, patient, redis, users},
-    support::{Failed, Random, Recording, Source},
+    remote::{User, ada, patient, users},
+    support::{Failed, Recording, Source, admin as redis},
 };
 
 type Boxed = Box<dyn Error + Send + Sync>;
@@ -23,7 +23,8 @@ async fn bytes(redis: &mut MultiplexedConnection, key: &str) -> Vec<u8> {
 
 #[tokio::test]
 async fn what_does_not_decode_is_a_miss_and_replaced() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let mut redis = redis(&url).await;
     users(&url).insert(2, ada()).await;
     let another_keys = bytes(&mut redis, "user:2").await;
@@ -43,40 +44,6 @@ async fn what_does_not_decode_is_a_miss_and_replaced() {
     }
 }
 
-#[tokio::test]
-async fn no_truncation_and_no_flipped_bytes_give_a_wrong_value_or_a_panic() {
-    let seed = Random::seed();
-    println!("SEED={seed}");
-    let mut random = Random::seeded(seed);
-    let url = redis_url();
-    let mut redis = redis(&url).await;
-    let cache = coded::<String>(&url, MessagePack);
-    let long = "all work and no play ".repeat(300);
-    for value in ["short", &long] {
-        cache.insert(1, value.to_owned()).await;
-        let whole = bytes(&mut redis, "v:1").await;
-        assert!(whole.len() < 1_000);
-        for end in 0..whole.len() {
-            redis.set("v:1", &whole[..end]).await.unwrap();
-            assert_eq!(cache.get(&1).await, None, "{end} bytes");
-        }
-        for _ in 0..500 {
-            let mut other = whole.clone();
-            let place = random.below(other.len() as u64) as usize;
-            other[place] ^= 1 << random.below(8);
-            redis.set("v:1", &other).await.unwrap();
-            // A flipped byte of the text itself is what nobody can see; times may be wrong, and end by Redis' clock.
-            let found = cache.get(&1).await;
-            assert!(found.is_none_or(|found| found.len() <= 2 * value.len() + 255), "byte {place}");
-        }
-        let noise: Vec<u8> = (0..200).map(|_| random.below(256) as u8).collect();
-        for end in 0..noise.len() {
-            redis.set("v:1", &noise[..end]).await.unwrap();
-            assert_eq!(cache.get(&1).await, None);
-        }
-    }
-}
-
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Newer {
     email: Option<String>,
@@ -88,7 +55,8 @@ struct Newer {
 
 #[tokio::test]
 async fn a_struct_may_change_while_old_values_are_about() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let old = coded::<User>(&url, MessagePack);
     let new = coded::<Newer>(&url, MessagePack);
     old.insert(1, ada()).await;
@@ -100,7 +68,8 @@ async fn a_struct_may_change_while_old_values_are_about() {
 
 #[tokio::test]
 async fn a_long_value_is_compressed_and_a_short_one_is_not() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let mut redis = redis(&url).await;
     let config = RemoteConfig { compress_above: 100, ..Default::default() };
     let remote = greenwave_cache::Remote::connect_with(&url, config).unwrap();
@@ -116,7 +85,8 @@ async fn a_long_value_is_compressed_and_a_short_one_is_not() {
 
 #[tokio::test]
 async fn what_is_too_large_is_passed_on_counted_and_not_kept() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let recording = Recording::default();
     let config = CacheConfig { max_value_bytes: 100, ..Default::default() };
     let cache = recording.of(|| {
@@ -148,7 +118,8 @@ impl<V: Serialize + DeserializeOwned> Codec<V> for Json {
 
 #[tokio::test]
 async fn a_codec_may_be_ones_own() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     coded(&url, Json).insert(1, ada()).await;
     let bytes = bytes(&mut redis(&url).await, "v:1").await;
     assert!(bytes.ends_with(br#"{"id":1,"name":"Ada"}"#));
@@ -180,7 +151,8 @@ impl Codec<u64> for Capricious {
 
 #[tokio::test]
 async fn a_codec_that_fails_or_panics_fails_no_read() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let recording = Recording::default();
     let cache = recording.of(|| coded(&url, Capricious(0)));
     for (key, is_kept) in [(7, true), (8, false), (0, false), (1, false)] {
@@ -223,7 +195,8 @@ mod postcard {
 
     #[tokio::test]
     async fn postcard_does_not_decode_what_has_another_shape() {
-        let url = redis_url();
+        let server = Server::redis();
+        let url = server.url();
         let old = postcard::<before::Span>(&url);
         old.insert(1, before::Span { from: 1, to: 2 }).await;
         assert_eq!(old.get(&1).await.as_deref(), Some(&before::Span { from: 1, to: 2 }));
@@ -296,7 +269,8 @@ mod postcard {
             first: Option<u8>,
             second: Option<u8>,
         }
-        let url = redis_url();
+        let server = Server::redis();
+        let url = server.url();
         let cache = postcard::<Skips>(&url);
         for (key, first) in [(1, Some(1)), (2, None)] {
             cache.insert(key, Skips { first, second: Some(2) }).await;
@@ -308,7 +282,8 @@ mod postcard {
 
 #[tokio::test]
 async fn a_shared_value_needs_no_clone() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let cache = users(&url);
     let shared = Arc::new(ada());
     let loaded = greenwave_cache::Loaded::value(Arc::clone(&shared));

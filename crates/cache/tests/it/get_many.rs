@@ -10,6 +10,7 @@ use std::{
 
 use greenwave_cache::{Cache, CacheConfig, LoadError, Loaded};
 use tokio::{
+    sync::{mpsc, oneshot},
     task::{JoinSet, yield_now},
     time::{Instant, sleep},
 };
@@ -255,4 +256,54 @@ async fn a_slow_source_costs_the_soft_timeout_once_however_many_keys_are_stale()
     let found = cache.get_many(&keys, |_| std::future::pending::<Answers>()).await.unwrap();
     assert_eq!(found.len(), 100);
     assert!(begun.elapsed() < 2 * soft_timeout, "{:?}", begun.elapsed());
+}
+
+type Request = (Vec<u64>, oneshot::Sender<HashMap<u64, u64>>);
+
+/// Brings together what is asked for within a moment, as loaders for databases do; notes its queries.
+fn coalescing(queries: Arc<Mutex<Vec<Vec<u64>>>>) -> mpsc::UnboundedSender<Request> {
+    let (ask, mut asked) = mpsc::unbounded_channel::<Request>();
+    tokio::spawn(async move {
+        while let Some(first) = asked.recv().await {
+            sleep(Duration::from_millis(1)).await;
+            let mut batch = vec![first];
+            batch.extend(std::iter::from_fn(|| asked.try_recv().ok()));
+            let mut query: Vec<u64> = batch.iter().flat_map(|(keys, _)| keys.clone()).collect();
+            query.sort_unstable();
+            queries.lock().unwrap().push(query);
+            sleep(Duration::from_millis(5)).await;
+            for (keys, answer) in batch {
+                answer.send(keys.into_iter().map(|key| (key, key * key)).collect()).unwrap();
+            }
+        }
+    });
+    ask
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_with_other_keys_come_to_one_query_of_a_loader_that_coalesces_and_no_key_to_two() {
+    let (cache, queries) = (cache(), Arc::<Mutex<Vec<Vec<u64>>>>::default());
+    let ask = coalescing(Arc::clone(&queries));
+    for expected in [(0..32).collect::<Vec<_>>(), vec![3, 20]] {
+        let mut callers = JoinSet::new();
+        for first in 0..30 {
+            let (cache, ask) = (cache.clone(), ask.clone());
+            let load = move |keys: Vec<u64>| {
+                let (answer, answered) = oneshot::channel();
+                ask.send((keys, answer)).unwrap();
+                async move {
+                    let found = answered.await.map_err(|_| Failed)?;
+                    let squares = found.into_iter().map(|(key, square)| (key, Some(square)));
+                    Ok::<_, Failed>(squares.collect::<Vec<_>>())
+                }
+            };
+            callers.spawn(async move {
+                let found = values(cache.get_many(&[first, first + 1, first + 2], load).await.unwrap());
+                assert!(found.len() == 3 && found.iter().all(|(key, square)| *square == key * key));
+            });
+        }
+        callers.join_all().await;
+        assert_eq!(std::mem::take(&mut *queries.lock().unwrap()), [expected]);
+        cache.invalidate_many(&[3, 20]).await;
+    }
 }

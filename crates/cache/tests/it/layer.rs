@@ -297,11 +297,12 @@ async fn trailers_are_passed_on_and_not_cached() {
 #[cfg(feature = "redis")]
 #[tokio::test]
 async fn a_response_is_shared_by_processes_through_redis() {
-    let url = greenwave_test_servers::redis_url();
+    let server = greenwave_test_servers::Server::redis();
+    let url = server.url();
     let handler = Handler::default();
     let bytes = |_| async { vec![0xff_u8; 300] };
     for _ in 0..2 {
-        let pages: Pages = Cache::builder("page").remote(Remote::connect(&url).unwrap()).build();
+        let pages: Pages = Cache::builder("page").remote(crate::remote::patient(&url)).build();
         let service = layer(&pages).layer(handler.answering(bytes));
         let body = service.oneshot(get_it()).await.unwrap().into_body().collect().await.unwrap().to_bytes();
         assert_eq!(body, vec![0xff_u8; 300]);

@@ -1,3 +1,7 @@
+//! What is in Redis, and what memory makes of it.
+//!
+//! Each test has a Redis of its own: of changes in one database, Redis tells the readers of the same names in another.
+
 use std::{
     hash::{Hash, Hasher},
     sync::{
@@ -9,12 +13,12 @@ use std::{
 };
 
 use greenwave_cache::{Cache, CacheConfig, Codec, Error, Loaded, MessagePack, Remote, RemoteConfig};
-use greenwave_test_servers::{Server, redis_url};
+use greenwave_test_servers::Server;
 use redis::{AsyncTypedCommands, aio::MultiplexedConnection};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
-use crate::support::{Failed, Gate, Recording, Source};
+use crate::support::{Failed, Gate, Recording, Source, admin as redis};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct User {
@@ -36,13 +40,10 @@ pub(crate) fn users(url: &str) -> Cache<u64, User> {
     Cache::builder("user").remote(patient(url)).build()
 }
 
-pub(crate) async fn redis(url: &str) -> MultiplexedConnection {
-    redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap()
-}
-
 #[tokio::test]
 async fn a_loaded_value_is_in_redis_under_name_and_key_as_messagepack_with_its_ttl() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let cache = users(&url);
     cache.get_or_load(&1, || Source::default().load(ada())).await.unwrap();
     cache.settled().await;
@@ -58,7 +59,8 @@ async fn a_loaded_value_is_in_redis_under_name_and_key_as_messagepack_with_its_t
 
 #[tokio::test]
 async fn a_second_instance_finds_the_value_without_a_load() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let first = users(&url);
     first.get_or_load(&1, || Source::default().load(ada())).await.unwrap();
     first.settled().await;
@@ -77,7 +79,8 @@ async fn a_second_instance_finds_the_value_without_a_load() {
 
 #[tokio::test]
 async fn get_looks_into_redis_and_keeps_what_it_finds() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     users(&url).insert(1, ada()).await;
     let cache = users(&url);
     assert_eq!(cache.get(&2).await, None);
@@ -91,7 +94,8 @@ async fn get_looks_into_redis_and_keeps_what_it_finds() {
 
 #[tokio::test]
 async fn an_invalidation_reaches_redis() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let cache = users(&url);
     cache.insert(1, ada()).await;
     cache.insert(2, ada()).await;
@@ -104,7 +108,8 @@ async fn an_invalidation_reaches_redis() {
 
 #[tokio::test]
 async fn a_key_that_holds_no_string_is_a_miss_and_replaced() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     redis(&url).await.rpush("user:1", "x").await.unwrap();
     let recording = Recording::default();
     let cache = recording.of(|| users(&url));
@@ -120,7 +125,8 @@ async fn a_zero_remote_ttl_writes_nothing_and_an_endless_one_is_accepted() {
     for (remote_ttl, written) in
         [(Duration::ZERO, false), (Duration::from_nanos(1), true), (Duration::MAX, true)]
     {
-        let url = redis_url();
+        let server = Server::redis();
+        let url = server.url();
         let recording = Recording::default();
         let config = CacheConfig { remote_ttl, ..Default::default() };
         let cache: Cache<u64, u64> =
@@ -213,7 +219,8 @@ async fn a_value_that_is_cleared_while_it_is_inserted_does_not_come_back() {
     let encoded = Arc::<AtomicBool>::default();
     let builder = Cache::<Clearing, u64>::builder("n");
     let codec = Sevens(Arc::clone(&encoded));
-    let cache = builder.remote_with(patient(&redis_url()), |_| "1", codec).build();
+    let server = Server::redis();
+    let cache = builder.remote_with(patient(&server.url()), |_| "1", codec).build();
     let key = Clearing { encoded, cache: Arc::default() };
     let _ = key.cache.set(cache.clone());
     // Redis has answered, and the insertion is about to write to memory for the second time.
@@ -224,7 +231,8 @@ async fn a_value_that_is_cleared_while_it_is_inserted_does_not_come_back() {
 
 #[tokio::test]
 async fn an_invalidation_during_a_load_wins_in_redis_too() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let cache = users(&url);
     let gate = Gate::new();
     let caller = tokio::spawn({
@@ -245,7 +253,8 @@ async fn an_invalidation_during_a_load_wins_in_redis_too() {
 async fn a_change_in_another_process_wins_over_a_load_that_began_before() {
     let bob = User { id: 1, name: "Bob".into() };
     for insert in [false, true] {
-        let url = redis_url();
+        let server = Server::redis();
+        let url = server.url();
         let (loading, changing) = (users(&url), users(&url));
         let gate = Gate::new();
         let caller = tokio::spawn({
@@ -272,7 +281,8 @@ async fn a_change_in_another_process_wins_over_a_load_that_began_before() {
 
 #[tokio::test]
 async fn a_load_that_brings_nothing_leaves_nothing_in_redis() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let recording = Recording::default();
     let cache = recording.of(|| users(&url));
     assert_eq!(cache.get_or_load(&1, || async { Ok::<_, Failed>(None) }).await.unwrap(), None);
@@ -412,29 +422,9 @@ fn a_remote_shows_its_address_and_not_its_password() {
 }
 
 #[tokio::test]
-async fn a_full_or_forbidding_redis_fails_no_read_and_forgets_all_the_same() {
-    let server = Server::redis();
-    let mut redis = redis(&server.url()).await;
-    let recording = Recording::default();
-    let cache = recording.of(|| users(&server.url()));
-    cache.insert(1, ada()).await;
-    redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(1).exec_async(&mut redis).await.unwrap();
-    let bob = User { id: 1, name: "Bob".into() };
-    cache.invalidate(&1).await;
-    assert!(!redis.exists("user:1").await.unwrap());
-    for key in [1, 2] {
-        let loaded = cache.get_or_load(&key, || Source::default().load(bob.clone())).await;
-        assert_eq!(loaded.unwrap().as_deref(), Some(&bob));
-    }
-    cache.insert(3, bob.clone()).await;
-    cache.settled().await;
-    assert!(recording.count("greenwave.cache.remote.failures{cache=user,operation=set}") >= 3);
-    assert!(!redis.exists(&["user:1", "user:2", "user:3"]).await.unwrap());
-}
-
-#[tokio::test]
 async fn keys_of_any_bytes_are_kept_apart() {
-    let url = redis_url();
+    let server = Server::redis();
+    let url = server.url();
     let named = |name| {
         Cache::<Vec<u8>, String>::builder(name).remote_with(patient(&url), Vec::clone, MessagePack).build()
     };

@@ -1,5 +1,8 @@
 //! What a cache says of other sizes and TTLs, held to what such caches really do.
 
+#[path = "../../benches/common/mod.rs"]
+mod common;
+
 use std::{collections::HashSet, time::Duration};
 
 use greenwave_cache::{Cache, CacheConfig, WouldBe, observe};
@@ -13,9 +16,9 @@ const HOUR: Duration = Duration::from_secs(60 * 60);
 /// The first requests of a shop's product page in 2013.
 fn trace(requests: usize) -> Vec<u32> {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/traces/web12.trace.xz");
-    let mut keys = Vec::new();
-    lzma_rs::xz_decompress(&mut &*std::fs::read(path).unwrap(), &mut keys).unwrap();
-    keys.chunks_exact(4).take(requests).map(|key| u32::from_be_bytes(key.try_into().unwrap())).collect()
+    let mut keys = common::trace(&std::fs::read(path).unwrap());
+    keys.truncate(requests);
+    keys
 }
 
 async fn run(keys: &[u32], max_entries: usize) -> Cache<u32, u32> {

@@ -75,10 +75,10 @@ async fn callers_of_a_wrapped_function_share_one_call() {
 #[cfg(feature = "redis")]
 #[tokio::test]
 async fn a_wrapped_function_is_not_called_for_what_the_remote_has() {
-    let (url, calls) = (greenwave_test_servers::redis_url(), Arc::new(AtomicUsize::new(0)));
+    let (server, calls) = (greenwave_test_servers::Server::redis(), Arc::new(AtomicUsize::new(0)));
     for _ in 0..2 {
         let counted = Arc::clone(&calls);
-        let remote = greenwave_cache::Remote::connect(&url).unwrap();
+        let remote = crate::remote::patient(&server.url());
         let squares = Cache::builder("square").remote(remote).build().wrap(move |number| {
             counted.fetch_add(1, Ordering::SeqCst);
             square(number)
