@@ -89,8 +89,9 @@ use crate::{Cache, LoadError, Loaded, telemetry::UNCACHED};
 /// into an `Arc`). A panic becomes a 500, a handler that exceeds [`load_timeout`](crate::CacheConfig::load_timeout) a
 /// 504.
 ///
-/// A response from 500 on that can't be shared, as by its `no-store`, is a failed load too, but its own client's alone.
-/// The others who have nothing stale call the handler themselves.
+/// A response from 500 on that can't be shared, as by its `no-store`, is a failed load too, and so is one whose body
+/// breaks off within `max_body_bytes`. But these are their own client's alone: the others who have nothing stale call
+/// the handler themselves.
 ///
 /// # Cancel safety
 ///
@@ -324,6 +325,7 @@ where
             Err(error) => return (Err(error.clone()), Err(Refusal::Service(error))),
         };
         let directives = Directives::of(&parts.headers);
+        let mut failed = parts.status.is_server_error();
         let (body, counter) = match self.why_not(&parts, &directives) {
             Some(counter) => (body.boxed_unsync(), counter),
             None => match body::read(body, self.max_body_bytes).await {
@@ -332,11 +334,15 @@ where
                     return (Ok(whole(&response)), self.loaded(response, &directives));
                 }
                 Read::TooLong(body) => (body.boxed_unsync(), &self.uncached.too_large),
-                Read::Odd(body) => (body.boxed_unsync(), &self.uncached.body),
+                Read::Trailers(body) => (body.boxed_unsync(), &self.uncached.body),
+                Read::Failed(body) => {
+                    failed = true;
+                    (body.boxed_unsync(), &self.uncached.body)
+                }
             },
         };
         counter.increment(1);
-        let outcome = match parts.status.is_server_error() {
+        let outcome = match failed {
             true => Err(Refusal::Unshared),
             false => Ok(Loaded::absent()),
         };

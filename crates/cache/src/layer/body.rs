@@ -14,8 +14,8 @@ use http_body_util::BodyExt;
 pub(super) enum Read<B: Body> {
     Whole(Bytes),
     TooLong(Resumed<B>),
-    /// It failed, or ended with trailers.
-    Odd(Resumed<B>),
+    Trailers(Resumed<B>),
+    Failed(Resumed<B>),
 }
 
 /// A body that was read a little way, from its start.
@@ -32,14 +32,13 @@ pub(super) async fn read<B: Body<Data = Bytes>>(body: B, max_bytes: usize) -> Re
     }
     let mut bytes = 0;
     while let Some(frame) = body.rest.frame().await {
-        match frame.as_ref().ok().and_then(Frame::data_ref) {
-            Some(data) => bytes += data.len() as u64,
-            None => {
-                body.read.push_back(frame);
-                return Read::Odd(body);
-            }
-        }
+        let (failed, data) = (frame.is_err(), frame.as_ref().ok().and_then(Frame::data_ref).map(Bytes::len));
         body.read.push_back(frame);
+        match data {
+            Some(len) => bytes += len as u64,
+            None if failed => return Read::Failed(body),
+            None => return Read::Trailers(body),
+        }
         if too_long(bytes) {
             return Read::TooLong(body);
         }

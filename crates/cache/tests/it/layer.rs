@@ -262,13 +262,15 @@ async fn a_body_over_the_limit_begins_before_it_ends() {
     assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "01234567890");
 }
 
+fn broken_off() -> Body {
+    let parts = [Ok(Bytes::from_static(b"half")), Err(io::Error::other("broken"))];
+    Body::from_stream(futures_util::stream::iter(parts))
+}
+
 #[tokio::test]
 async fn a_body_that_breaks_off_breaks_off_for_its_client_and_is_not_cached() {
     let handler = Handler::default();
-    let service = layer(&pages()).layer(handler.answering(|_| async {
-        let parts = [Ok(Bytes::from_static(b"half")), Err(io::Error::other("broken"))];
-        Body::from_stream(futures_util::stream::iter(parts))
-    }));
+    let service = layer(&pages()).layer(handler.answering(|_| async { broken_off() }));
     for _ in 0..2 {
         let mut body = service.clone().oneshot(get_it()).await.unwrap().into_body();
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "half");
