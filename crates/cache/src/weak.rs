@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use metrics::{Counter, Gauge, counter, gauge};
+use metrics::{Gauge, counter, gauge};
 use serde::{Deserialize, Serialize};
 use tokio::task::unconstrained;
 use tracing::{Instrument, Span};
@@ -27,7 +27,7 @@ use crate::{
     LoadError,
     singleflight::{Failure, within},
     sync::{self, SHARDS},
-    telemetry::{BYTES, ENTRIES, REQUESTS},
+    telemetry::{BYTES, ENTRIES, REQUESTS, Tally},
 };
 
 /// A cache that keeps nothing alive: an entry lives exactly as long as somebody holds it, and all who hold it hold the
@@ -173,12 +173,16 @@ impl<K: Hash + Eq, V> WeakCache<K, V> {
         }
     }
 
-    /// What is alive now.
+    /// What is alive now, and what was asked for.
     pub fn stats(&self) -> WeakStats {
-        let alive = &self.inner.alive;
+        let Inner { alive, requests, .. } = &*self.inner;
         WeakStats {
             entries: alive.entries.load(Ordering::Relaxed),
             bytes: alive.bytes.load(Ordering::Relaxed),
+            hits: requests.hits.get(),
+            misses: requests.misses.get(),
+            coalesced: requests.coalesced.get(),
+            errors: requests.errors.get(),
         }
     }
 }
@@ -322,13 +326,22 @@ impl<K: Hash + Eq, V: fmt::Debug> fmt::Debug for Held<K, V> {
     }
 }
 
-/// What of a [`WeakCache`] is alive. An entry counts once, however many hold it.
+/// What of a [`WeakCache`] is alive, and what it has done since it was made. An entry counts once, however many hold it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct WeakStats {
     /// How many entries somebody holds.
     pub entries: u64,
     /// Their bytes, as the [`weigher`](WeakCacheBuilder::weigher) counted them.
     pub bytes: u64,
+    /// Calls that found a value.
+    pub hits: u64,
+    /// Calls that made one, or a `get` that found none.
+    pub misses: u64,
+    /// Calls that waited for a value that another made.
+    pub coalesced: u64,
+    /// Calls that ended in an error.
+    pub errors: u64,
 }
 
 /// A value, and its part in the count. The order of the fields is the order in which they are dropped.
@@ -380,15 +393,16 @@ impl Alive {
 }
 
 struct Requests {
-    hits: Counter,
-    misses: Counter,
-    coalesced: Counter,
-    errors: Counter,
+    hits: Tally,
+    misses: Tally,
+    coalesced: Tally,
+    errors: Tally,
 }
 
 impl Requests {
     fn new(cache: &'static str) -> Requests {
-        let requests = |result: &'static str| counter!(REQUESTS, "cache" => cache, "result" => result);
+        let requests =
+            |result: &'static str| Tally::new(counter!(REQUESTS, "cache" => cache, "result" => result));
         Requests {
             hits: requests("hit"),
             misses: requests("miss"),
