@@ -1,4 +1,8 @@
-use std::{fmt, hash::Hash, sync::Arc};
+use std::{
+    fmt,
+    hash::Hash,
+    sync::{Arc, Mutex},
+};
 
 use tokio_util::task::TaskTracker;
 
@@ -138,7 +142,7 @@ impl<K, V> CacheBuilder<K, V> {
             remote,
             metrics: Metrics::new(self.name),
             tasks,
-            failed: TaskTracker::new(),
+            failed: Mutex::default(),
         })
     }
 }

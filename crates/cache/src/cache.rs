@@ -2,8 +2,14 @@ mod fetch;
 mod get_many;
 mod keep;
 
-use std::{fmt, future::Future, hash::Hash, sync::Arc};
+use std::{
+    fmt,
+    future::Future,
+    hash::Hash,
+    sync::{Arc, Mutex},
+};
 
+use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span};
 
@@ -49,8 +55,8 @@ pub(crate) struct Inner<K, V> {
     pub(crate) metrics: Metrics,
     /// Loads, and writes to the remote: each ends by its own deadline.
     pub(crate) tasks: TaskTracker,
-    /// Loads that have failed and stay for a while, so that the source is left alone.
-    pub(crate) failed: TaskTracker,
+    /// Loads that have failed and stay for a while, so that the source is left alone. They end with the cache.
+    pub(crate) failed: Mutex<JoinSet<()>>,
 }
 
 impl<K, V> Cache<K, V> {

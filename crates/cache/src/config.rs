@@ -89,7 +89,7 @@ pub struct CacheConfig {
     /// How long the remote holds an entry fresh, where a cache has one; default 1h.
     ///
     /// 0 writes nothing to the remote; then nobody would tell of changes, and memory keeps what is loaded or inserted
-    /// for [`untracked_ttl`](RemoteConfig::untracked_ttl) at most.
+    /// for the remote's `untracked_ttl` at most.
     #[serde(with = "humantime_serde")]
     pub remote_ttl: Duration,
 

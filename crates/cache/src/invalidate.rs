@@ -58,12 +58,13 @@ impl<K: Hash + Eq + Clone, F> Table<K, F> {
     /// Joins the load of `key`, if `joins` lets it, or claims the key to lead one.
     ///
     /// A load that is not joined gives way to the new one: it will not be kept. `look` looks into memory once more: a
-    /// load may have stored its value and left since the caller looked.
-    pub(crate) fn join_or_lead<P>(
+    /// load may have stored its value and left since the caller looked. What else it returns is dropped when the lock is
+    /// released: that may run the user's code.
+    pub(crate) fn join_or_lead<P, H>(
         self: &Arc<Self>,
         key: &K,
         joins: impl FnOnce(&Arc<F>) -> bool,
-        look: impl FnOnce() -> Option<P>,
+        look: impl FnOnce() -> (Option<P>, H),
         begin: impl FnOnce() -> F,
     ) -> Entrance<K, F, P> {
         let mut left = None;
@@ -77,7 +78,8 @@ impl<K: Hash + Eq + Clone, F> Table<K, F> {
             work.generation += 1;
             left = work.flight.take();
         }
-        let entrance = match look() {
+        let (present, held) = look();
+        let entrance = match present {
             Some(present) => Entrance::Present(present),
             None => {
                 let flight = Arc::new(begin());
@@ -87,7 +89,7 @@ impl<K: Hash + Eq + Clone, F> Table<K, F> {
             }
         };
         drop(shard);
-        drop(left);
+        drop((left, held));
         entrance
     }
 
@@ -230,7 +232,7 @@ mod tests {
     type Loads = Table<u64, ()>;
 
     fn enter(table: &Arc<Loads>, key: u64) -> Entrance<u64, (), u64> {
-        table.join_or_lead(&key, |_| true, || None, || ())
+        table.join_or_lead(&key, |_| true, || (None, ()), || ())
     }
 
     fn lead(table: &Arc<Loads>, key: u64) -> (Claim<u64, ()>, Arc<()>) {
@@ -307,10 +309,28 @@ mod tests {
     fn nobody_leads_a_load_of_what_is_there_by_now() {
         check(|| {
             let table = Arc::new(Loads::new());
-            match table.join_or_lead(&1, |_| true, || Some(7), || ()) {
+            match table.join_or_lead(&1, |_| true, || (Some(7), ()), || ()) {
                 Entrance::Present(value) => assert_eq!(value, 7),
                 _ => panic!("it would be loaded twice"),
             }
+            assert_eq!(table.keys_in_work(), 0);
+        });
+    }
+
+    struct Caller(Arc<Loads>);
+
+    impl Drop for Caller {
+        fn drop(&mut self) {
+            self.0.outdate(&1, || ());
+        }
+    }
+
+    #[test]
+    fn a_value_that_was_looked_at_may_use_the_table_when_it_is_dropped() {
+        check(|| {
+            let table = Arc::new(Loads::new());
+            let last = Caller(Arc::clone(&table));
+            drop(table.join_or_lead(&1, |_| true, || (None::<u64>, last), || ()));
             assert_eq!(table.keys_in_work(), 0);
         });
     }
@@ -321,7 +341,7 @@ mod tests {
             let table = Arc::new(Loads::new());
             let (unwanted, flight) = lead(&table, 1);
             let Entrance::Lead(claim, _) =
-                table.join_or_lead(&1, |load| !Arc::ptr_eq(load, &flight), || None::<u64>, || ())
+                table.join_or_lead(&1, |load| !Arc::ptr_eq(load, &flight), || (None::<u64>, ()), || ())
             else {
                 panic!("nobody else leads")
             };

@@ -3,7 +3,12 @@
 //! A load belongs to its task and not to the caller that happened to be first. A client that hangs up would otherwise
 //! take the load with it, and the next in line would begin it again.
 
-use std::{collections::HashMap, hash::Hash, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    sync::{Arc, PoisonError, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::time::{Instant, sleep};
 use tracing::Span;
@@ -68,7 +73,7 @@ where
     }
     landing.seal();
     let prior = landing.prior.as_ref().and_then(|prior| prior.value.clone());
-    let loaded = timed(&cache, within(cache.policy().load_timeout, load.with(prior))).await;
+    let loaded = timed(&cache, 1, within(cache.policy().load_timeout, load.with(prior))).await;
     let answered = landing.land(loaded);
     Span::current().record("waiters", landing.flight.waiters());
     landing.settle(lease, answered).await;
@@ -104,10 +109,13 @@ where
     }
     landings.iter().for_each(Landing::seal);
     let keys = keys(&landings);
-    let mut loaded =
-        timed(&cache, within(cache.policy().load_timeout, Box::pin(async move { load(keys).await })))
-            .await
-            .map(HashMap::<K, Loaded<V>>::from_iter);
+    let mut loaded = timed(
+        &cache,
+        landings.len(),
+        within(cache.policy().load_timeout, Box::pin(async move { load(keys).await })),
+    )
+    .await
+    .map(HashMap::<K, Loaded<V>>::from_iter);
     let mut waiters = 0;
     for mut landing in landings {
         let lease = leases.remove(landing.claim.key());
@@ -140,11 +148,13 @@ fn without_found<K: Hash + Eq + Clone, V>(
 
 async fn timed<K, V, T>(
     cache: &Inner<K, V>,
+    keys: usize,
     load: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
     let started = Instant::now();
     let loaded = load.await;
     cache.metrics.load_duration.record(started.elapsed());
+    cache.metrics.keys_loaded.fetch_add(keys as u64, Ordering::Relaxed);
     if let Err(failure) = &loaded {
         // Those whom something stale is served do not hear of it.
         cache.metrics.failed_loads.increment(1);
@@ -277,15 +287,28 @@ impl<K: Hash + Eq + Clone, V> Landing<K, V> {
                 None => remote.give_back(self.claim.key(), lease).await,
             }
         }
+        self.stay();
+    }
+
+    fn stay(&mut self)
+    where
+        K: Send + Sync + 'static,
+        V: Send + Sync + 'static,
+    {
         let lingers = self.lingers();
-        if !lingers.is_zero() && self.cache.failed.len() < MAX_FAILED {
-            // A claim of its own, so that it keeps nothing else of the cache alive.
+        if lingers.is_zero() {
+            return;
+        }
+        let mut failed = self.cache.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        while failed.try_join_next().is_some() {}
+        if failed.len() < MAX_FAILED {
+            // A claim of its own, so that it does not keep the cache alive.
             let (claim, flight) = (self.cache.table.claim(self.claim.key()), Arc::clone(&self.flight));
-            self.stays = true;
-            self.cache.failed.spawn(async move {
+            failed.spawn(async move {
                 sleep(lingers).await;
                 claim.land(&flight, || ());
             });
+            self.stays = true;
         }
     }
 

@@ -216,6 +216,12 @@ pub(crate) struct Removed<K, V> {
     pub(crate) evicted: u64,
 }
 
+/// What was looked at. If it leaves memory meanwhile, this is the last of it, and dropping it runs the user's code.
+#[must_use]
+pub(crate) struct Held<V> {
+    _entry: Option<Entry<V>>,
+}
+
 impl<K, V> Removed<K, V> {
     fn none() -> Removed<K, V> {
         Removed { _left: Vec::new(), evicted: 0 }
@@ -289,8 +295,11 @@ impl<K: Hash + Eq, V> Memory<K, V> {
         }
     }
 
-    pub(crate) fn look(&self, key: &K) -> Look<V> {
-        self.entries.get(key).map_or(Look::Nothing, |entry| self.look_twice(entry.into_rich()))
+    /// For who holds a lock: what comes with the look is to be dropped when that is released.
+    pub(crate) fn look(&self, key: &K) -> (Look<V>, Held<V>) {
+        let held = self.entries.get(key);
+        let look = held.clone().map_or(Look::Nothing, |entry| self.look_twice(entry.into_rich()));
+        (look, Held { _entry: held })
     }
 
     fn look_twice(&self, entry: Rich<V>) -> Look<V> {
@@ -376,7 +385,7 @@ impl<K: Hash + Eq, V> Memory<K, V> {
 
     /// What there is, if it was not invalidated.
     pub(crate) fn prior(&self, key: &K) -> Option<Old<V>> {
-        match self.look(key) {
+        match self.look(key).0 {
             Look::Fresh(value) => {
                 let tags = self.entries.peek(key).and_then(|entry| entry.into_rich().item.tags);
                 Some(Old { value, tags, age: Age::Ripe })
@@ -396,7 +405,9 @@ impl<K: Hash + Eq, V> Memory<K, V> {
                 let item = Item { seal: Some(seal), ..entry.item };
                 self.put(key.clone(), Rich { item, look_at, fresh_until, ..entry })
             }
-            _ => Removed::none(),
+            // Whoever replaces or evicts it now leaves the last of it to this.
+            Some(entry) => Removed { _left: vec![(key.clone(), Entry::new(entry))], evicted: 0 },
+            None => Removed::none(),
         }
     }
 
@@ -446,5 +457,40 @@ fn is_same<V>(one: &Option<Arc<V>>, other: &Option<Arc<V>>) -> bool {
         (Some(one), Some(other)) => Arc::ptr_eq(one, other),
         (None, None) => true,
         _ => false,
+    }
+}
+
+#[cfg(all(test, feature = "redis"))]
+mod tests {
+    use super::*;
+
+    // Under a lock, where it must not be dropped.
+    #[test]
+    fn what_leaves_memory_while_it_is_looked_at_is_left_to_the_caller() {
+        let coherence = Arc::new(Coherence::new(Duration::ZERO));
+        let seal = coherence.seal(b"1");
+        let memory = Memory::<u64, u64>::new(&CacheConfig::default(), None, Some(Arc::clone(&coherence)));
+        let insert = || {
+            let value = Arc::new(7);
+            let weak = Arc::downgrade(&value);
+            let item = Item { value: Some(value), tags: None, seal: Some(seal) };
+            drop(memory.insert(&1, item, Weight::Of(1), Duration::from_secs(60)));
+            weak
+        };
+        let value = insert();
+        coherence.changed(b"1");
+        let (look, held) = memory.look(&1);
+        assert!(matches!(look, Look::Nothing));
+        drop(memory.remove(&1));
+        assert!(value.upgrade().is_some());
+        drop(held);
+        assert!(value.upgrade().is_none());
+
+        let value = insert();
+        let removed = memory.extend(&1, &None, seal, Duration::from_secs(60));
+        drop(memory.remove(&1));
+        assert!(value.upgrade().is_some());
+        drop(removed);
+        assert!(value.upgrade().is_none());
     }
 }

@@ -1,4 +1,4 @@
-use std::{borrow::Cow, hash::Hash};
+use std::{borrow::Cow, hash::Hash, sync::atomic::Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -127,7 +127,9 @@ where
     pub fn would_be(&self) -> WouldBe {
         let stats = self.stats();
         let Inner { name, memory, metrics, .. } = &*self.inner;
-        let load = metrics.load_duration.sum().as_secs_f64() / metrics.load_duration.count().max(1) as f64;
-        memory.sampler.report(name, memory.unit(), stats.requests(), load * stats.requests() as f64)
+        // One load may be of many keys, and a request is of one.
+        let keys_loaded = metrics.keys_loaded.load(Ordering::Relaxed).max(1);
+        let load_seconds = stats.load_seconds / keys_loaded as f64 * stats.requests() as f64;
+        memory.sampler.report(name, memory.unit(), stats.requests(), load_seconds)
     }
 }

@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering, fence},
     },
 };
 
@@ -84,6 +84,8 @@ impl Known {
         self.tags.retain(|_, tag| {
             let used = Arc::strong_count(tag) > 1;
             if !used {
+                // The count says that who invalidated it is done, and this that its number is seen.
+                fence(Ordering::Acquire);
                 *floor = tag.changed.load(Ordering::SeqCst).max(*floor);
             }
             used

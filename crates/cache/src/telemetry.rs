@@ -77,6 +77,8 @@ pub(crate) struct Metrics {
     pub(crate) coalesced: Tally,
     pub(crate) errors: Tally,
     pub(crate) load_duration: Times,
+    /// For how many keys the source was asked, which one load may be for many of.
+    pub(crate) keys_loaded: AtomicU64,
     pub(crate) failed_loads: Tally,
     pub(crate) absent: Tally,
     pub(crate) discarded: Tally,
@@ -101,6 +103,7 @@ impl Metrics {
             coalesced: Tally::new(requests("coalesced")),
             errors: Tally::new(requests("error")),
             load_duration: Times::new(histogram!(LOAD_DURATION, "cache" => cache)),
+            keys_loaded: AtomicU64::new(0),
             failed_loads: tally(FAILED),
             absent: tally(ABSENT),
             discarded: tally(DISCARDED),

@@ -98,7 +98,11 @@ where
             !refused.is_some_and(|refused| Arc::ptr_eq(refused, flight)) && self.joins(flight, has_fallback)
         };
         let seal = self.remote.as_ref().map(|remote| remote.seal(key));
-        let entrance = self.table.join_or_lead(key, joins, || self.memory.look(key).served(), self.begin());
+        let look = || {
+            let (look, held) = self.memory.look(key);
+            (look.served(), held)
+        };
+        let entrance = self.table.join_or_lead(key, joins, look, self.begin());
         match entrance {
             Entrance::Present(value) => Way::Present(value),
             Entrance::Join(flight) => {
@@ -115,8 +119,8 @@ where
     /// Leads a load of what is served meanwhile, unless somebody does or it has just failed.
     pub(super) fn refresh(self: &Arc<Self>, key: &K, old: &Old<V>) -> Option<Landing<K, V>> {
         let look = || match self.memory.look(key) {
-            Look::Fresh(_) => Some(()),
-            _ => None,
+            (Look::Fresh(_), held) => (Some(()), held),
+            (_, held) => (None, held),
         };
         match self.table.join_or_lead(key, |flight| self.joins(flight, true), look, self.begin()) {
             Entrance::Lead(claim, flight) => Some(Landing::new(self, claim, &flight, Some(old.clone()))),

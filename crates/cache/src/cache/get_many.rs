@@ -114,9 +114,14 @@ where
             }
             // What this call leads flies by itself, so that callers who wait for each other's keys do so only here.
             inner.launch_many(landings, load_many(Arc::clone(&load)));
-            for (mut one, waiter) in waiters {
+            let mut waiters = waiters.into_iter();
+            while let Some((mut one, waiter)) = waiters.next() {
                 match inner.heard(&waiter, one.old.as_ref(), patience).await {
-                    Some(answer) => found.extend(answer?.map(|value| (one.key, value))),
+                    Some(Ok(value)) => found.extend(value.map(|value| (one.key, value))),
+                    Some(Err(error)) => {
+                        inner.metrics.errors.increment((waiters.len() + wanted.len()) as u64);
+                        return Err(error);
+                    }
                     None => {
                         one.refused = Some(waiter.flight);
                         wanted.push(one);

@@ -147,8 +147,10 @@ where
         let before = remote.seal(&key);
         let unconfirmed = self.unconfirmed_ttl(answered.life.memory);
         let weight = self.weigh(&key, &answered);
-        let item = |seal| Item { value: answered.value.clone(), tags: answered.tags.clone(), seal: Some(seal) };
-        let removed = self.table.outdate(&key, || self.memory.insert(&key, item(before), weight, unconfirmed));
+        let item =
+            |seal| Item { value: answered.value.clone(), tags: answered.tags.clone(), seal: Some(seal) };
+        let removed =
+            self.table.outdate(&key, || self.memory.insert(&key, item(before), weight, unconfirmed));
         self.metrics.evictions.increment(removed.evicted);
         drop(removed);
         // A clearing waits for no turn: what one has removed since now is not to come back.

@@ -307,3 +307,22 @@ async fn callers_with_other_keys_come_to_one_query_of_a_loader_that_coalesces_an
         cache.invalidate_many(&[3, 20]).await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn each_key_of_a_call_is_one_read_and_its_part_of_the_load() {
+    let (cache, keys) = (cache(), Vec::from_iter(0..100));
+    let load = |keys: Vec<u64>| async move {
+        sleep(Duration::from_secs(1)).await;
+        Ok::<_, Failed>(keys.into_iter().map(|key| (key, Some(key))))
+    };
+    cache.get_many(&keys, load).await.unwrap();
+    cache.get_many(&keys, load).await.unwrap();
+    let (stats, would_be) = (cache.stats(), cache.would_be());
+    assert_eq!((stats.misses, stats.hits), (100, 100));
+    assert!((would_be.load_seconds - 2.0).abs() < 0.1, "{}", would_be.load_seconds);
+
+    let fail = |_| async { Err::<Vec<(u64, Option<u64>)>, _>(Failed) };
+    cache.get_many(&[98, 99, 100, 101, 102], fail).await.unwrap_err();
+    let stats = cache.stats();
+    assert_eq!((stats.errors, stats.requests()), (3, 205));
+}

@@ -9,7 +9,10 @@ use std::{
 };
 
 use greenwave_cache::{Cache, CacheConfig, LoadError};
-use tokio::{task::JoinSet, time::sleep};
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
 use crate::support::{Failed, Gate, Source};
 
@@ -260,4 +263,23 @@ async fn a_loads_error_shows_each_message_once() {
     let error =
         cache().get_or_load(&1, || async { Err::<Option<u64>, _>("plain".to_owned()) }).await.unwrap_err();
     assert!(matches!(error, LoadError::Source(error) if *error == "plain"));
+}
+
+#[tokio::test]
+async fn a_failure_that_is_kept_keeps_nothing_when_the_cache_is_gone() {
+    let config = CacheConfig { error_ttl: Duration::from_secs(3600), ..Default::default() };
+    let cache = Cache::<Arc<str>, u64>::builder("test").config(config).build();
+    let key: Arc<str> = "key".into();
+    for _ in 0..2 {
+        cache.get_or_load(&key, || async { Err::<Option<u64>, _>(Failed) }).await.unwrap_err();
+    }
+    cache.settled().await;
+    assert_eq!(cache.stats().loads, 1, "it is kept");
+    drop(cache);
+    let gone = async {
+        while Arc::strong_count(&key) > 1 {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(Duration::from_secs(10), gone).await.expect("the key is dropped with the cache");
 }

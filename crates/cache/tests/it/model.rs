@@ -1,5 +1,5 @@
-//! The table of claims under loom, which tries every order in which threads can get at it. The file is the library's
-//! own; only its locks are loom's.
+//! The table of claims under loom, which tries the orders in which threads can get at it: all in which no more than
+//! three of them are interrupted where they need not wait. The file is the library's own; only its locks are loom's.
 
 use std::sync::Arc;
 
@@ -95,7 +95,7 @@ impl World {
         if let Some(value) = self.look() {
             return Ok(value);
         }
-        match self.table.join_or_lead(&KEY, |_| true, || self.look(), Flight::new) {
+        match self.table.join_or_lead(&KEY, |_| true, || (self.look(), ()), Flight::new) {
             Entrance::Present(value) => Ok(value),
             Entrance::Join(flight) => flight.wait(),
             Entrance::Lead(claim, flight) => {
@@ -138,7 +138,7 @@ impl World {
     }
 }
 
-/// Runs these at once, in every order, and looks at what they leave.
+/// Runs these at once, in one order after the other, and looks at what they leave.
 fn explore(threads: &'static [fn(&World)], at_rest: fn(&World)) {
     let mut model = loom::model::Builder::new();
     // More changes of thread than this at a bad moment find nothing new, and take minutes.

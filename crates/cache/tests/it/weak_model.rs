@@ -1,4 +1,5 @@
-//! The weak cache's table, of loom's parts, in every order in which its locks can be taken.
+//! The weak cache's table, of loom's parts, in the orders in which its locks can be taken: all in which no more than
+//! three threads are interrupted where they need not wait.
 //!
 //! How many hold a value is counted by std's `Arc`, which loom doesn't take apart: a count changes in the moment of the
 //! step before it. What comes after the last one (the destructor, the seat) has steps of its own.
