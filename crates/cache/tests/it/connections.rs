@@ -41,6 +41,16 @@ async fn the_primary_is_found_through_its_sentinel_and_found_again_after_a_failo
     group.failover();
     work_together(&one, &other, 2).await;
     work_together(&other, &one, 3).await;
+
+    group.primary().kill();
+    one.invalidate(&1).await;
+    group.failed_over();
+    // The replica had it; before anybody is answered by the new primary it learns of the invalidation.
+    for _ in 0..100 {
+        assert_eq!(one.get(&1).await, None);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    work_together(&one, &other, 4).await;
 }
 
 #[tokio::test]

@@ -351,7 +351,7 @@ async fn one_late_answer_takes_nothing_from_memory() {
 #[tokio::test]
 async fn more_than_can_be_remembered_clears_all_caches() {
     let mut server = Server::redis();
-    let remote = remote(&server.url(), hasty());
+    let remote = remote(&server.url(), patient());
     answers(&remote).await;
     let cleared = Arc::new(AtomicUsize::new(0));
     let _clearing = remote.on_overflow({
