@@ -59,7 +59,8 @@ impl Session {
 
     pub(super) async fn repeat(&mut self, changes: &[(&[u8], &Repeat)]) -> RedisResult<()> {
         let repeated = self.connection.repeat(changes).await;
-        self.publish(changes.iter().map(|(key, _)| Some(*key))).await?;
+        let loud = changes.iter().filter(|(_, repeat)| !repeat.is_quiet());
+        self.publish(loud.map(|(key, _)| Some(*key))).await?;
         repeated
     }
 
