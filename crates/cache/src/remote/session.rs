@@ -103,7 +103,10 @@ impl Link {
                     builder = builder.certs(certificates.clone());
                 }
                 let cluster = builder.build()?.get_async_connection().await?;
-                (Connection::Cluster(Box::new(cluster)), Ends::default(), None)
+                let mut connection = Connection::Cluster(Box::new(cluster));
+                // With a node that is away, the session would be given up at its first probe, after readers came.
+                connection.probe().await?;
+                (connection, Ends::default(), None)
             }
         };
         let hearing = match self.config.coherence {

@@ -2,9 +2,10 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+    thread::{self, ThreadId},
     time::{Duration, Instant},
 };
 
@@ -385,7 +386,7 @@ async fn a_full_redis_serves_nothing_old_and_takes_invalidations() {
     assert_eq!(load(&there, 3, 1).await, 1, "and what Redis does not take is loaded");
 }
 
-static DROPPED_ON: std::sync::Mutex<Vec<std::thread::ThreadId>> = std::sync::Mutex::new(Vec::new());
+static DROPPED_ON: Mutex<Vec<ThreadId>> = Mutex::new(Vec::new());
 
 /// Tells by whom it is dropped.
 #[derive(serde::Serialize, serde::Deserialize)]
@@ -393,17 +394,16 @@ struct Tells(u8);
 
 impl Drop for Tells {
     fn drop(&mut self) {
-        DROPPED_ON.lock().unwrap().push(std::thread::current().id());
+        DROPPED_ON.lock().unwrap().push(thread::current().id());
     }
 }
 
 // The one thread of this runtime drives the connection, too.
-#[cfg(feature = "redis")]
 #[tokio::test]
 async fn a_clear_from_elsewhere_runs_no_destructors_where_the_connection_is_driven() {
-    let server = greenwave_test_servers::Server::redis();
+    let server = Server::redis();
     let cache = || {
-        let remote = greenwave_cache::Remote::connect(&server.url()).unwrap();
+        let remote = Remote::connect(&server.url()).unwrap();
         Cache::<u64, Tells>::builder("n").remote(remote).build()
     };
     let (here, there) = (cache(), cache());
@@ -411,10 +411,10 @@ async fn a_clear_from_elsewhere_runs_no_destructors_where_the_connection_is_driv
     assert!(here.get(&1).await.is_some());
     DROPPED_ON.lock().unwrap().clear();
     there.clear().await;
-    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + 30 * SECOND;
     while DROPPED_ON.lock().unwrap().is_empty() {
-        assert!(std::time::Instant::now() < deadline, "it is not dropped");
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert!(Instant::now() < deadline, "it is not dropped");
+        sleep(Duration::from_millis(1)).await;
     }
-    assert!(!DROPPED_ON.lock().unwrap().contains(&std::thread::current().id()));
+    assert!(!DROPPED_ON.lock().unwrap().contains(&thread::current().id()));
 }
