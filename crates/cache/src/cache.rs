@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use tokio::task::JoinSet;
+use tokio::{runtime::Handle, task::JoinSet};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span};
 
@@ -92,8 +92,11 @@ where
         if let Some(remote) = &inner.remote {
             let cache = Arc::downgrade(&inner);
             remote.on_clear(Box::new(move || {
-                if let Some(cache) = cache.upgrade() {
-                    cache.clear_memory();
+                let Some(cache) = cache.upgrade() else { return };
+                let removed = cache.clear_memory();
+                // Who tells of it is the connection's task, which must not wait for the user's destructors.
+                if let Ok(runtime) = Handle::try_current() {
+                    runtime.spawn_blocking(move || drop(removed));
                 }
             }));
         }
@@ -323,7 +326,7 @@ where
     /// Once begun, it is carried to its end in a task of its own.
     pub async fn clear(&self) {
         self.inner.metrics.invalidations.increment(1);
-        self.inner.clear_memory();
+        drop(self.inner.clear_memory());
         if self.inner.remote.is_some() {
             self.finish(Arc::clone(&self.inner).clear_remotely()).await;
         }

@@ -430,10 +430,10 @@ impl<K: Hash + Eq, V> Memory<K, V> {
     }
 
     /// Removes everything.
-    pub(crate) fn clear(&self) {
+    pub(crate) fn clear(&self) -> Removed<K, V> {
         self.sampler.cleared();
         // Not `clear`, which would run the user's code under its locks.
-        self.entries.drain().for_each(drop);
+        Removed { _left: self.entries.drain().collect(), evicted: 0 }
     }
 
     pub(crate) fn entries(&self) -> u64 {

@@ -37,7 +37,7 @@ pub use self::postcard::Postcard;
 pub(crate) use self::{
     coherence::{Coherence, Seal, Standing},
     failure::Failure,
-    hearing::{OnChange, OnOverflow},
+    hearing::OnChange,
     kept::{Filled, Kept, Outgoing, RemoteStats, Turn},
     lease::Lease,
     recovery::Repeat,
@@ -210,12 +210,10 @@ impl Remote {
         hear
     }
 
-    /// `clear` is called when more changes were missed than could be remembered. What it returns is done before the
-    /// next read, and should clear a cache.
-    #[must_use = "it is called as long as this is kept"]
-    pub(crate) fn on_overflow(&self, clear: Arc<OnOverflow>) -> Arc<OnOverflow> {
-        self.link().hearers.on_overflow(Arc::downgrade(&clear));
-        clear
+    /// When more changes were missed than could be remembered, `clearing` is done before the next read, and should clear
+    /// a cache.
+    pub(crate) fn is_cleared_by(&self, clearing: Cmd) {
+        self.link().hearers.is_cleared_by(clearing);
     }
 
     /// What the names of all keys begin with: the namespace with its colon, or nothing.

@@ -99,10 +99,10 @@ impl<K: Hash + Eq + Clone, V> Inner<K, V> {
         }
     }
 
-    pub(super) fn clear_memory(&self) {
+    pub(super) fn clear_memory(&self) -> Removed<K, V> {
         // In this order: what a claim from before has stored must be there to be removed.
         self.table.outdate_all();
-        self.memory.clear();
+        self.memory.clear()
     }
 }
 
@@ -190,6 +190,6 @@ where
     pub(super) async fn clear_remotely(self: Arc<Self>) {
         let Some(remote) = &self.remote else { return };
         remote.clear().await;
-        self.clear_memory();
+        drop(self.clear_memory());
     }
 }

@@ -68,13 +68,7 @@ impl Connection {
     pub(super) async fn repeat(&mut self, changes: &[(&[u8], &Repeat)]) -> RedisResult<()> {
         let deleted = changes.iter().filter(|(_, repeat)| matches!(repeat, Repeat::Delete));
         let deleted = self.delete(deleted.map(|(key, _)| *key)).await;
-        let commands: Vec<Cmd> = changes
-            .iter()
-            .filter_map(|(_, repeat)| match repeat {
-                Repeat::Delete => None,
-                Repeat::Run(command) => Some(command.clone()),
-            })
-            .collect();
+        let commands: Vec<Cmd> = changes.iter().filter_map(|(_, repeat)| repeat.command().cloned()).collect();
         let ran = self.send_all(&commands).await;
         deleted.and(ran.map(drop))
     }
@@ -149,6 +143,11 @@ pub(super) struct Ends {
 impl Ends {
     pub(super) fn same_server(&self, other: &Ends) -> bool {
         self.server.is_some() && self.server == other.server
+    }
+
+    /// It is this server by now.
+    pub(super) fn now_with(&mut self, other: &Ends) {
+        (self.place, self.server) = (other.place.clone(), other.server.clone());
     }
 
     /// Whether the server was restarted since, and may have come back with what was deleted. At another place, as after

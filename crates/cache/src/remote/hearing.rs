@@ -1,6 +1,9 @@
 //! Who in this process is told of changes, besides the stamps.
 
-use std::sync::{Mutex, PoisonError, Weak};
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError, Weak},
+};
 
 use redis::{Cmd, Value};
 
@@ -9,32 +12,38 @@ use super::coherence::Coherence;
 /// Called with the key in Redis that changed, or with none for all of them.
 pub(crate) type OnChange = dyn Fn(Option<&[u8]>) + Send + Sync;
 
-/// Called when so many changes were missed that single ones are not known: returns what clears a cache in the remote.
-pub(crate) type OnOverflow = dyn Fn() -> Vec<Cmd> + Send + Sync;
-
 #[derive(Default)]
 pub(super) struct Hearers {
     changes: Mutex<Vec<Weak<OnChange>>>,
-    overflows: Mutex<Vec<Weak<OnOverflow>>>,
+    /// What clears each cache that there was, by its packed form: what they have in the remote outlives them. They are
+    /// no more than there are names of caches.
+    clearings: Mutex<HashMap<Vec<u8>, Cmd>>,
 }
 
 impl Hearers {
     pub(super) fn on_change(&self, hearer: Weak<OnChange>) {
-        add(&self.changes, hearer);
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        changes.retain(|hearer| hearer.strong_count() > 0);
+        changes.push(hearer);
     }
 
-    pub(super) fn on_overflow(&self, hearer: Weak<OnOverflow>) {
-        add(&self.overflows, hearer);
+    pub(super) fn is_cleared_by(&self, clearing: Cmd) {
+        let mut clearings = self.clearings.lock().unwrap_or_else(PoisonError::into_inner);
+        clearings.insert(clearing.get_packed_command(), clearing);
     }
 
     pub(super) fn changed(&self, redis_key: Option<&[u8]>) {
-        for hearer in alive(&self.changes) {
+        let hearers: Vec<_> = {
+            let changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+            changes.iter().filter_map(Weak::upgrade).collect()
+        };
+        for hearer in hearers {
             hearer(redis_key);
         }
     }
 
     pub(super) fn clearing(&self) -> Vec<Cmd> {
-        alive(&self.overflows).iter().flat_map(|clear| clear()).collect()
+        self.clearings.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// The stamp moves before the hearers are told.
@@ -62,14 +71,4 @@ impl Hearers {
             _ => self.tell(coherence, None),
         }
     }
-}
-
-fn add<T: ?Sized>(list: &Mutex<Vec<Weak<T>>>, hearer: Weak<T>) {
-    let mut list = list.lock().unwrap_or_else(PoisonError::into_inner);
-    list.retain(|hearer| hearer.strong_count() > 0);
-    list.push(hearer);
-}
-
-fn alive<T: ?Sized>(list: &Mutex<Vec<Weak<T>>>) -> Vec<std::sync::Arc<T>> {
-    list.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect()
 }

@@ -89,10 +89,15 @@ impl Link {
             (line.sessions, line.ends.clone())
         };
         let mut opened = self.connect(number).await?;
-        if before.went_back(&opened.ends) {
-            self.line().missed.doubt_all();
-        } else if !before.same_server(&opened.ends) {
-            self.line().missed.doubt_the_last();
+        {
+            let mut line = self.line();
+            if before.went_back(&opened.ends) {
+                line.missed.doubt_all();
+            } else if !before.same_server(&opened.ends) {
+                line.missed.doubt_the_last();
+            }
+            // Once for each server: what is repeated to it is not to be doubted again when an attempt fails.
+            line.ends.now_with(&opened.ends);
         }
         let mut before = Some(before);
         loop {
@@ -231,9 +236,11 @@ impl Link {
                 Err(failure) if failure.is_lasting() => self.refused(&failure, changes.len()),
                 repeated => repeated?,
             }
-            for (key, _, number) in changes {
+            for (key, repeat, number) in changes {
                 self.confirmed(key, *number);
-                self.hearers.tell(&self.coherence, Some(key));
+                if !repeat.is_quiet() {
+                    self.hearers.tell(&self.coherence, Some(key));
+                }
             }
         }
         Ok(())

@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    Failure, Remote, Repeat, Turn,
+    Failure, Remote, Repeat, Turn, link,
     script::{Call, GIVE_BACK, LEASE, RENEW},
     tier::{Found, Tier},
     waits::Wait,
@@ -147,6 +147,7 @@ impl<K, V: 'static> Tier<K, V> {
                 Some(_) => {
                     if let Some(changed) = changed {
                         let _ = timeout(net(), changed).await;
+                        link::set_deadline(self.deadline());
                     }
                 }
             }
@@ -161,7 +162,7 @@ impl<K, V: 'static> Tier<K, V> {
 
     /// For a lease that Redis may have, or may yet give: when it answers again, nobody is to wait for that one's end.
     pub(super) fn return_later(&self, redis_key: &[u8], id: &[u8]) {
-        self.remote.later(id, Repeat::Run(GIVE_BACK.by_code(&[redis_key], &[id])));
+        self.remote.later(id, Repeat::RunQuietly(GIVE_BACK.by_code(&[redis_key], &[id])));
     }
 
     /// Tries for all at once. Where there is a value that is not wanted, it is to give way.

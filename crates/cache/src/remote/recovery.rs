@@ -10,9 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redis::Cmd;
+use redis::{Arg, Cmd};
 
-/// How many changes are remembered, and how many bytes of keys, before all caches of the remote are cleared instead.
+/// How many changes are remembered, and how many bytes of keys and commands, before all caches of the remote are cleared
+/// instead.
 const MAX_CHANGES: usize = 1 << 16;
 const MAX_BYTES: usize = 16 << 20;
 
@@ -26,6 +27,29 @@ pub(crate) enum Repeat {
     /// The key goes: of no value is better than an old one.
     Delete,
     Run(Cmd),
+    /// The same, and nobody need hear of it: no value is changed by it.
+    RunQuietly(Cmd),
+}
+
+impl Repeat {
+    pub(super) fn command(&self) -> Option<&Cmd> {
+        match self {
+            Repeat::Delete => None,
+            Repeat::Run(command) | Repeat::RunQuietly(command) => Some(command),
+        }
+    }
+
+    pub(super) fn is_quiet(&self) -> bool {
+        matches!(self, Repeat::RunQuietly(_))
+    }
+
+    fn bytes(&self) -> usize {
+        let length = |argument: Arg<&[u8]>| match argument {
+            Arg::Simple(bytes) => bytes.len(),
+            _ => 0,
+        };
+        self.command().map_or(0, |command| command.args_iter().map(length).sum())
+    }
 }
 
 #[derive(Default)]
@@ -66,8 +90,9 @@ impl Missed {
     pub(super) fn note(&mut self, key: &[u8], repeat: Repeat) -> u64 {
         self.last += 1;
         let number = self.last;
-        let is_known = self.changes.contains_key(key);
-        if !is_known && !self.has_room_for(key) {
+        let bytes = key.len() + repeat.bytes();
+        let old = self.changes.get(key).map_or(0, |old| key.len() + old.repeat.bytes());
+        if !self.has_room_for(bytes, old) {
             self.overflowed = Some(number);
             self.changes.clear();
             self.bytes = 0;
@@ -75,7 +100,7 @@ impl Missed {
         }
         let change = Change { number, since: Instant::now(), repeat };
         self.changes.insert(key.to_vec(), change);
-        self.bytes += if is_known { 0 } else { key.len() };
+        self.bytes = self.bytes + bytes - old;
         number
     }
 
@@ -85,15 +110,19 @@ impl Missed {
             return;
         }
         let Some((key, change)) = self.changes.remove_entry(key) else { return };
-        self.bytes -= key.len();
-        self.confirmed_bytes += key.len();
+        let bytes = key.len() + change.repeat.bytes();
+        self.bytes -= bytes;
+        if change.repeat.is_quiet() {
+            return;
+        }
+        self.confirmed_bytes += bytes;
         self.confirmed.push_back((Instant::now(), key, change.repeat));
-        while let Some((since, oldest, _)) = self.confirmed.front()
+        while let Some((since, oldest, repeat)) = self.confirmed.front()
             && (since.elapsed() > UNCERTAIN
                 || self.confirmed.len() > MAX_UNCERTAIN
                 || self.confirmed_bytes > MAX_BYTES)
         {
-            self.confirmed_bytes -= oldest.len();
+            self.confirmed_bytes -= oldest.len() + repeat.bytes();
             self.confirmed.pop_front();
         }
     }
@@ -103,7 +132,7 @@ impl Missed {
     pub(super) fn doubt_the_last(&mut self) {
         self.confirmed_bytes = 0;
         for (_, key, repeat) in std::mem::take(&mut self.confirmed).into_iter().rev() {
-            if self.has_room_for(&key) && !self.changes.contains_key(&key) {
+            if self.has_room_for(key.len() + repeat.bytes(), 0) && !self.changes.contains_key(&key) {
                 self.note(&key, repeat);
             }
         }
@@ -116,8 +145,9 @@ impl Missed {
         (self.confirmed, self.confirmed_bytes) = (VecDeque::new(), 0);
     }
 
-    fn has_room_for(&self, key: &[u8]) -> bool {
-        self.changes.len() < MAX_CHANGES && self.bytes + key.len() <= MAX_BYTES
+    /// `old` are the bytes of what is replaced, if anything.
+    fn has_room_for(&self, bytes: usize, old: usize) -> bool {
+        (old > 0 || self.changes.len() < MAX_CHANGES) && self.bytes + bytes - old <= MAX_BYTES
     }
 
     /// How many are not confirmed. When they were too many it is one more than can be remembered, or more.
@@ -199,6 +229,15 @@ mod tests {
         missed.cleared(batch.overflowed.unwrap());
         let batch = missed.waiting(Duration::ZERO);
         assert!(batch.overflowed.is_some());
+        // Commands take room as keys do.
+        let long = redis::cmd("EVAL").arg(vec![0_u8; MAX_BYTES / 4]).take();
+        for key in [b"a", b"a", b"b", b"c"] {
+            missed.note(key, Repeat::Run(long.clone()));
+        }
+        assert_eq!(missed.waiting(Duration::ZERO).changes.len(), 3);
+        missed.note(b"d", Repeat::Run(long));
+        assert_eq!(missed.waiting(Duration::ZERO).changes.len(), 0);
+        let batch = missed.waiting(Duration::ZERO);
         missed.cleared(batch.overflowed.unwrap());
         assert!(missed.waiting(Duration::ZERO).is_empty());
     }

@@ -58,7 +58,8 @@ impl Session {
 
     pub(super) async fn repeat(&mut self, changes: &[(&[u8], &Repeat)]) -> RedisResult<()> {
         let repeated = self.connection.repeat(changes).await;
-        self.publish(changes.iter().map(|(key, _)| Some(*key))).await?;
+        let loud = changes.iter().filter(|(_, repeat)| !repeat.is_quiet());
+        self.publish(loud.map(|(key, _)| Some(*key))).await?;
         repeated
     }
 
@@ -101,7 +102,10 @@ impl Link {
                     builder = builder.certs(certificates.clone());
                 }
                 let cluster = builder.build()?.get_async_connection().await?;
-                (Connection::Cluster(Box::new(cluster)), Ends::default(), None)
+                let mut connection = Connection::Cluster(Box::new(cluster));
+                // With a node that is away, the session would be given up at its first probe, after readers came.
+                connection.probe().await?;
+                (connection, Ends::default(), None)
             }
         };
         let hearing = match self.config.coherence {

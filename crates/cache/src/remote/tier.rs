@@ -14,7 +14,7 @@ use redis::{Cmd, Value};
 use tokio::time::Instant;
 
 use super::{
-    Codec, Coherence, Filled, Kept, Lease, OnChange, OnOverflow, Outgoing, Remote, RemoteStats, Repeat, Seal,
+    Codec, Coherence, Filled, Kept, Lease, OnChange, Outgoing, Remote, RemoteStats, Repeat, Seal,
     envelope::{Contents, Envelope, Fingerprint, Lifetime, now},
     failures::Failures,
     lease::{LEASED, behind},
@@ -34,7 +34,7 @@ pub(crate) struct Tier<K, V> {
     pub(super) remote: Remote,
     pub(super) config: CacheConfig,
     pub(super) listener: Arc<Listener>,
-    _heard: (Arc<OnChange>, Arc<OnOverflow>),
+    _hear: Arc<OnChange>,
     /// Whether the first answer is there.
     met: AtomicBool,
     cache: &'static str,
@@ -106,13 +106,13 @@ impl<K, V: 'static> Tier<K, V> {
     ) -> Tier<K, V> {
         let tags = RemoteTags::new(remote.clone(), cache, Arc::clone(&local));
         let listener = Arc::new(Listener { tags, waits: Waits::default() });
-        let (hearer, clearer) = (Arc::clone(&listener), Arc::clone(&listener));
+        let hearer = Arc::clone(&listener);
         let hear: Arc<OnChange> = Arc::new(move |redis_key: Option<&[u8]>| {
             hearer.tags.changed(redis_key);
             hearer.waits.wake(redis_key);
         });
-        let clear: Arc<OnOverflow> = Arc::new(move || vec![clearer.tags.clearing()]);
-        let heard = (remote.on_change(hear), remote.on_overflow(clear));
+        let hear = remote.on_change(hear);
+        remote.is_cleared_by(listener.tags.clearing());
         let prefix = format!("{}{cache}:", remote.prefix()).into_bytes();
         // With the lengths, "a:b" + "c" is not "a" + "b:c".
         let mut fingerprint = Fingerprint::default();
@@ -123,7 +123,7 @@ impl<K, V: 'static> Tier<K, V> {
             remote,
             config: config.clone(),
             listener,
-            _heard: heard,
+            _hear: hear,
             met: AtomicBool::new(false),
             cache,
             prefix,

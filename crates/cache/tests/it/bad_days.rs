@@ -3,8 +3,9 @@
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+    thread::{self, ThreadId},
     time::{Duration, Instant},
 };
 
@@ -390,4 +391,37 @@ async fn a_full_redis_serves_nothing_old_and_takes_invalidations() {
     assert!(!tell::<bool>(&mut redis, "EXISTS n:2").await, "what an insert cannot replace it removes");
     assert_eq!(load(&there, 1, 2).await, 2);
     assert_eq!(load(&there, 3, 1).await, 1, "and what Redis does not take is loaded");
+}
+
+static DROPPED_ON: Mutex<Vec<ThreadId>> = Mutex::new(Vec::new());
+
+/// Tells by whom it is dropped.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Tells(u8);
+
+impl Drop for Tells {
+    fn drop(&mut self) {
+        DROPPED_ON.lock().unwrap().push(thread::current().id());
+    }
+}
+
+// The one thread of this runtime drives the connection, too.
+#[tokio::test]
+async fn a_clear_from_elsewhere_runs_no_destructors_where_the_connection_is_driven() {
+    let server = Server::redis();
+    let cache = || {
+        let remote = Remote::connect(&server.url()).unwrap();
+        Cache::<u64, Tells>::builder("n").remote(remote).build()
+    };
+    let (here, there) = (cache(), cache());
+    here.insert(1, Tells(1)).await;
+    assert!(here.get(&1).await.is_some());
+    DROPPED_ON.lock().unwrap().clear();
+    there.clear().await;
+    let deadline = Instant::now() + 30 * SECOND;
+    while DROPPED_ON.lock().unwrap().is_empty() {
+        assert!(Instant::now() < deadline, "it is not dropped");
+        sleep(Duration::from_millis(1)).await;
+    }
+    assert!(!DROPPED_ON.lock().unwrap().contains(&thread::current().id()));
 }

@@ -353,21 +353,13 @@ async fn more_than_can_be_remembered_clears_all_caches() {
     let mut server = Server::redis();
     let remote = remote(&server.url(), patient());
     answers(&remote).await;
-    let cleared = Arc::new(AtomicUsize::new(0));
-    let _clearing = remote.on_overflow({
-        let cleared = Arc::clone(&cleared);
-        Arc::new(move || {
-            cleared.fetch_add(1, Ordering::SeqCst);
-            vec![cmd("SET").arg("cleared").arg("1").take()]
-        })
-    });
+    remote.is_cleared_by(cmd("INCR").arg("cleared").take());
     server.kill();
     eventually("the loss is noticed", async || remote.ask::<()>(&get("a")).await.is_err()).await;
     remote.forget((0..100_000_u32).map(|key| key.to_be_bytes().to_vec()).collect()).await;
     server.start();
     answers(&remote).await;
     assert_eq!(read(&remote, "cleared").await.unwrap().0.as_deref(), Some("1"));
-    assert_eq!(cleared.load(Ordering::SeqCst), 1);
 }
 
 // Redis as it comes, without `appendonly`: what was deleted after the snapshot is there again.
@@ -378,7 +370,7 @@ async fn a_redis_that_came_back_with_a_snapshot_is_cleared_first() {
         let mut server = Server::redis_with(&[log]);
         let remote = remote(&server.url(), hasty());
         answers(&remote).await;
-        let _clearing = remote.on_overflow(Arc::new(|| vec![cmd("SET").arg("cleared").arg("1").take()]));
+        remote.is_cleared_by(cmd("SET").arg("cleared").arg("1").take());
         let mut foreign = admin(&server.url()).await;
         if !is_empty {
             run::<()>(&mut foreign, "SET a old").await;
