@@ -4,14 +4,18 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use greenwave_cache::{Cache, CacheConfig, LoadError};
+use greenwave_cache::{Cache, CacheConfig, Codec, LoadError, MessagePack};
 use greenwave_test_servers::Server;
 use redis::AsyncTypedCommands;
 use tokio::{
+    sync::Notify,
     task::JoinSet,
     time::{Instant, sleep},
 };
@@ -22,6 +26,10 @@ use crate::{
 };
 
 const LOAD: Duration = Duration::from_millis(50);
+
+fn users_with(url: &str, config: CacheConfig) -> Cache<u64, User> {
+    Cache::builder("user").config(config).remote(patient(url)).build()
+}
 
 #[tokio::test]
 async fn a_cold_key_that_all_processes_want_is_loaded_once() {
@@ -168,7 +176,7 @@ async fn a_stale_value_is_served_by_all_while_one_loads() {
         stale_while_revalidate: Duration::from_secs(60),
         ..Default::default()
     };
-    let process = || Cache::<u64, User>::builder("user").config(config.clone()).remote(patient(&url)).build();
+    let process = || users_with(&url, config.clone());
     let (one, other) = (process(), process());
     one.insert(1, ada()).await;
     sleep(Duration::from_millis(100)).await;
@@ -232,4 +240,84 @@ async fn who_comes_after_another_process_s_lease_joins_who_waits_for_it() {
     leader.await.unwrap().unwrap_err();
     assert_eq!(callers.join_all().await, vec![None; 5]);
     assert_eq!(source.loads(), 1);
+}
+
+#[tokio::test]
+async fn what_was_stale_before_another_process_changed_it_is_not_offered_to_who_comes_later() {
+    let server = Server::redis();
+    let url = server.url();
+    let config = CacheConfig {
+        ttl: Duration::from_millis(50),
+        remote_ttl: Duration::from_millis(50),
+        ttl_jitter: 0.0,
+        stale_while_revalidate: Duration::from_secs(60),
+        ..Default::default()
+    };
+    users_with(&url, config.clone()).insert(1, ada()).await;
+    sleep(Duration::from_millis(100)).await;
+    let (cache, gate) = (users_with(&url, config), Gate::new());
+    let load = |name: &str, gate: Gate| {
+        let (cache, bob) = (cache.clone(), User { id: 1, name: name.into() });
+        async move { cache.get_or_load(&1, || Source::default().load_behind(gate, bob)).await.unwrap().unwrap() }
+    };
+    assert_eq!(load("Bob", gate.clone()).await.name, "Ada");
+    gate.arrival().await;
+    redis(&url).await.del("user:1").await.unwrap();
+    assert_eq!(cache.get(&2).await, None, "the news come before this answer");
+    let open = Gate::new();
+    open.open();
+    assert_eq!(load("Cleo", open).await.name, "Cleo");
+    gate.open();
+    cache.settled().await;
+}
+
+/// Holds whoever decodes, once it is armed.
+#[derive(Clone, Default)]
+struct Held {
+    armed: Arc<AtomicBool>,
+    arrived: Arc<Notify>,
+    open: Arc<(Mutex<bool>, Condvar)>,
+}
+
+impl Codec<u64> for Held {
+    fn encode(&self, value: &u64) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
+        Codec::encode(&MessagePack, value)
+    }
+
+    fn decode(&self, bytes: &[u8]) -> Result<u64, Box<dyn std::error::Error + Send + Sync>> {
+        if self.armed.swap(false, Ordering::SeqCst) {
+            self.arrived.notify_one();
+            let open = self.open.0.lock().unwrap();
+            drop(self.open.1.wait_while(open, |open| !*open).unwrap());
+        }
+        Codec::decode(&MessagePack, bytes)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_was_read_before_another_process_changed_it_is_not_given_to_who_comes_later() {
+    let server = Server::redis();
+    let held = Held::default();
+    let cache = |held: &Held| {
+        Cache::<u64, u64>::builder("n")
+            .remote_with(patient(&server.url()), u64::to_string, held.clone())
+            .build()
+    };
+    let (one, other) = (cache(&held), cache(&Held::default()));
+    other.insert(1, 1).await;
+    held.armed.store(true, Ordering::SeqCst);
+    let read = |cache: Cache<u64, u64>| async move {
+        *cache.get_or_load(&1, || Source::default().load(3)).await.unwrap().unwrap()
+    };
+    let early = tokio::spawn(read(one.clone()));
+    held.arrived.notified().await;
+    other.insert(1, 2).await;
+    assert_eq!(one.get(&9).await, None, "the news come before this answer");
+    let late = tokio::spawn(read(one.clone()));
+    // It waits for the early one.
+    sleep(LOAD).await;
+    *held.open.0.lock().unwrap() = true;
+    held.open.1.notify_all();
+    assert_eq!(early.await.unwrap(), 1);
+    assert_eq!(late.await.unwrap(), 2);
 }
