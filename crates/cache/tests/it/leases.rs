@@ -253,22 +253,26 @@ async fn what_was_stale_before_another_process_changed_it_is_not_offered_to_who_
         stale_while_revalidate: Duration::from_secs(60),
         ..Default::default()
     };
-    users_with(&url, config.clone()).insert(1, ada()).await;
+    let (one, other) = (users_with(&url, config.clone()), users_with(&url, config));
+    one.insert(1, ada()).await;
     sleep(Duration::from_millis(100)).await;
-    let (cache, gate) = (users_with(&url, config), Gate::new());
-    let load = |name: &str, gate: Gate| {
-        let (cache, bob) = (cache.clone(), User { id: 1, name: name.into() });
-        async move { cache.get_or_load(&1, || Source::default().load_behind(gate, bob)).await.unwrap().unwrap() }
+    let load = |cache: &Cache<u64, User>, name: &str, gate: &Gate| {
+        let (cache, gate, user) = (cache.clone(), gate.clone(), User { id: 1, name: name.into() });
+        async move { cache.get_or_load(&1, || Source::default().load_behind(gate, user)).await.unwrap().unwrap() }
     };
-    assert_eq!(load("Bob", gate.clone()).await.name, "Ada");
-    gate.arrival().await;
+    let (first, second, third) = (Gate::new(), Gate::new(), Gate::new());
+    assert_eq!(load(&one, "Bob", &first).await.name, "Ada");
+    first.arrival().await;
+    assert_eq!(load(&other, "Cleo", &second).await.name, "Ada");
+    // The lease goes too, and who waited for it asks the source.
     redis(&url).await.del("user:1").await.unwrap();
-    assert_eq!(cache.get(&2).await, None, "the news come before this answer");
-    let open = Gate::new();
-    open.open();
-    assert_eq!(load("Cleo", open).await.name, "Cleo");
-    gate.open();
-    cache.settled().await;
+    second.arrival().await;
+    third.open();
+    second.open();
+    assert_ne!(load(&other, "Dora", &third).await.name, "Ada");
+    first.open();
+    one.settled().await;
+    other.settled().await;
 }
 
 /// Holds whoever decodes, once it is armed.
