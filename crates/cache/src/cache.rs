@@ -219,7 +219,8 @@ where
 
     /// Puts a value into memory and the remote. It replaces what is there, and what a running load will bring.
     ///
-    /// When the remote does not take the value, it is in memory only, and the remote is told to forget what it had.
+    /// When the remote does not take the value, it is in memory only, for the remote's `untracked_ttl` at most, and the
+    /// remote is told to forget what it had.
     ///
     /// # Cancel safety
     ///

@@ -180,7 +180,9 @@ impl Remote {
         let link = self.link();
         let noted = (link.note(redis_key, repeat.clone()), link.coherence.seal(redis_key));
         let change = async |mut session: Session| session.change(redis_key, command).await;
-        let Err(failure) = link.exchange(change).await else { return Ok(self.changed_here(redis_key, noted)) };
+        let Err(failure) = link.exchange(change).await else {
+            return Ok(self.changed_here(redis_key, noted));
+        };
         let mut seal = None;
         // An old value that could not be replaced would be read.
         if let Failure::Refused(_) = failure {

@@ -4,14 +4,18 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use greenwave_cache::{Cache, CacheConfig};
+use greenwave_cache::{Cache, CacheConfig, Codec, MessagePack};
 use greenwave_test_servers::Server;
 use redis::AsyncTypedCommands;
 use tokio::{
+    sync::Notify,
     task::JoinSet,
     time::{Instant, sleep},
 };
@@ -22,6 +26,10 @@ use crate::{
 };
 
 const LOAD: Duration = Duration::from_millis(50);
+
+fn users_with(url: &str, config: CacheConfig) -> Cache<u64, User> {
+    Cache::builder("user").config(config).remote(patient(url)).build()
+}
 
 #[tokio::test]
 async fn a_cold_key_that_all_processes_want_is_loaded_once() {
@@ -113,7 +121,7 @@ async fn a_stale_value_is_served_by_all_while_one_loads() {
         stale_while_revalidate: Duration::from_secs(60),
         ..Default::default()
     };
-    let process = || Cache::<u64, User>::builder("user").config(config.clone()).remote(patient(&url)).build();
+    let process = || users_with(&url, config.clone());
     let (one, other) = (process(), process());
     one.insert(1, ada()).await;
     sleep(Duration::from_millis(100)).await;
@@ -177,4 +185,88 @@ async fn who_comes_after_another_process_s_lease_joins_who_waits_for_it() {
     leader.await.unwrap().unwrap_err();
     assert_eq!(callers.join_all().await, vec![None; 5]);
     assert_eq!(source.loads(), 1);
+}
+
+#[tokio::test]
+async fn what_was_stale_before_another_process_changed_it_is_not_offered_to_who_comes_later() {
+    let server = Server::redis();
+    let url = server.url();
+    let config = CacheConfig {
+        ttl: Duration::from_millis(50),
+        remote_ttl: Duration::from_millis(50),
+        ttl_jitter: 0.0,
+        stale_while_revalidate: Duration::from_secs(60),
+        ..Default::default()
+    };
+    let (one, other) = (users_with(&url, config.clone()), users_with(&url, config));
+    one.insert(1, ada()).await;
+    sleep(Duration::from_millis(100)).await;
+    let load = |cache: &Cache<u64, User>, name: &str, gate: &Gate| {
+        let (cache, gate, user) = (cache.clone(), gate.clone(), User { id: 1, name: name.into() });
+        async move { cache.get_or_load(&1, || Source::default().load_behind(gate, user)).await.unwrap().unwrap() }
+    };
+    let (first, second, third) = (Gate::new(), Gate::new(), Gate::new());
+    assert_eq!(load(&one, "Bob", &first).await.name, "Ada");
+    first.arrival().await;
+    assert_eq!(load(&other, "Cleo", &second).await.name, "Ada");
+    // The lease goes too, and who waited for it asks the source.
+    redis(&url).await.del("user:1").await.unwrap();
+    second.arrival().await;
+    third.open();
+    second.open();
+    assert_ne!(load(&other, "Dora", &third).await.name, "Ada");
+    first.open();
+    one.settled().await;
+    other.settled().await;
+}
+
+/// Holds whoever decodes, once it is armed.
+#[derive(Clone, Default)]
+struct Held {
+    armed: Arc<AtomicBool>,
+    arrived: Arc<Notify>,
+    open: Arc<(Mutex<bool>, Condvar)>,
+}
+
+impl Codec<u64> for Held {
+    fn encode(&self, value: &u64) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
+        Codec::encode(&MessagePack, value)
+    }
+
+    fn decode(&self, bytes: &[u8]) -> Result<u64, Box<dyn std::error::Error + Send + Sync>> {
+        if self.armed.swap(false, Ordering::SeqCst) {
+            self.arrived.notify_one();
+            let open = self.open.0.lock().unwrap();
+            drop(self.open.1.wait_while(open, |open| !*open).unwrap());
+        }
+        Codec::decode(&MessagePack, bytes)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_was_read_before_another_process_changed_it_is_not_given_to_who_comes_later() {
+    let server = Server::redis();
+    let held = Held::default();
+    let cache = |held: &Held| {
+        Cache::<u64, u64>::builder("n")
+            .remote_with(patient(&server.url()), u64::to_string, held.clone())
+            .build()
+    };
+    let (one, other) = (cache(&held), cache(&Held::default()));
+    other.insert(1, 1).await;
+    held.armed.store(true, Ordering::SeqCst);
+    let read = |cache: Cache<u64, u64>| async move {
+        *cache.get_or_load(&1, || Source::default().load(3)).await.unwrap().unwrap()
+    };
+    let early = tokio::spawn(read(one.clone()));
+    held.arrived.notified().await;
+    other.insert(1, 2).await;
+    assert_eq!(one.get(&9).await, None, "the news come before this answer");
+    let late = tokio::spawn(read(one.clone()));
+    // It waits for the early one.
+    sleep(LOAD).await;
+    *held.open.0.lock().unwrap() = true;
+    held.open.1.notify_all();
+    assert_eq!(early.await.unwrap(), 1);
+    assert_eq!(late.await.unwrap(), 2);
 }
