@@ -24,6 +24,9 @@ const REDIS_CONFIG: &str = "redis.conf";
 pub(crate) const PRIMARY_NAME: &str = "main";
 pub(crate) const START_DEADLINE: Duration = Duration::from_secs(30);
 
+/// How long a server may take to end in good order.
+const ENDS_WITHIN: Duration = Duration::from_secs(20);
+
 #[derive(Clone, Copy)]
 enum Kind {
     Postgres,
@@ -248,9 +251,14 @@ impl Server {
         } else if let Some(child) = &self.child {
             let _ = kill_process(Pid::from_child(child), signal);
         }
-        if let Some(mut child) = self.child.take() {
-            let _ = child.wait();
+        let Some(mut child) = self.child.take() else { return };
+        // A server that will not end must not keep its test from ending.
+        let deadline = Instant::now() + ENDS_WITHIN;
+        while matches!(child.try_wait(), Ok(None)) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(5));
         }
+        let _ = child.kill();
+        let _ = child.wait();
     }
 
     /// Sends a signal to the server and its children; the server first, so that it cannot start new ones.

@@ -293,7 +293,7 @@ async fn a_config_without_sense_breaks_nothing() {
                 .await
                 .unwrap_err();
             let keys = ["k", "none", "other"].map(str::to_owned);
-            let nothing = |_| async { Ok::<_, Failed>([(String::new(), None::<String>); 0]) };
+            let nothing = |_| async { Ok::<_, Failed>(Vec::<(String, Option<String>)>::new()) };
             cache.get_many(&keys, nothing).await.unwrap();
             cache.insert("k".to_owned(), "new".to_owned()).await;
             let found = look(&cache, "k").await;
