@@ -107,7 +107,7 @@ fn a_bad_database_or_redis() {
         &[("REDIS_URL", "127.0.0.1")],
         "",
         expect![[r#"
-            greenwave: REDIS_URL: write redis://HOST:PORT, or leave it out to cache in this process only: the cache's remote needs a URL like redis://host:6379/0: Redis URL did not parse - InvalidClientConfig
+            greenwave: REDIS_URL: write redis://HOST:PORT, or leave it out to cache in this process only: the cache's remote needs a URL like redis://host:6379/0: the URL is not understood - InvalidClientConfig: it must begin with one of redis:, rediss:, valkey:, valkeys:, unix:, redis+sentinel:, rediss+sentinel:, redis+cluster:, rediss+cluster:
         "#]],
     );
 }
