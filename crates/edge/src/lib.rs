@@ -1,18 +1,30 @@
 #![doc = include_str!("../README.md")]
 
+mod access_log;
+mod compression;
 mod error;
 mod health;
+mod http_cache;
 mod load_balancer;
 mod local;
+mod overload;
 mod proxy;
+mod resolve;
+mod retry_budget;
+mod routes;
 mod supervisor;
 pub mod telemetry;
+mod trace_context;
 mod upstreams;
 
+pub use access_log::{AccessLogConfig, AccessLogFormat};
+pub use compression::CompressionConfig;
 pub use error::Error;
 pub use health::{CheckConfig, Health, HealthChecker};
-pub use load_balancer::LoadBalancer;
-pub use proxy::{Proxy, ProxyConfig};
+pub use http_cache::CacheConfig;
+pub use load_balancer::{BalanceConfig, LoadBalancer};
+pub use overload::{OverloadConfig, RateLimit};
+pub use proxy::{Proxy, ProxyConfig, TlsConfig, TrustConfig};
 pub use supervisor::{
     Instance, InstanceState, InstanceStatus, LogLine, LogStream, Supervisor, SupervisorBuilder,
     SupervisorConfig,

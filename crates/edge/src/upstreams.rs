@@ -13,8 +13,12 @@ pub struct Upstream {
     pub name: String,
     /// Where it listens.
     pub address: SocketAddr,
+    /// Its share of the requests, beside others; 1 for all makes all alike.
+    pub weight: u32,
     /// Whether it passes its health checks.
     pub healthy: bool,
+    /// Whether it is about to end: it gets no further requests, and finishes those that it has.
+    pub draining: bool,
     /// How many health checks it has passed. A proxy that found a healthy upstream refusing connections
     /// leaves it alone until this number has changed.
     pub checks: u64,
@@ -23,7 +27,7 @@ pub struct Upstream {
 impl Upstream {
     /// An upstream that counts as healthy and has not been checked yet.
     pub fn new(name: impl Into<String>, address: SocketAddr) -> Self {
-        Self { name: name.into(), address, healthy: true, checks: 0 }
+        Self { name: name.into(), address, weight: 1, healthy: true, draining: false, checks: 0 }
     }
 }
 

@@ -7,7 +7,7 @@ use super::body::{AnswerBody, InFlight};
 
 /// Why a request is answered by the proxy and not by an upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(crate) enum Refusal {
     Ambiguous,
     NoHost,
     TwoHosts,
@@ -59,6 +59,18 @@ impl Refusal {
         }
     }
 
+    /// Whether an upstream failed to answer, so that a kept answer may stand in (RFC 5861).
+    pub(crate) fn is_upstream_failure(self) -> bool {
+        matches!(
+            self,
+            Self::NoUpstream
+                | Self::NoConnection
+                | Self::UpstreamFailed
+                | Self::UpstreamAmbiguous
+                | Self::UpstreamSilent
+        )
+    }
+
     /// Whether what follows on the client's connection cannot be trusted, or is not wanted.
     fn closes(self) -> bool {
         !matches!(
@@ -71,7 +83,7 @@ impl Refusal {
         )
     }
 
-    pub(super) fn answer(self, in_flight: InFlight) -> Response<AnswerBody> {
+    pub(crate) fn answer(self, in_flight: InFlight) -> Response<AnswerBody> {
         let (status, code, message) = self.parts();
         let text = format!(r#"{{"error":"{code}","message":"{message}"}}"#);
         let mut response = Response::new(AnswerBody::own(text, in_flight.answered(status)));

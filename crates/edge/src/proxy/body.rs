@@ -8,22 +8,62 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::StatusCode;
 use http_body_util::Full;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use crate::telemetry;
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The body of an answer on its way through the stack. It stays on its thread.
+pub(crate) enum Body {
+    /// All of it is there.
+    Full(Full<Bytes>),
+    /// It is made on the way: stored, compressed, read along with others.
+    Dyn(LocalBody),
+}
+
+/// Any other body, in a box.
+pub(crate) type LocalBody = Pin<Box<dyn HttpBody<Data = Bytes, Error = BoxError>>>;
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match &mut *self {
+            Self::Full(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Self::Dyn(body) => body.as_mut().poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Full(body) => body.is_end_stream(),
+            Self::Dyn(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Full(body) => body.size_hint(),
+            Self::Dyn(body) => body.size_hint(),
+        }
+    }
+}
 
 /// A request's body, lent to each attempt to send it. As long as no attempt has read from it, it can be
 /// lent once more.
 #[derive(Clone)]
-pub(super) enum RequestBody {
+pub(crate) enum RequestBody {
     Empty,
     Lent(Arc<Mutex<Lent>>),
 }
 
-pub(super) struct Lent {
+pub(crate) struct Lent {
     body: Incoming,
     touched: bool,
     // Whether whoever sends it on waits for the client at the moment.
@@ -32,7 +72,7 @@ pub(super) struct Lent {
 }
 
 impl RequestBody {
-    pub(super) fn new(body: Incoming) -> Self {
+    pub(crate) fn new(body: Incoming) -> Self {
         if body.is_end_stream() {
             return Self::Empty;
         }
@@ -40,22 +80,22 @@ impl RequestBody {
         Self::Lent(Arc::new(Mutex::new(lent)))
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         matches!(self, Self::Empty)
     }
 
     /// Whether nothing of it was consumed.
-    pub(super) fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         self.lent().is_none_or(|lent| !lent.touched)
     }
 
     /// When something of it last moved.
-    pub(super) fn moved_at(&self) -> Option<Instant> {
+    pub(crate) fn moved_at(&self) -> Option<Instant> {
         self.lent().map(|lent| lent.moved_at)
     }
 
     /// Whether its sender waits for the client.
-    pub(super) fn is_starved(&self) -> bool {
+    pub(crate) fn is_starved(&self) -> bool {
         self.lent().is_some_and(|lent| lent.starved)
     }
 
@@ -68,7 +108,7 @@ impl RequestBody {
     }
 }
 
-impl Body for RequestBody {
+impl HttpBody for RequestBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -96,18 +136,18 @@ impl Body for RequestBody {
 
 /// A request between its head and the end of its answer. Dropping it records how long that was.
 #[derive(Debug)]
-pub(super) struct InFlight {
+pub(crate) struct InFlight {
     begun: Instant,
     status: Option<StatusCode>,
 }
 
 impl InFlight {
-    pub(super) fn begin() -> Self {
+    pub(crate) fn begin() -> Self {
         metrics::gauge!(telemetry::ACTIVE_REQUESTS).increment(1.0);
         Self { begun: Instant::now(), status: None }
     }
 
-    pub(super) fn answered(mut self, status: StatusCode) -> Self {
+    pub(crate) fn answered(mut self, status: StatusCode) -> Self {
         self.status = Some(status);
         self
     }
@@ -123,7 +163,7 @@ impl Drop for InFlight {
 }
 
 /// The body of an answer. An upstream that falls silent in the middle of it is given up.
-pub(super) struct AnswerBody {
+pub(crate) struct AnswerBody {
     source: Source,
     _in_flight: InFlight,
 }
@@ -134,16 +174,16 @@ enum Source {
 }
 
 impl AnswerBody {
-    pub(super) fn own(text: String, in_flight: InFlight) -> Self {
+    pub(crate) fn own(text: String, in_flight: InFlight) -> Self {
         Self { source: Source::Own(Full::from(text)), _in_flight: in_flight }
     }
 
-    pub(super) fn upstream(body: Incoming, limit: Duration, in_flight: InFlight) -> Self {
+    pub(crate) fn upstream(body: Incoming, limit: Duration, in_flight: InFlight) -> Self {
         Self { source: Source::Upstream { body, limit, patience: None }, _in_flight: in_flight }
     }
 }
 
-impl Body for AnswerBody {
+impl HttpBody for AnswerBody {
     type Data = Bytes;
     type Error = BoxError;
 

@@ -1,8 +1,10 @@
 //! Takes requests from clients and brings them to upstreams.
 
-mod answer;
-mod body;
+pub(crate) mod answer;
+pub(crate) mod body;
 mod config;
+pub(crate) mod context;
+pub(crate) mod fetch;
 mod forward;
 mod framing;
 mod headers;
@@ -22,7 +24,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use config::ProxyConfig;
+pub use config::{ProxyConfig, TlsConfig, TrustConfig};
 
 use crate::telemetry::{self, PROXY_TARGET};
 use crate::{Error, LoadBalancer, Upstreams};

@@ -1,5 +1,7 @@
 //! Chooses the upstream of each request.
 
+mod config;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,6 +10,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
+
+pub use config::BalanceConfig;
 
 use crate::{Upstream, Upstreams};
 

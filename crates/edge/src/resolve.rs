@@ -1,0 +1,1 @@
+//! Names of servers, looked up again and again.

@@ -1,0 +1,1 @@
+//! Bounds what retries may add to the load (Finagle's retry budget).

@@ -1,0 +1,1 @@
+//! Which group of upstreams a request goes to.

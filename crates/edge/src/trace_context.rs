@@ -1,0 +1,1 @@
+//! `traceparent`, passed on or begun (W3C Trace Context).
