@@ -22,6 +22,13 @@ pub enum Error {
         text: String,
     },
 
+    /// The text names nothing by which clients could be told apart.
+    #[error("clients cannot be told apart by {text:?}; use header:NAME, cookie:NAME or nothing")]
+    InvalidSticky {
+        /// The text as it was given.
+        text: String,
+    },
+
     /// The program does not exist. Starting it again would not help, so nothing is retried.
     #[error("command not found: {command}; check the spelling or give its full path")]
     CommandNotFound {

@@ -22,7 +22,7 @@ pub use compression::CompressionConfig;
 pub use error::Error;
 pub use health::{CheckConfig, Health, HealthChecker};
 pub use http_cache::CacheConfig;
-pub use load_balancer::{BalanceConfig, LoadBalancer};
+pub use load_balancer::{BalanceConfig, LoadBalancer, Pick, Strategy};
 pub use overload::{OverloadConfig, RateLimit};
 pub use proxy::{Proxy, ProxyConfig, TlsConfig, TrustConfig};
 pub use supervisor::{

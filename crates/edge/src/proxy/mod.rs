@@ -60,7 +60,8 @@ pub struct Proxy {
 impl Proxy {
     /// Makes a proxy; [`serve`](Self::serve) puts it to work. Clones share connections to upstreams.
     pub fn new(config: ProxyConfig, upstreams: watch::Receiver<Upstreams>) -> Self {
-        let forwarder = Forwarder::new(config.clone(), LoadBalancer::new(upstreams.clone()));
+        let forwarder =
+            Forwarder::new(config.clone(), LoadBalancer::new(config.balance.clone(), upstreams.clone()));
         Self { config: Arc::new(config), upstreams, forwarder: Arc::new(forwarder) }
     }
 
