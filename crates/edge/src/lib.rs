@@ -25,6 +25,7 @@ pub use http_cache::CacheConfig;
 pub use load_balancer::{BalanceConfig, LoadBalancer, Pick, Strategy};
 pub use overload::{OverloadConfig, RateLimit};
 pub use proxy::{Proxy, ProxyConfig, TlsConfig, TrustConfig};
+pub use routes::{Group, Route};
 pub use supervisor::{
     Instance, InstanceState, InstanceStatus, LogLine, LogStream, Supervisor, SupervisorBuilder,
     SupervisorConfig,

@@ -15,6 +15,7 @@ pub(crate) enum Refusal {
     InvalidTarget,
     Connect,
     WebSocket,
+    NoRoute,
     ClientSilent,
     BrokenBody,
     NoUpstream,
@@ -37,6 +38,7 @@ impl Refusal {
             Self::WebSocket => {
                 (S::NOT_IMPLEMENTED, "not_implemented", "WebSocket upgrades are not supported")
             }
+            Self::NoRoute => (S::NOT_FOUND, "not_found", "no service is configured for this host and path"),
             Self::ClientSilent => {
                 (S::REQUEST_TIMEOUT, "request_timeout", "the rest of the request did not arrive")
             }
@@ -75,7 +77,8 @@ impl Refusal {
     fn closes(self) -> bool {
         !matches!(
             self,
-            Self::NoUpstream
+            Self::NoRoute
+                | Self::NoUpstream
                 | Self::NoConnection
                 | Self::UpstreamFailed
                 | Self::UpstreamAmbiguous
