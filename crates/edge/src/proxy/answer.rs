@@ -23,6 +23,7 @@ pub(crate) enum Refusal {
     UpstreamFailed,
     UpstreamAmbiguous,
     UpstreamSilent,
+    Overloaded,
 }
 
 impl Refusal {
@@ -58,6 +59,9 @@ impl Refusal {
             Self::UpstreamSilent => {
                 (S::GATEWAY_TIMEOUT, "gateway_timeout", "the service did not answer in time")
             }
+            Self::Overloaded => {
+                (S::SERVICE_UNAVAILABLE, "overloaded", "the service has more requests than it can answer")
+            }
         }
     }
 
@@ -70,6 +74,7 @@ impl Refusal {
                 | Self::UpstreamFailed
                 | Self::UpstreamAmbiguous
                 | Self::UpstreamSilent
+                | Self::Overloaded
         )
     }
 
@@ -83,6 +88,7 @@ impl Refusal {
                 | Self::UpstreamFailed
                 | Self::UpstreamAmbiguous
                 | Self::UpstreamSilent
+                | Self::Overloaded
         )
     }
 
@@ -93,7 +99,7 @@ impl Refusal {
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if matches!(self, Self::NoUpstream | Self::NoConnection) {
+        if matches!(self, Self::NoUpstream | Self::NoConnection | Self::Overloaded) {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         if self.closes() {
