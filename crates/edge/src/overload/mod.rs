@@ -3,3 +3,13 @@
 mod config;
 
 pub use config::{OverloadConfig, RateLimit};
+
+/// Who goes first when not all can.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Priority {
+    /// Waits for its turn.
+    #[default]
+    Normal,
+    /// Waits for nobody: health checks and administration.
+    High,
+}

@@ -16,6 +16,7 @@ pub(crate) enum Refusal {
     LongTarget,
     Expectation,
     Connect,
+    NoRoute,
     ClientSilent,
     BrokenBody,
     NoUpstream,
@@ -40,6 +41,7 @@ impl Refusal {
                 (S::EXPECTATION_FAILED, "expectation_failed", "only 100-continue can be expected")
             }
             Self::Connect => (S::METHOD_NOT_ALLOWED, "method_not_allowed", "CONNECT is not supported"),
+            Self::NoRoute => (S::NOT_FOUND, "not_found", "no service is configured for this host and path"),
             Self::ClientSilent => {
                 (S::REQUEST_TIMEOUT, "request_timeout", "the rest of the request did not arrive")
             }
@@ -81,7 +83,8 @@ impl Refusal {
     fn closes(self) -> bool {
         !matches!(
             self,
-            Self::NoUpstream
+            Self::NoRoute
+                | Self::NoUpstream
                 | Self::NoConnection
                 | Self::UpstreamFailed
                 | Self::UpstreamAmbiguous

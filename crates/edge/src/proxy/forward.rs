@@ -22,9 +22,10 @@ use super::answer::Refusal;
 use super::body::{Body, BoxError, RequestBody};
 use super::fetch::Fetch;
 use super::headers;
-use crate::Upstream;
 use crate::local::is_local;
+use crate::overload::Priority;
 use crate::telemetry::{self, PROXY_TARGET};
+use crate::Pick;
 
 type UpstreamClient = Client<HttpConnector, RequestBody>;
 
@@ -127,23 +128,26 @@ impl Inner {
         let mut tried: Vec<SocketAddr> = Vec::new();
         let mut died = false;
         loop {
-            let patience = wait_until.saturating_duration_since(Instant::now());
-            let upstream =
-                self.shared.balancer.pick_within(&tried, patience).await.ok_or(Refusal::NoUpstream)?;
+            let mut upstream = self.shared.balancer.pick(None, &tried, wait_until, Priority::Normal).await?;
             if !tried.is_empty() {
                 metrics::counter!(telemetry::RETRIES).increment(1);
             }
             match self.attempt(head, body, &upstream).await {
-                Ok(response) => return Ok(response),
+                Ok(response) => {
+                    upstream.answered(response.status());
+                    return Ok(response);
+                }
                 Err(Failure::Unreachable(error)) if body.is_whole() => {
-                    self.shared.balancer.refused(&upstream);
+                    upstream.refused();
                     report(&upstream, &error, "upstream is unreachable");
                 }
                 Err(Failure::Died(error)) if replayable && !died => {
                     died = true;
+                    upstream.died();
                     report(&upstream, &error, "upstream died over a request, which is sent again");
                 }
                 Err(Failure::Unreachable(error) | Failure::Died(error)) => {
+                    upstream.died();
                     report(&upstream, &error, "upstream died over a request");
                     return Err(Refusal::UpstreamFailed);
                 }
@@ -153,7 +157,7 @@ impl Inner {
                 }
                 Err(Failure::Final(refusal)) => return Err(refusal),
             }
-            tried.push(upstream.address);
+            tried.push(upstream.address());
         }
     }
 
@@ -161,12 +165,12 @@ impl Inner {
         &self,
         head: &request::Parts,
         body: &RequestBody,
-        upstream: &Upstream,
+        upstream: &Pick,
     ) -> Result<Response<Incoming>, Failure> {
         let mut request = Request::new(body.clone());
         *request.method_mut() = head.method.clone();
         *request.uri_mut() =
-            target(&head.uri, upstream.address).ok_or(Failure::Final(Refusal::InvalidTarget))?;
+            target(&head.uri, upstream.address()).ok_or(Failure::Final(Refusal::InvalidTarget))?;
         *request.headers_mut() = head.headers.clone();
         let response = self.head_of(request, body).await?;
         // Nobody asked to switch protocols.
@@ -222,13 +226,13 @@ fn failure(error: hyper_util::client::legacy::Error) -> Failure {
     Failure::Died(error)
 }
 
-fn report(upstream: &Upstream, error: &hyper_util::client::legacy::Error, what: &'static str) {
+fn report(upstream: &Pick, error: &hyper_util::client::legacy::Error, what: &'static str) {
     // The outermost error says only that something failed.
     let mut cause: &dyn StdError = error;
     while let Some(source) = cause.source() {
         cause = source;
     }
-    tracing::warn!(target: PROXY_TARGET, upstream = upstream.name, address = %upstream.address, %cause, "{what}");
+    tracing::warn!(target: PROXY_TARGET, upstream = upstream.name(), address = %upstream.address(), %cause, "{what}");
 }
 
 /// The same path at the upstream's address.

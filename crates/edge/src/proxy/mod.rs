@@ -70,7 +70,7 @@ impl Proxy {
     pub fn new(config: ProxyConfig, upstreams: watch::Receiver<Upstreams>) -> Result<Self, Error> {
         config.check()?;
         let shared = Shared {
-            balancer: LoadBalancer::new(upstreams.clone()),
+            balancer: LoadBalancer::new(config.balance.clone(), upstreams.clone()),
             tls: Tls::new(&config.tls)?,
             places: Arc::new(Semaphore::new(config.max_connections.min(Semaphore::MAX_PERMITS))),
             active: metrics::gauge!(telemetry::ACTIVE_REQUESTS),
