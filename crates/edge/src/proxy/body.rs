@@ -1,17 +1,20 @@
 //! Bodies on their way: requests that may have to be sent again, answers whose end is recorded.
 
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
 use http_body_util::Full;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
-use tokio::time::{Instant, Sleep};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
 
-use crate::telemetry;
+use super::context::{Connection, Moved, RequestContext};
+use super::headers;
+use super::sweep::Deadline;
 
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -21,6 +24,8 @@ pub(crate) enum Body {
     Full(Full<Bytes>),
     /// It is made on the way: stored, compressed, read along with others.
     Dyn(LocalBody),
+    /// There is none: with a 101, the connection goes on in another protocol, and what was read of it already.
+    Switched(TcpStream, Bytes),
 }
 
 /// Any other body, in a box.
@@ -37,6 +42,7 @@ impl HttpBody for Body {
         match &mut *self {
             Self::Full(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
             Self::Dyn(body) => body.as_mut().poll_frame(cx),
+            Self::Switched(..) => Poll::Ready(None),
         }
     }
 
@@ -44,6 +50,7 @@ impl HttpBody for Body {
         match self {
             Self::Full(body) => body.is_end_stream(),
             Self::Dyn(body) => body.is_end_stream(),
+            Self::Switched(..) => true,
         }
     }
 
@@ -51,6 +58,7 @@ impl HttpBody for Body {
         match self {
             Self::Full(body) => body.size_hint(),
             Self::Dyn(body) => body.size_hint(),
+            Self::Switched(..) => SizeHint::with_exact(0),
         }
     }
 }
@@ -119,9 +127,12 @@ impl HttpBody for RequestBody {
         let Some(mut lent) = self.lent() else { return Poll::Ready(None) };
         lent.touched = true;
         lent.starved = true;
-        let frame = ready!(Pin::new(&mut lent.body).poll_frame(cx));
+        let mut frame = ready!(Pin::new(&mut lent.body).poll_frame(cx));
         lent.starved = false;
         lent.moved_at = Instant::now();
+        if let Some(trailers) = frame.as_mut().and_then(|frame| frame.as_mut().ok()?.trailers_mut()) {
+            headers::clean_trailers(trailers);
+        }
         Poll::Ready(frame)
     }
 
@@ -135,51 +146,58 @@ impl HttpBody for RequestBody {
 }
 
 /// A request between its head and the end of its answer. Dropping it records how long that was.
-#[derive(Debug)]
 pub(crate) struct InFlight {
-    begun: Instant,
+    context: Rc<RequestContext>,
     status: Option<StatusCode>,
 }
 
 impl InFlight {
-    pub(crate) fn begin() -> Self {
-        metrics::gauge!(telemetry::ACTIVE_REQUESTS).increment(1.0);
-        Self { begun: Instant::now(), status: None }
+    pub(crate) fn begin(context: Rc<RequestContext>) -> Self {
+        let connection = &context.connection;
+        connection.open.set(connection.open.get() + 1);
+        connection.worker.metrics().begin();
+        Self { context, status: None }
     }
 
     pub(crate) fn answered(mut self, status: StatusCode) -> Self {
         self.status = Some(status);
         self
     }
+
+    pub(super) fn connection(&self) -> &Rc<Connection> {
+        &self.context.connection
+    }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        metrics::gauge!(telemetry::ACTIVE_REQUESTS).decrement(1.0);
-        let status = self.status.as_ref().map_or("499", StatusCode::as_str).to_owned();
-        metrics::histogram!(telemetry::REQUEST_DURATION, telemetry::STATUS => status)
-            .record(self.begun.elapsed().as_secs_f64());
+        let connection = &self.context.connection;
+        connection.open.set(connection.open.get() - 1);
+        connection.worker.metrics().end(self.status, self.context.started.elapsed());
     }
 }
 
-/// The body of an answer. An upstream that falls silent in the middle of it is given up.
+/// The body of an answer on its way to the client.
 pub(crate) struct AnswerBody {
-    source: Source,
-    _in_flight: InFlight,
-}
-
-enum Source {
-    Own(Full<Bytes>),
-    Upstream { body: Incoming, limit: Duration, patience: Option<Pin<Box<Sleep>>> },
+    body: Body,
+    // For the whole request, where there is one.
+    deadline: Option<Deadline>,
+    in_flight: Option<InFlight>,
 }
 
 impl AnswerBody {
-    pub(crate) fn own(text: String, in_flight: InFlight) -> Self {
-        Self { source: Source::Own(Full::from(text)), _in_flight: in_flight }
+    pub(crate) fn new(body: Body, in_flight: InFlight) -> Self {
+        Self { body, deadline: None, in_flight: Some(in_flight) }
     }
 
-    pub(crate) fn upstream(body: Incoming, limit: Duration, in_flight: InFlight) -> Self {
-        Self { source: Source::Upstream { body, limit, patience: None }, _in_flight: in_flight }
+    /// Nothing, for a request that goes on without this body.
+    pub(super) fn empty() -> Self {
+        Self { body: Body::Full(Full::default()), deadline: None, in_flight: None }
+    }
+
+    pub(super) fn until(mut self, deadline: Option<Deadline>) -> Self {
+        self.deadline = deadline;
+        self
     }
 }
 
@@ -191,31 +209,25 @@ impl HttpBody for AnswerBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match &mut self.source {
-            Source::Own(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
-            Source::Upstream { body, limit, patience } => {
-                if let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) {
-                    *patience = None;
-                    return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
-                }
-                let patience = patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(*limit)));
-                ready!(patience.as_mut().poll(cx));
-                Poll::Ready(Some(Err("the upstream fell silent in the middle of its answer".into())))
-            }
+        let this = &mut *self;
+        let frame = Pin::new(&mut this.body).poll_frame(cx);
+        let moved = if frame.is_ready() { Moved::Given } else { Moved::Waits };
+        if let Some(in_flight) = &this.in_flight {
+            in_flight.connection().moved.set(Some(moved));
         }
+        if frame.is_pending()
+            && this.deadline.as_ref().is_some_and(|deadline| deadline.poll_expired(cx).is_ready())
+        {
+            return Poll::Ready(Some(Err("the request took longer than is allowed".into())));
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.source {
-            Source::Own(body) => body.is_end_stream(),
-            Source::Upstream { body, .. } => body.is_end_stream(),
-        }
+        self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.source {
-            Source::Own(body) => body.size_hint(),
-            Source::Upstream { body, .. } => body.size_hint(),
-        }
+        self.body.size_hint()
     }
 }
