@@ -20,16 +20,12 @@ mod upstreams;
 pub use access_log::{AccessLogConfig, AccessLogFormat};
 pub use compression::CompressionConfig;
 pub use error::Error;
-pub use health::{CheckConfig, Health, HealthChecker};
+pub use health::{CheckConfig, Health, HealthChecker, Statuses, Target};
 pub use http_cache::CacheConfig;
 pub use load_balancer::{BalanceConfig, LoadBalancer, Pick, Strategy};
 pub use overload::{OverloadConfig, RateLimit};
-<<<<<<< HEAD
-pub use proxy::{Proxy, ProxyConfig, TlsConfig, TrustConfig};
-pub use routes::{Group, Route};
-=======
 pub use proxy::{Proxy, ProxyConfig, TlsConfig, TrustConfig, listen};
->>>>>>> server
+pub use routes::{Group, Route};
 pub use supervisor::{
     Instance, InstanceState, InstanceStatus, LogLine, LogStream, Supervisor, SupervisorBuilder,
     SupervisorConfig,

@@ -22,10 +22,10 @@ use super::answer::Refusal;
 use super::body::{Body, BoxError, RequestBody};
 use super::fetch::Fetch;
 use super::headers;
+use crate::Pick;
 use crate::local::is_local;
 use crate::overload::Priority;
 use crate::telemetry::{self, PROXY_TARGET};
-use crate::Pick;
 
 type UpstreamClient = Client<HttpConnector, RequestBody>;
 
