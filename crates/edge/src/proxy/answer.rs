@@ -25,6 +25,7 @@ pub(crate) enum Refusal {
     UpstreamAmbiguous,
     UpstreamSilent,
     TooSlow,
+    Overloaded,
 }
 
 impl Refusal {
@@ -64,6 +65,9 @@ impl Refusal {
             Self::TooSlow => {
                 (S::GATEWAY_TIMEOUT, "gateway_timeout", "the request took longer than is allowed")
             }
+            Self::Overloaded => {
+                (S::SERVICE_UNAVAILABLE, "overloaded", "the service has more requests than it can answer")
+            }
         }
     }
 
@@ -76,6 +80,7 @@ impl Refusal {
                 | Self::UpstreamFailed
                 | Self::UpstreamAmbiguous
                 | Self::UpstreamSilent
+                | Self::Overloaded
         )
     }
 
@@ -89,6 +94,7 @@ impl Refusal {
                 | Self::UpstreamFailed
                 | Self::UpstreamAmbiguous
                 | Self::UpstreamSilent
+                | Self::Overloaded
         )
     }
 
@@ -101,7 +107,7 @@ impl Refusal {
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if matches!(self, Self::NoUpstream | Self::NoConnection) {
+        if matches!(self, Self::NoUpstream | Self::NoConnection | Self::Overloaded) {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         if self.closes() && !http2 {
