@@ -74,6 +74,19 @@ pub enum Error {
         instance: String,
     },
 
+    /// A key of the configuration has a value that cannot be meant.
+    #[error("`{key}` {problem}")]
+    InvalidConfig {
+        /// The key, with those that it stands under: `tls.key`.
+        key: String,
+        /// What is wrong with its value.
+        problem: String,
+    },
+
+    /// A thread of a proxy could not begin to serve.
+    #[error("could not serve")]
+    Serve(#[source] io::Error),
+
     /// Requests still ran when the drain timeout of a proxy had passed, and were cut.
     #[error("{connections} connections were cut: their requests did not finish within {within:?}")]
     Drain {
@@ -82,6 +95,12 @@ pub enum Error {
         /// The drain timeout.
         within: Duration,
     },
+}
+
+impl Error {
+    pub(crate) fn invalid_config(key: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::InvalidConfig { key: key.into(), problem: problem.into() }
+    }
 }
 
 fn history(last_exit: Option<&str>, last_lines: &[String]) -> String {

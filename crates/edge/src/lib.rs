@@ -24,7 +24,7 @@ pub use health::{CheckConfig, Health, HealthChecker};
 pub use http_cache::CacheConfig;
 pub use load_balancer::{BalanceConfig, LoadBalancer};
 pub use overload::{OverloadConfig, RateLimit};
-pub use proxy::{Proxy, ProxyConfig, TlsConfig, TrustConfig};
+pub use proxy::{Proxy, ProxyConfig, TlsConfig, TrustConfig, listen};
 pub use supervisor::{
     Instance, InstanceState, InstanceStatus, LogLine, LogStream, Supervisor, SupervisorBuilder,
     SupervisorConfig,

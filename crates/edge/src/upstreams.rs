@@ -49,8 +49,8 @@ impl Upstreams {
     /// use greenwave_edge::{Proxy, ProxyConfig, Upstreams};
     ///
     /// let upstreams = Upstreams::fixed(["127.0.0.1:3000".parse()?, "127.0.0.1:3001".parse()?]);
-    /// let proxy = Proxy::new(ProxyConfig::default(), upstreams.into_watch());
-    /// # Ok::<(), std::net::AddrParseError>(())
+    /// let proxy = Proxy::new(ProxyConfig::default(), upstreams.into_watch())?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn fixed(addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
         addresses.into_iter().map(|address| Upstream::new(address.to_string(), address)).collect()

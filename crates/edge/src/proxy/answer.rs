@@ -3,7 +3,7 @@
 use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
 
-use super::body::{AnswerBody, InFlight};
+use super::body::{AnswerBody, Body, InFlight};
 
 /// Why a request is answered by the proxy and not by an upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +86,8 @@ impl Refusal {
     pub(crate) fn answer(self, in_flight: InFlight) -> Response<AnswerBody> {
         let (status, code, message) = self.parts();
         let text = format!(r#"{{"error":"{code}","message":"{message}"}}"#);
-        let mut response = Response::new(AnswerBody::own(text, in_flight.answered(status)));
+        let mut response =
+            Response::new(AnswerBody::new(Body::Full(text.into()), in_flight.answered(status)));
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -1,17 +1,17 @@
 //! Bodies on their way: requests that may have to be sent again, answers whose end is recorded.
 
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
 use http_body_util::Full;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
-use crate::telemetry;
+use super::context::RequestContext;
 
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -135,16 +135,17 @@ impl HttpBody for RequestBody {
 }
 
 /// A request between its head and the end of its answer. Dropping it records how long that was.
-#[derive(Debug)]
 pub(crate) struct InFlight {
-    begun: Instant,
+    context: Rc<RequestContext>,
     status: Option<StatusCode>,
 }
 
 impl InFlight {
-    pub(crate) fn begin() -> Self {
-        metrics::gauge!(telemetry::ACTIVE_REQUESTS).increment(1.0);
-        Self { begun: Instant::now(), status: None }
+    pub(crate) fn begin(context: Rc<RequestContext>) -> Self {
+        let connection = &context.connection;
+        connection.open.set(connection.open.get() + 1);
+        connection.worker.metrics().begin();
+        Self { context, status: None }
     }
 
     pub(crate) fn answered(mut self, status: StatusCode) -> Self {
@@ -155,31 +156,21 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        metrics::gauge!(telemetry::ACTIVE_REQUESTS).decrement(1.0);
-        let status = self.status.as_ref().map_or("499", StatusCode::as_str).to_owned();
-        metrics::histogram!(telemetry::REQUEST_DURATION, telemetry::STATUS => status)
-            .record(self.begun.elapsed().as_secs_f64());
+        let connection = &self.context.connection;
+        connection.open.set(connection.open.get() - 1);
+        connection.worker.metrics().end(self.status, self.context.started.elapsed());
     }
 }
 
-/// The body of an answer. An upstream that falls silent in the middle of it is given up.
+/// The body of an answer on its way to the client.
 pub(crate) struct AnswerBody {
-    source: Source,
+    body: Body,
     _in_flight: InFlight,
 }
 
-enum Source {
-    Own(Full<Bytes>),
-    Upstream { body: Incoming, limit: Duration, patience: Option<Pin<Box<Sleep>>> },
-}
-
 impl AnswerBody {
-    pub(crate) fn own(text: String, in_flight: InFlight) -> Self {
-        Self { source: Source::Own(Full::from(text)), _in_flight: in_flight }
-    }
-
-    pub(crate) fn upstream(body: Incoming, limit: Duration, in_flight: InFlight) -> Self {
-        Self { source: Source::Upstream { body, limit, patience: None }, _in_flight: in_flight }
+    pub(crate) fn new(body: Body, in_flight: InFlight) -> Self {
+        Self { body, _in_flight: in_flight }
     }
 }
 
@@ -191,31 +182,14 @@ impl HttpBody for AnswerBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match &mut self.source {
-            Source::Own(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
-            Source::Upstream { body, limit, patience } => {
-                if let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) {
-                    *patience = None;
-                    return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
-                }
-                let patience = patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(*limit)));
-                ready!(patience.as_mut().poll(cx));
-                Poll::Ready(Some(Err("the upstream fell silent in the middle of its answer".into())))
-            }
-        }
+        Pin::new(&mut self.body).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.source {
-            Source::Own(body) => body.is_end_stream(),
-            Source::Upstream { body, .. } => body.is_end_stream(),
-        }
+        self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.source {
-            Source::Own(body) => body.size_hint(),
-            Source::Upstream { body, .. } => body.size_hint(),
-        }
+        self.body.size_hint()
     }
 }

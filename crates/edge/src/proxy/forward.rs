@@ -1,30 +1,39 @@
 //! One request from its head to the head of its answer.
 
 use std::error::Error as StdError;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
+use bytes::Bytes;
 use http::uri::{Parts as UriParts, PathAndQuery, Scheme};
-use http::{Method, Request, Response, StatusCode, Uri, Version, request};
-use hyper::body::Incoming;
+use http::{Method, Request, Response, StatusCode, Uri, request};
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
-use super::ProxyConfig;
+use super::Shared;
 use super::answer::Refusal;
-use super::body::{AnswerBody, InFlight, RequestBody};
+use super::body::{Body, BoxError, RequestBody};
+use super::fetch::Fetch;
 use super::headers;
+use crate::Upstream;
 use crate::local::is_local;
 use crate::telemetry::{self, PROXY_TARGET};
-use crate::{LoadBalancer, Upstream};
 
 type UpstreamClient = Client<HttpConnector, RequestBody>;
 
 /// Sends requests to upstreams, over connections that it keeps.
-pub(super) struct Forwarder {
-    config: ProxyConfig,
-    balancer: LoadBalancer,
+#[derive(Clone)]
+pub(super) struct Forwarder(Rc<Inner>);
+
+struct Inner {
+    shared: Arc<Shared>,
     client: UpstreamClient,
 }
 
@@ -41,7 +50,8 @@ enum Failure {
 }
 
 impl Forwarder {
-    pub(super) fn new(config: ProxyConfig, balancer: LoadBalancer) -> Self {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        let config = &shared.config;
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(config.connect_timeout));
         connector.set_nodelay(true);
@@ -51,56 +61,61 @@ impl Forwarder {
             .pool_idle_timeout(config.upstream_idle_timeout)
             .pool_max_idle_per_host(config.max_idle_per_upstream)
             .build(connector);
-        Self { config, balancer, client }
+        Self(Rc::new(Inner { shared, client }))
     }
+}
 
-    pub(super) fn balancer(&self) -> &LoadBalancer {
-        &self.balancer
-    }
-
-    /// Answers a request; `sound` says whether its length can be read in one way only.
-    pub(super) async fn answer(
+impl Fetch for Forwarder {
+    fn fetch(
         &self,
-        request: Request<Incoming>,
-        peer: IpAddr,
-        sound: bool,
-    ) -> Response<AnswerBody> {
-        let in_flight = InFlight::begin();
-        match self.forward(request, peer, sound).await {
-            Ok(response) => {
-                let (mut head, body) = response.into_parts();
-                headers::remove_hop_by_hop(&mut head.headers);
-                head.version = Version::HTTP_11;
-                let in_flight = in_flight.answered(head.status);
-                Response::from_parts(
-                    head,
-                    AnswerBody::upstream(body, self.config.answer_body_timeout, in_flight),
-                )
-            }
-            Err(refusal) => {
-                tracing::debug!(target: PROXY_TARGET, ?refusal, "request answered by the proxy");
-                refusal.answer(in_flight)
-            }
+        request: Request<RequestBody>,
+    ) -> impl Future<Output = Result<Response<Body>, Refusal>> + 'static {
+        let inner = Rc::clone(&self.0);
+        async move {
+            let (head, body) = request.into_parts();
+            let replayable = body.is_empty() && matches!(head.method, Method::GET | Method::HEAD);
+            let limit = inner.shared.config.answer_body_timeout;
+            let response = inner.send(&head, &body, replayable).await?;
+            Ok(response.map(|body| Body::Dyn(Box::pin(Patient { body, limit, patience: None }))))
         }
     }
+}
 
-    async fn forward(
-        &self,
-        request: Request<Incoming>,
-        peer: IpAddr,
-        sound: bool,
-    ) -> Result<Response<Incoming>, Refusal> {
-        let (mut head, body) = request.into_parts();
-        if !sound {
-            return Err(Refusal::Ambiguous);
+/// The body of an upstream's answer. One that falls silent in the middle of it is given up.
+struct Patient {
+    body: Incoming,
+    limit: Duration,
+    patience: Option<Pin<Box<Sleep>>>,
+}
+
+impl HttpBody for Patient {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            self.patience = None;
+            return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
-        headers::check_request(&head)?;
-        headers::to_upstream(&mut head, peer);
-        let body = RequestBody::new(body);
-        let replayable = body.is_empty() && matches!(head.method, Method::GET | Method::HEAD);
-        self.send(&head, &body, replayable).await
+        let limit = self.limit;
+        let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        ready!(patience.as_mut().poll(cx));
+        Poll::Ready(Some(Err("the upstream fell silent in the middle of its answer".into())))
     }
 
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Inner {
     /// Tries upstreams until one answers or a second try could do harm.
     async fn send(
         &self,
@@ -108,19 +123,20 @@ impl Forwarder {
         body: &RequestBody,
         replayable: bool,
     ) -> Result<Response<Incoming>, Refusal> {
-        let wait_until = Instant::now() + self.config.upstream_wait;
+        let wait_until = Instant::now() + self.shared.config.upstream_wait;
         let mut tried: Vec<SocketAddr> = Vec::new();
         let mut died = false;
         loop {
             let patience = wait_until.saturating_duration_since(Instant::now());
-            let upstream = self.balancer.pick_within(&tried, patience).await.ok_or(Refusal::NoUpstream)?;
+            let upstream =
+                self.shared.balancer.pick_within(&tried, patience).await.ok_or(Refusal::NoUpstream)?;
             if !tried.is_empty() {
                 metrics::counter!(telemetry::RETRIES).increment(1);
             }
             match self.attempt(head, body, &upstream).await {
                 Ok(response) => return Ok(response),
                 Err(Failure::Unreachable(error)) if body.is_whole() => {
-                    self.balancer.refused(&upstream);
+                    self.shared.balancer.refused(&upstream);
                     report(&upstream, &error, "upstream is unreachable");
                 }
                 Err(Failure::Died(error)) if replayable && !died => {
@@ -173,15 +189,15 @@ impl Forwarder {
         loop {
             let last_move = body.moved_at().map_or(begun, |moved_at| moved_at.max(begun));
             let starved = body.is_starved();
-            let deadline =
-                last_move + if starved { self.config.body_timeout } else { self.config.answer_timeout };
+            let deadline = last_move
+                + if starved { self.shared.config.body_timeout } else { self.shared.config.answer_timeout };
             let now = Instant::now();
             if now >= deadline {
                 let silent = if starved { Refusal::ClientSilent } else { Refusal::UpstreamSilent };
                 return Err(Failure::Final(silent));
             }
             // Who has to move next may change meanwhile, and with it the deadline: look at least this often.
-            let look_again = now + self.config.body_timeout.min(self.config.answer_timeout);
+            let look_again = now + self.shared.config.body_timeout.min(self.shared.config.answer_timeout);
             match tokio::time::timeout_at(deadline.min(look_again), &mut answer).await {
                 Ok(Ok(response)) => return Ok(response),
                 Ok(Err(error)) => return Err(failure(error)),

@@ -5,28 +5,10 @@
 //! but what stands before or behind this proxy may have resolved them otherwise, and then a request can hide
 //! within another. So the bytes are followed here on their way to hyper, and such a request is refused.
 
-use std::io::{self, IoSlice};
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
-
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use std::cell::Cell;
 
 // hyper refuses lines that do not fit its buffer of this size.
 pub(super) const MAX_LINE: usize = 64 * 1024;
-
-/// How many requests of a connection are sound: those from this number on are to be refused.
-#[derive(Clone, Debug)]
-pub(super) struct Sound(Arc<AtomicU64>);
-
-impl Sound {
-    /// Whether the request with this number, counted from 0, can be read in one way only.
-    pub(super) fn holds_for(&self, request: u64) -> bool {
-        request < self.0.load(Ordering::Acquire)
-    }
-}
 
 /// Follows the requests of one connection through its bytes.
 #[derive(Debug)]
@@ -36,7 +18,6 @@ pub(super) struct Framing {
     // The beginning of a line whose end has not come yet.
     line: Vec<u8>,
     heads: u64,
-    sound: Sound,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,17 +42,26 @@ struct Head {
 }
 
 impl Framing {
-    fn new() -> Self {
-        Self {
-            place: Place::Head,
-            head: Head::default(),
-            line: Vec::new(),
-            heads: 0,
-            sound: Sound(Arc::new(AtomicU64::new(u64::MAX))),
+    pub(super) fn new() -> Self {
+        Self { place: Place::Head, head: Head::default(), line: Vec::new(), heads: 0 }
+    }
+
+    /// Whether nothing of a next request has come yet.
+    pub(super) fn at_rest(&self) -> bool {
+        self.place == Place::Head && !self.head.begun && self.line.is_empty()
+    }
+
+    /// Follows what was read. `sound` is how many requests, from the first on, can be read in one way only.
+    pub(super) fn feed(&mut self, bytes: &[u8], sound: &Cell<u64>) {
+        let was_lost = self.place == Place::Lost;
+        self.follow(bytes);
+        if self.place == Place::Lost && !was_lost {
+            // From here on nothing is sound, beginning with the request whose head was not completed.
+            sound.set(self.heads);
         }
     }
 
-    fn feed(&mut self, mut bytes: &[u8]) {
+    fn follow(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             match self.place {
                 Place::Lost => return,
@@ -143,10 +133,8 @@ impl Framing {
         self.heads += 1;
     }
 
-    /// From here on nothing is sound, beginning with the request whose head was not completed.
     fn lose(&mut self) {
         self.place = Place::Lost;
-        self.sound.0.store(self.heads, Ordering::Release);
     }
 }
 
@@ -175,71 +163,15 @@ pub(super) fn digits(text: &[u8], radix: u32) -> Option<u64> {
     if text.starts_with('+') { None } else { u64::from_str_radix(text, radix).ok() }
 }
 
-/// A client's connection whose requests are followed as they are read.
-#[derive(Debug)]
-pub(super) struct FollowedStream {
-    stream: TcpStream,
-    framing: Framing,
-}
-
-impl FollowedStream {
-    pub(super) fn new(stream: TcpStream) -> Self {
-        Self { stream, framing: Framing::new() }
-    }
-
-    pub(super) fn sound(&self) -> Sound {
-        self.framing.sound.clone()
-    }
-}
-
-impl AsyncRead for FollowedStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        self.framing.feed(&buf.filled()[before..]);
-        read
-    }
-}
-
-impl AsyncWrite for FollowedStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     /// How many requests were seen and where the first that is not sound stands.
     fn follow(pieces: &[&[u8]]) -> (u64, u64) {
-        let mut framing = Framing::new();
-        pieces.iter().for_each(|piece| framing.feed(piece));
-        (framing.heads, framing.sound.0.load(Ordering::Acquire))
+        let (mut framing, sound) = (Framing::new(), Cell::new(SOUND));
+        pieces.iter().for_each(|piece| framing.feed(piece, &sound));
+        (framing.heads, sound.get())
     }
 
     const SOUND: u64 = u64::MAX;

@@ -1,12 +1,11 @@
 //! What a request must have, and what changes in the heads that pass.
 
-use std::net::IpAddr;
-
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, TRANSFER_ENCODING, UPGRADE};
 use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, request};
 
 use super::answer::Refusal;
+use super::context::RequestContext;
 use super::framing::digits;
 
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
@@ -61,7 +60,7 @@ fn is_host(value: &HeaderValue) -> bool {
 }
 
 /// Makes a client's head into the one that an upstream gets.
-pub(super) fn to_upstream(head: &mut request::Parts, peer: IpAddr) {
+pub(super) fn to_upstream(head: &mut request::Parts, context: &RequestContext) {
     let chunked = head.headers.contains_key(TRANSFER_ENCODING);
     if head.version < Version::HTTP_11
         && !head.headers.contains_key(HOST)
@@ -78,8 +77,7 @@ pub(super) fn to_upstream(head: &mut request::Parts, peer: IpAddr) {
         // hyper would send a body of unknown length with GET as no body at all.
         head.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
-    // An address mapped into IPv6 is still the IPv4 address that upstreams know.
-    let peer = peer.to_canonical().to_string();
+    let peer = context.client.to_string();
     let mut forwarded_for = Vec::new();
     for value in head.headers.get_all(X_FORWARDED_FOR) {
         forwarded_for.extend_from_slice(value.as_bytes());
