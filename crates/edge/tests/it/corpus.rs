@@ -13,7 +13,7 @@ use super::oracle::{Message, Read, answer};
 use super::rig::{Rig, Then};
 
 // Each case waits for silences; the machine can do something else meanwhile.
-const AT_ONCE: usize = 16;
+const AT_ONCE: usize = 32;
 const AFTER: &[u8] = b"GET /after HTTP/1.1\r\nHost: after.test\r\n\r\n";
 
 fn whole(message: &Message) -> (Vec<u8>, Then) {

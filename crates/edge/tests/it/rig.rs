@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::oracle::{Message, Read, request};
 
-/// How long a side that says nothing more is listened to.
-pub(crate) const QUIET: Duration = Duration::from_millis(300);
+/// How long a client listens to a proxy that says nothing more: longer than an upstream waits, twice.
+pub(crate) const QUIET: Duration = Duration::from_millis(500);
 
 const HANG: Duration = Duration::from_secs(10);
 
@@ -83,7 +83,7 @@ fn serve(mut stream: TcpStream, answer: impl Fn(&Message) -> (Vec<u8>, Then), se
                     return;
                 }
                 // Whoever waits for more than the bytes of a corpus is to see an end of them.
-                stream.set_read_timeout(Some(QUIET / 2)).unwrap();
+                stream.set_read_timeout(Some(QUIET / 5)).unwrap();
             }
             Read::Incomplete => {}
             Read::Violation(what) => {
