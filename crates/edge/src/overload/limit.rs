@@ -234,7 +234,9 @@ impl Controller {
         };
         let error = SIGNIFICANT * self.window.error();
         let (measured, crowded) = match self.phase {
-            Phase::Steady if self.is_crowded(&newest, SIGNIFICANT * (self.variance / LEAST_SAMPLES).sqrt()) => {
+            Phase::Steady
+                if self.is_crowded(&newest, SIGNIFICANT * (self.variance / LEAST_SAMPLES).sqrt()) =>
+            {
                 (newest, true)
             }
             // A probe costs throughput: it ends as soon as it is clear.

@@ -92,7 +92,9 @@ impl Queue {
         // One of the two sees the other.
         fence(Ordering::SeqCst);
         loop {
-            if place.is_first() && let Some(taken) = take() {
+            if place.is_first()
+                && let Some(taken) = take()
+            {
                 place.served();
                 return Ok(taken);
             }

@@ -156,11 +156,8 @@ async fn at_one_and_a_half_times_its_capacity_a_service_keeps_its_goodput() {
             assert_eq!(late, 0, "{workers} workers, without a limit");
 
             let edge = Edge::new(workers as usize, SERVICE_TIME, Service::Even, true);
-            let unloaded = if warm {
-                p99(&edge.load(0.5 * capacity, SECONDS_20 / 2).await)
-            } else {
-                SERVICE_TIME
-            };
+            let unloaded =
+                if warm { p99(&edge.load(0.5 * capacity, SECONDS_20 / 2).await) } else { SERVICE_TIME };
             let with = edge.load(1.5 * capacity, SECONDS_20).await;
             println!(
                 "{workers} {warm} goodput {:.3} p99 {:?} unloaded {unloaded:?} limit {}",

@@ -20,12 +20,13 @@ use tokio::time::{Instant, Sleep};
 use super::Shared;
 use super::answer::Refusal;
 use super::body::{Body, BoxError, RequestBody};
-use super::fetch::Fetch;
+use super::context::RequestContext;
 use super::headers;
+use crate::Pick;
 use crate::local::is_local;
 use crate::overload::Priority;
+use crate::routes::ActiveGroup;
 use crate::telemetry::{self, PROXY_TARGET};
-use crate::Pick;
 
 type UpstreamClient = Client<HttpConnector, RequestBody>;
 
@@ -66,19 +67,19 @@ impl Forwarder {
     }
 }
 
-impl Fetch for Forwarder {
-    fn fetch(
+impl Forwarder {
+    /// Tries the upstreams of a group until one answers or a second try could do harm.
+    pub(super) async fn forward(
         &self,
         request: Request<RequestBody>,
-    ) -> impl Future<Output = Result<Response<Body>, Refusal>> + 'static {
-        let inner = Rc::clone(&self.0);
-        async move {
-            let (head, body) = request.into_parts();
-            let replayable = body.is_empty() && matches!(head.method, Method::GET | Method::HEAD);
-            let limit = inner.shared.config.answer_body_timeout;
-            let response = inner.send(&head, &body, replayable).await?;
-            Ok(response.map(|body| Body::Dyn(Box::pin(Patient { body, limit, patience: None }))))
-        }
+        group: &ActiveGroup,
+        _context: &Rc<RequestContext>,
+    ) -> Result<Response<Body>, Refusal> {
+        let (head, body) = request.into_parts();
+        let replayable = body.is_empty() && matches!(head.method, Method::GET | Method::HEAD);
+        let limit = self.0.shared.config.answer_body_timeout;
+        let response = self.0.send(&head, &body, group, replayable).await?;
+        Ok(response.map(|body| Body::Dyn(Box::pin(Patient { body, limit, patience: None }))))
     }
 }
 
@@ -122,13 +123,14 @@ impl Inner {
         &self,
         head: &request::Parts,
         body: &RequestBody,
+        group: &ActiveGroup,
         replayable: bool,
     ) -> Result<Response<Incoming>, Refusal> {
         let wait_until = Instant::now() + self.shared.config.upstream_wait;
         let mut tried: Vec<SocketAddr> = Vec::new();
         let mut died = false;
         loop {
-            let mut upstream = self.shared.balancer.pick(None, &tried, wait_until, Priority::Normal).await?;
+            let mut upstream = group.balancer.pick(None, &tried, wait_until, Priority::Normal).await?;
             if !tried.is_empty() {
                 metrics::counter!(telemetry::RETRIES).increment(1);
             }
