@@ -24,12 +24,8 @@ pub use health::{CheckConfig, Health, HealthChecker};
 pub use http_cache::CacheConfig;
 pub use load_balancer::{BalanceConfig, LoadBalancer, Pick, Strategy};
 pub use overload::{OverloadConfig, RateLimit};
-<<<<<<< HEAD
-pub use proxy::{Proxy, ProxyConfig, TlsConfig, TrustConfig};
-pub use routes::{Group, Route};
-=======
 pub use proxy::{Proxy, ProxyConfig, TlsConfig, TrustConfig, listen};
->>>>>>> server
+pub use routes::{Group, Route};
 pub use supervisor::{
     Instance, InstanceState, InstanceStatus, LogLine, LogStream, Supervisor, SupervisorBuilder,
     SupervisorConfig,

@@ -14,7 +14,6 @@ pub(crate) enum Refusal {
     InvalidHost,
     InvalidTarget,
     Connect,
-    WebSocket,
     NoRoute,
     ClientSilent,
     BrokenBody,
@@ -35,9 +34,6 @@ impl Refusal {
             Self::InvalidHost => (S::BAD_REQUEST, "bad_request", "the Host header names no host"),
             Self::InvalidTarget => (S::BAD_REQUEST, "bad_request", "the request target cannot be forwarded"),
             Self::Connect => (S::METHOD_NOT_ALLOWED, "method_not_allowed", "CONNECT is not supported"),
-            Self::WebSocket => {
-                (S::NOT_IMPLEMENTED, "not_implemented", "WebSocket upgrades are not supported")
-            }
             Self::NoRoute => (S::NOT_FOUND, "not_found", "no service is configured for this host and path"),
             Self::ClientSilent => {
                 (S::REQUEST_TIMEOUT, "request_timeout", "the rest of the request did not arrive")

@@ -40,6 +40,11 @@ impl ClientStream {
         Self { stream, framing, connection, deadline: Deadline::new(), waits: Wait::Nothing }
     }
 
+    /// The socket alone: what comes on it now are no requests.
+    pub(super) fn into_inner(self) -> TcpStream {
+        self.stream
+    }
+
     fn awaited(&self) -> Wait {
         if self.connection.open.get() > 0 {
             Wait::Nothing

@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use tokio::time::Instant;
 
+use super::upstream::Tunnel;
 use super::worker::Worker;
 
 /// One client's connection, as its requests share it.
@@ -20,11 +21,13 @@ pub(crate) struct Connection {
     pub(crate) taken: Cell<u64>,
     /// How many of them, from the first on, can be read in one way only.
     pub(crate) sound: Cell<u64>,
+    /// The upstream's side of an upgrade, once the answer to it is written.
+    pub(crate) tunnel: Cell<Option<Tunnel>>,
 }
 
 impl Connection {
     pub(crate) fn new(worker: Rc<Worker>, peer: SocketAddr, secure: bool) -> Self {
-        Self { worker, peer, secure, open: Cell::new(0), taken: Cell::new(0), sound: Cell::new(u64::MAX) }
+        Self { worker, peer, secure, open: Cell::new(0), taken: Cell::new(0), sound: Cell::new(u64::MAX), tunnel: Cell::new(None) }
     }
 
     /// Counts a request, and says whether it can be read in one way only.

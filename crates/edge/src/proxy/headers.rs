@@ -6,7 +6,6 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, request};
 
 use super::answer::Refusal;
 use super::context::RequestContext;
-use super::framing::digits;
 
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -47,10 +46,6 @@ pub(super) fn check_request(head: &request::Parts) -> Result<(), Refusal> {
     {
         return Err(Refusal::TwoHosts);
     }
-    let websocket = |value: &HeaderValue| value.as_bytes().to_ascii_lowercase().starts_with(b"websocket");
-    if head.headers.get_all(UPGRADE).iter().any(websocket) {
-        return Err(Refusal::WebSocket);
-    }
     Ok(())
 }
 
@@ -69,7 +64,11 @@ pub(super) fn to_upstream(head: &mut request::Parts, context: &RequestContext) {
     {
         head.headers.insert(HOST, host);
     }
+    let protocol = upgrade(head);
     remove_hop_by_hop(&mut head.headers);
+    if let Some(protocol) = protocol {
+        head.headers.insert(UPGRADE, protocol);
+    }
     remove_claims(&mut head.headers);
     // Answered by this proxy when it begins to read the body.
     head.headers.remove(EXPECT);
@@ -95,6 +94,23 @@ pub(super) fn to_upstream(head: &mut request::Parts, context: &RequestContext) {
     }
     head.headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
     head.version = Version::HTTP_11;
+}
+
+/// The protocol to which the client asks its connection to be switched.
+///
+/// Not another HTTP: its requests would pass this proxy unseen. And not behind a body, whose end would have to be found
+/// first. Ignoring such a wish is what any server may do.
+fn upgrade(head: &request::Parts) -> Option<HeaderValue> {
+    let wished = head.version == Version::HTTP_11
+        && !head.headers.contains_key(CONTENT_LENGTH)
+        && !head.headers.contains_key(TRANSFER_ENCODING);
+    let mut protocols = head.headers.get_all(UPGRADE).iter().filter(|_| wished);
+    let (Some(protocol), None) = (protocols.next(), protocols.next()) else { return None };
+    let tokens = head.headers.get_all(CONNECTION).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    let named = tokens.into_iter().any(|token| token.trim_ascii().eq_ignore_ascii_case(b"upgrade"));
+    let text = protocol.to_str().ok()?.to_ascii_lowercase();
+    let hidden = |name: &str| name.trim().starts_with("h2") || name.trim().starts_with("http") || name.trim().starts_with("tls");
+    (named && !text.split(',').any(hidden)).then(|| protocol.clone())
 }
 
 /// Removes what a client says about itself in the words of a proxy, apart from `X-Forwarded-For`.
@@ -124,19 +140,5 @@ pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
         .collect();
     for name in named.iter().chain(&HOP_BY_HOP) {
         headers.remove(name);
-    }
-}
-
-/// Whether the end of an answer can be read in one way only.
-pub(super) fn has_one_length(headers: &HeaderMap) -> bool {
-    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    let mut encodings = headers.get_all(TRANSFER_ENCODING).iter();
-    match (lengths.next(), encodings.next()) {
-        (None, None) => true,
-        (Some(length), None) => lengths.next().is_none() && digits(length.as_bytes(), 10).is_some(),
-        (None, Some(encoding)) => {
-            encodings.next().is_none() && encoding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")
-        }
-        (Some(_), Some(_)) => false,
     }
 }

@@ -1,16 +1,18 @@
 //! Sockets and threads: who accepts a connection, and how that ends.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::server::conn::http1;
+use hyper::server::conn::http1::{self, Parts};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinSet, LocalSet};
 use tokio_util::sync::CancellationToken;
@@ -88,7 +90,7 @@ pub(super) fn run(shared: Arc<Shared>, listener: std::net::TcpListener, ends: En
             biased;
             () = ends.kill.cancelled() => Ok(0),
             cut = serve(worker, listener, &ends) => Ok(cut),
-            () = sweep::run(|| sweeper.metrics().tell()) => Ok(0),
+            () = sweep::run(|| sweeper.sweep()) => Ok(0),
         }
     })
 }
@@ -147,14 +149,22 @@ async fn converse(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
     let stream = ClientStream::new(stream, Rc::clone(&connection));
     let service = service_fn(|request| {
         // In a box of its own: what is needed for a request does not lie idle in each connection.
-        let answer = Box::pin(Worker::answer(request, Rc::clone(&connection)));
-        async move { Ok::<_, Infallible>(answer.await) }
+        let answer = Worker::answer(request, Rc::clone(&connection));
+        Box::pin(async move { Ok::<_, Infallible>(answer.await) })
     });
     let mut http = http1::Builder::new();
     http.header_read_timeout(None)
         .max_buf_size(MAX_LINE)
         .max_header_size(worker.config().max_head_size.min(MAX_LINE));
-    if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
+    let mut served = http.serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = poll_fn(|cx| served.poll_without_shutdown(cx)).await {
         tracing::debug!(target: PROXY_TARGET, %peer, %error, "connection of a client failed");
+        return;
+    }
+    let Parts { io, read_buf, .. } = served.into_parts();
+    let mut stream = io.into_inner();
+    match connection.tunnel.take() {
+        Some(tunnel) => tunnel.join(stream.into_inner(), read_buf).await,
+        None => drop(stream.shutdown().await),
     }
 }

@@ -11,6 +11,7 @@ mod framing;
 mod headers;
 mod listen;
 pub(crate) mod sweep;
+mod upstream;
 pub(crate) mod worker;
 
 use std::io;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::CONNECTION;
-use http::{HeaderValue, Request, Response, StatusCode, Version};
+use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use metrics::{Gauge, Histogram, histogram};
 
@@ -39,6 +39,12 @@ impl Worker {
 
     pub(super) fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// Does what is due every now and then.
+    pub(super) fn sweep(&self) {
+        self.metrics.tell();
+        self.forwarder.sweep();
     }
 
     pub(crate) fn metrics(&self) -> &WorkerMetrics {
@@ -78,7 +84,7 @@ impl Worker {
                 refusal.answer(in_flight)
             }
         };
-        if worker.is_draining() {
+        if worker.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
@@ -117,10 +123,7 @@ impl Fetch for Onward {
         async move {
             let (mut head, body) = request.into_parts();
             headers::to_upstream(&mut head, &this.context);
-            let mut response = this.forwarder.fetch(Request::from_parts(head, body)).await?;
-            headers::remove_hop_by_hop(response.headers_mut());
-            *response.version_mut() = Version::HTTP_11;
-            Ok(response)
+            this.forwarder.forward(Request::from_parts(head, body), &this.context).await
         }
     }
 }
