@@ -11,7 +11,7 @@ use super::Shared;
 use super::answer::Refusal;
 use super::body::{Body, RequestBody};
 use super::context::RequestContext;
-use super::upstream::{Patience, SendError, UpstreamPool};
+use super::upstream::{Patience, SendError, Sent, Switched, UpstreamPool};
 use crate::Pick;
 use crate::overload::Priority;
 use crate::telemetry::{self, PROXY_TARGET};
@@ -64,17 +64,14 @@ impl Forwarder {
                 metrics::counter!(telemetry::RETRIES).increment(1);
             }
             let error = match self.pool.send(pick.address(), &head, &body, patience).await {
-                Ok((response, tunnel)) => {
+                Ok(response) => {
                     pick.answered(response.status());
-                    return Ok(response.map(|mut answer| {
-                        match tunnel {
-                            Some(mut tunnel) => {
-                                tunnel.hold(pick);
-                                context.connection.tunnel.set(Some(tunnel));
-                            }
-                            None => answer.hold(pick),
+                    return Ok(response.map(|sent| match sent {
+                        Sent::Body(mut body) => {
+                            body.hold(pick);
+                            Body::Upstream(body)
                         }
-                        Body::Upstream(answer)
+                        Sent::Switched(stream, read) => Body::Switched(Box::new(Switched { stream, read, pick })),
                     }));
                 }
                 Err(error) => error,

@@ -4,10 +4,13 @@
 mod balanced;
 mod child;
 mod clients;
+mod corpus;
 mod documented;
 mod drain;
 mod headers;
+mod oracle;
 mod retries;
+mod rig;
 mod starved;
 mod strict;
 mod supervised;

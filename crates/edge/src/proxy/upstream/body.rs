@@ -35,8 +35,6 @@ pub(crate) enum UpstreamBody {
 }
 
 impl UpstreamBody {
-    pub(super) const EMPTY: Self = Self::Whole { data: Bytes::new(), trailers: None };
-
     /// Keeps the request's place at the upstream until all of the body has come.
     pub(crate) fn hold(&mut self, pick: Pick) {
         if let Self::Streamed(body) = self {

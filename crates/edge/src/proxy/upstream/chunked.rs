@@ -6,6 +6,8 @@
 use bytes::{Buf, Bytes};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::proxy::headers::clean_trailers;
+
 /// All chunk extensions of a body together. Nobody needs them, so that they are only a way to keep a reader busy.
 const MAX_EXTENSIONS: usize = 16 * 1024;
 const MAX_TRAILERS: usize = 16 * 1024;
@@ -80,11 +82,6 @@ impl Chunked {
         }
     }
 
-    /// How much of the chunk's data is still to come, as far as is known.
-    pub(super) fn left(&self) -> u64 {
-        if let Place::Data { left } = self.place { left } else { 0 }
-    }
-
     fn step(&mut self, byte: u8) -> Result<Place, &'static str> {
         Ok(match (self.place, byte) {
             (Place::Size { size, digits }, _) if byte.is_ascii_hexdigit() => {
@@ -138,38 +135,11 @@ impl Chunked {
             let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| "the trailers are malformed")?;
             let value = HeaderValue::from_maybe_shared(bytes.slice_ref(field.value))
                 .map_err(|_| "the trailers are malformed")?;
-            if is_allowed(&name) {
-                trailers.append(name, value);
-            }
+            trailers.append(name, value);
         }
+        clean_trailers(&mut trailers);
         Ok((!trailers.is_empty()).then_some(trailers))
     }
-}
-
-/// Whether a field may come behind the body: none that says how to read, route or admit the message (RFC 9110,
-/// section 6.5.1).
-pub(super) fn is_allowed(name: &HeaderName) -> bool {
-    use http::header as h;
-    const DENIED: [HeaderName; 17] = [
-        h::AUTHORIZATION,
-        h::CACHE_CONTROL,
-        h::CONNECTION,
-        h::CONTENT_ENCODING,
-        h::CONTENT_LENGTH,
-        h::CONTENT_RANGE,
-        h::CONTENT_TYPE,
-        h::COOKIE,
-        h::EXPECT,
-        h::HOST,
-        h::PROXY_AUTHORIZATION,
-        h::SET_COOKIE,
-        h::TE,
-        h::TRAILER,
-        h::TRANSFER_ENCODING,
-        h::UPGRADE,
-        h::FORWARDED,
-    ];
-    !DENIED.contains(name) && !name.as_str().starts_with("x-forwarded-")
 }
 
 #[cfg(test)]

@@ -115,12 +115,13 @@ impl<'a> Exchange<'a> {
         };
         let mut out = WRITE_BUFFER.take();
         out.clear();
+        let asked = Asked::by(head, sized);
         head::write(&mut out, head, sized, address);
         let sized = if sized == Sized::Length(0) { Sized::Empty } else { sized };
         Self {
             connection,
             reused,
-            asked: Asked::by(head),
+            asked,
             patience,
             upload: Some(Upload::new(out, body.clone(), sized)),
             starved: false,
@@ -163,7 +164,7 @@ impl<'a> Exchange<'a> {
                 WRITE_BUFFER.set(self.upload.take().map(Upload::into_buffer).unwrap_or_default());
             }
             // An upstream that has heard enough may have said why.
-            Poll::Ready(Err(UploadError::Write(_))) => {
+            Poll::Ready(Err(UploadError::Write)) => {
                 self.upload = None;
                 self.broken = true;
             }

@@ -57,8 +57,10 @@ pub(super) enum Parsed {
 }
 
 impl Asked {
-    pub(super) fn by(head: &request::Parts) -> Self {
-        Self { head: head.method == Method::HEAD, upgrade: head.headers.contains_key(UPGRADE) }
+    /// A switch of protocols behind a body is not asked for: its end would have to be found first.
+    pub(super) fn by(head: &request::Parts, sized: Sized) -> Self {
+        let upgrade = sized == Sized::Empty && head.headers.contains_key(UPGRADE);
+        Self { head: head.method == Method::HEAD, upgrade }
     }
 }
 
@@ -75,12 +77,13 @@ pub(super) fn write(out: &mut Vec<u8>, head: &request::Parts, sized: Sized, addr
     out.extend_from_slice(target.as_bytes());
     out.extend_from_slice(b" HTTP/1.1\r\n");
     for (name, value) in &head.headers {
-        if *name != CONNECTION && *name != CONTENT_LENGTH && *name != TRANSFER_ENCODING {
+        if ![CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE].contains(name) {
             write_field(out, name, value);
         }
     }
-    if head.headers.contains_key(UPGRADE) {
+    if let Some(protocol) = head.headers.get(UPGRADE).filter(|_| sized == Sized::Empty) {
         out.extend_from_slice(b"connection: upgrade\r\n");
+        write_field(out, &UPGRADE, protocol);
     }
     // Writing to a vector cannot fail.
     let _ = match sized {

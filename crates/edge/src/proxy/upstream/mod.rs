@@ -8,7 +8,6 @@ mod chunked;
 mod connection;
 mod head;
 mod pool;
-mod tunnel;
 mod upload;
 
 use std::future::poll_fn;
@@ -17,17 +16,19 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{Response, StatusCode, request};
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 pub(crate) use body::UpstreamBody;
 use connection::{Connection, Exchange};
 use pool::Idle;
-pub(crate) use tunnel::Tunnel;
 
 use super::ProxyConfig;
 use super::body::RequestBody;
 use super::sweep;
+use crate::Pick;
 
 /// Why an attempt brought no answer.
 #[derive(Debug)]
@@ -52,6 +53,24 @@ pub(crate) enum SendError {
     BrokenBody,
     /// The upstream sent nothing.
     Silent,
+}
+
+/// What follows the head of an answer.
+#[derive(Debug)]
+pub(crate) enum Sent {
+    Body(UpstreamBody),
+    /// The connection, in another protocol, and what was read of it already.
+    Switched(TcpStream, Bytes),
+}
+
+/// A connection that goes on in another protocol.
+#[derive(Debug)]
+pub(crate) struct Switched {
+    pub(crate) stream: TcpStream,
+    /// What was read of it already.
+    pub(crate) read: Bytes,
+    /// The place at the upstream, which it keeps.
+    pub(crate) pick: Pick,
 }
 
 /// How long each step of an exchange may take.
@@ -105,7 +124,7 @@ impl UpstreamPool {
         head: &request::Parts,
         body: &RequestBody,
         patience: Patience,
-    ) -> Result<(Response<UpstreamBody>, Option<Tunnel>), SendError> {
+    ) -> Result<Response<Sent>, SendError> {
         let (mut connection, reused) = match self.idle.take(address) {
             Some(connection) => (connection, true),
             None => (Connection::open(address, patience.at_most(patience.connect)).await?, false),
@@ -120,11 +139,13 @@ impl UpstreamPool {
         let status = answered.answer.head.status;
         let head = std::mem::replace(&mut answered.answer.head, Response::new(()).into_parts().0);
         if status == StatusCode::SWITCHING_PROTOCOLS {
-            let tunnel = Tunnel::new(connection, answered.rest, patience.silence);
-            return Ok((Response::from_parts(head, UpstreamBody::EMPTY), Some(tunnel)));
+            // Both are halves of one.
+            let died = |_| SendError::Died { reused: false, cause: None };
+            let stream = connection.read.reunite(connection.write).map_err(died)?;
+            return Ok(Response::from_parts(head, Sent::Switched(stream, answered.rest)));
         }
         let body = UpstreamBody::new(connection, answered, home, patience)?;
-        Ok((Response::from_parts(head, body), None))
+        Ok(Response::from_parts(head, Sent::Body(body)))
     }
 
     /// Closes connections that were idle for too long.

@@ -9,7 +9,6 @@ use hyper::body::{Body, Frame};
 use tokio::io::AsyncWrite;
 use tokio::net::tcp::OwnedWriteHalf;
 
-use super::chunked::is_allowed;
 use super::head::{Sized, write_field};
 use crate::proxy::body::RequestBody;
 
@@ -22,7 +21,7 @@ const COLLECTED: usize = 16 * 1024;
 #[derive(Debug)]
 pub(super) enum UploadError {
     /// The upstream takes no more. It may have answered nevertheless.
-    Write(io::Error),
+    Write,
     /// The client's body broke off, or is not as long as it said.
     Client,
 }
@@ -66,7 +65,7 @@ impl Upload {
                 return if waits { Poll::Pending } else { Poll::Ready(Ok(())) };
             }
             self.starved = false;
-            ready!(self.poll_write(write, cx)).map_err(UploadError::Write)?;
+            ready!(self.poll_write(write, cx)).map_err(|_| UploadError::Write)?;
         }
     }
 
@@ -128,7 +127,7 @@ impl Upload {
         }
         if self.sized == Sized::Chunked && self.data.is_empty() {
             self.framed.extend_from_slice(b"0\r\n");
-            let trailers = trailers.iter().flatten().filter(|(name, _)| is_allowed(name));
+            let trailers = trailers.iter().flatten();
             trailers.for_each(|(name, value)| write_field(&mut self.framed, name, value));
             self.framed.extend_from_slice(b"\r\n");
         } else if self.sized == Sized::Chunked {
