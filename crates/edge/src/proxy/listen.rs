@@ -81,7 +81,7 @@ pub(super) fn run(shared: Arc<Shared>, listener: std::net::TcpListener, ends: En
             biased;
             () = ends.kill.cancelled() => Ok(0),
             cut = serve(worker, listener, &ends) => Ok(cut),
-            () = sweep::run(|| sweeper.metrics().tell()) => Ok(0),
+            () = sweep::run(|| sweeper.sweep()) => Ok(0),
         }
     })
 }
