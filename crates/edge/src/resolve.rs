@@ -15,10 +15,10 @@ const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Looks a name up every `interval` and tells its addresses, in order, whenever they are others than before. A failed
 /// look-up, or one without addresses, changes nothing.
-pub(crate) async fn follow(
+pub(crate) async fn follow<L: Future<Output = io::Result<Vec<SocketAddr>>>>(
     name: &str,
     interval: Duration,
-    mut lookup: impl AsyncFnMut() -> io::Result<Vec<SocketAddr>>,
+    mut lookup: impl FnMut() -> L,
     mut changed: impl FnMut(&[SocketAddr]),
 ) {
     let mut known = Vec::new();
@@ -61,9 +61,14 @@ mod tests {
             Err(io::Error::other("the resolver is away")),
         ];
         let mut told = Vec::new();
-        let lookup = async || match answers.pop() {
-            Some(answer) => answer,
-            None => std::future::pending().await,
+        let lookup = || {
+            let answer = answers.pop();
+            async {
+                match answer {
+                    Some(answer) => answer,
+                    None => std::future::pending().await,
+                }
+            }
         };
         let following =
             follow("api", Duration::from_secs(10), lookup, |addresses| told.push(addresses.to_vec()));

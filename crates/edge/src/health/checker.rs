@@ -75,7 +75,10 @@ impl HealthChecker {
                 Place::Name(name, port) => {
                     let interval = servers.config.resolve_interval;
                     tasks.spawn(async move {
-                        let lookup = async || Ok(lookup_host((name.as_str(), port)).await?.collect());
+                        let lookup = || {
+                            let place = (name.clone(), port);
+                            async { Ok(lookup_host(place).await?.collect()) }
+                        };
                         follow(&name, interval, lookup, |addresses| servers.are(addresses)).await;
                     });
                 }
