@@ -4,11 +4,17 @@
 mod balanced;
 mod child;
 mod clients;
+mod corpus;
 mod documented;
 mod drain;
 mod headers;
+mod oracle;
 mod retries;
+mod rig;
+mod slow;
 mod starved;
 mod strict;
 mod supervised;
+mod tls;
+mod trust;
 mod upstreams;
