@@ -13,7 +13,7 @@ use rustix::process::{Signal, kill_process};
 use tokio::task::JoinSet;
 
 use crate::child::{children, until};
-use crate::clients::{LIMIT, RunningProxy, client, send};
+use crate::clients::{LIMIT, RunningProxy, TestClient, client, send};
 use crate::supervised::pid;
 
 #[tokio::test]
@@ -103,31 +103,36 @@ async fn an_instance_that_stalls_hardly_shows_in_p99() {
         RunningProxy::start(in_turn, supervisor.upstreams()).await,
         RunningProxy::start(ProxyConfig::default(), supervisor.upstreams()).await,
     ];
-    let mut requests = [JoinSet::new(), JoinSet::new()];
     let client = client();
-    let mut ticks = tokio::time::interval(Duration::from_millis(4));
-    // At a steady rate: clients that wait for their answers would stop asking just when it matters.
-    for _ in 0..1500 {
-        ticks.tick().await;
-        for (proxy, requests) in proxies.iter().zip(&mut requests) {
-            let (client, uri) = (client.clone(), format!("http://{}/work", proxy.address));
-            requests.spawn(async move {
-                let begun = Instant::now();
-                let request = Request::get(uri).body(Full::<Bytes>::default()).unwrap();
-                assert_eq!(send(&client, request).await.unwrap().status(), 200);
-                begun.elapsed()
-            });
+    let mut ratios = Vec::new();
+    for _ in 0..3 {
+        let mut requests = [JoinSet::new(), JoinSet::new()];
+        let mut ticks = tokio::time::interval(Duration::from_millis(4));
+        // At a steady rate: clients that wait for their answers would stop asking just when it matters.
+        for _ in 0..600 {
+            ticks.tick().await;
+            for (proxy, requests) in proxies.iter().zip(&mut requests) {
+                let request = Request::get(format!("http://{}/work", proxy.address));
+                requests.spawn(timed(client.clone(), request.body(Full::default()).unwrap()));
+            }
         }
+        let [in_turn, ours] = requests;
+        ratios.push(p99(ours).await.div_duration_f64(p99(in_turn).await));
     }
-    let p99 = async |requests: JoinSet<Duration>| {
-        let mut times = requests.join_all().await;
-        times.sort_unstable();
-        times[times.len() * 99 / 100]
-    };
-    let [in_turn, ours] = requests;
-    let (in_turn, ours) = (p99(in_turn).await, p99(ours).await);
-    assert!(in_turn > Duration::from_millis(75), "{in_turn:?} by turns: nothing stalled");
-    assert!(ours.div_duration_f64(in_turn) <= 0.4, "{ours:?} against {in_turn:?} by turns");
+    ratios.sort_by(f64::total_cmp);
+    assert!(ratios[1] <= 0.4, "p99 ÷ that by turns: {ratios:?}");
+}
+
+async fn timed(client: TestClient, request: Request<Full<Bytes>>) -> Duration {
+    let begun = Instant::now();
+    assert_eq!(send(&client, request).await.unwrap().status(), 200);
+    begun.elapsed()
+}
+
+async fn p99(requests: JoinSet<Duration>) -> Duration {
+    let mut times = requests.join_all().await;
+    times.sort_unstable();
+    times[times.len() * 99 / 100]
 }
 
 #[tokio::test]

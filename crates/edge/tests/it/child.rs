@@ -101,7 +101,7 @@ async fn serve(stubborn: bool) {
 
 /// The first instance stands still about once a second.
 async fn stall() {
-    for pause in [300, 900, 600].into_iter().cycle() {
+    for pause in [700, 500, 900].into_iter().cycle() {
         tokio::time::sleep(Duration::from_millis(pause)).await;
         if std::env::var(NAME).unwrap().ends_with("-0") {
             std::thread::sleep(Duration::from_millis(150));
