@@ -12,7 +12,7 @@ use http_body_util::Full;
 use rustix::process::{Signal, kill_process};
 use tokio::task::JoinSet;
 
-use crate::child::{children, until};
+use crate::child::{STALL, children, until};
 use crate::clients::{LIMIT, RunningProxy, TestClient, client, send};
 use crate::supervised::pid;
 
@@ -92,7 +92,7 @@ async fn a_get_waits_for_the_only_instance_to_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_instance_that_stalls_hardly_shows_in_p99() {
+async fn few_requests_are_caught_by_an_instance_that_stalls() {
     let supervisor =
         children("stall", SupervisorConfig { instances: 4, ..Default::default() }).start().unwrap();
     supervisor.ready(LIMIT).await.unwrap();
@@ -104,35 +104,29 @@ async fn an_instance_that_stalls_hardly_shows_in_p99() {
         RunningProxy::start(ProxyConfig::default(), supervisor.upstreams()).await,
     ];
     let client = client();
-    let mut ratios = Vec::new();
-    for _ in 0..3 {
-        let mut requests = [JoinSet::new(), JoinSet::new()];
-        let mut ticks = tokio::time::interval(Duration::from_millis(4));
-        // At a steady rate: clients that wait for their answers would stop asking just when it matters.
-        for _ in 0..600 {
-            ticks.tick().await;
-            for (proxy, requests) in proxies.iter().zip(&mut requests) {
-                let request = Request::get(format!("http://{}/work", proxy.address));
-                requests.spawn(timed(client.clone(), request.body(Full::default()).unwrap()));
-            }
+    let mut requests = [JoinSet::new(), JoinSet::new()];
+    let mut ticks = tokio::time::interval(Duration::from_millis(4));
+    // At a steady rate: clients that wait for their answers would stop asking just when it matters.
+    for _ in 0..1500 {
+        ticks.tick().await;
+        for (proxy, requests) in proxies.iter().zip(&mut requests) {
+            let request = Request::get(format!("http://{}/work", proxy.address));
+            requests.spawn(timed(client.clone(), request.body(Full::default()).unwrap()));
         }
-        let [in_turn, ours] = requests;
-        ratios.push(p99(ours).await.div_duration_f64(p99(in_turn).await));
     }
-    ratios.sort_by(f64::total_cmp);
-    assert!(ratios[1] <= 0.4, "p99 ÷ that by turns: {ratios:?}");
+    // What takes so long has met a stall; a machine that is merely busy does not delay so many for so long.
+    let caught = async |requests: JoinSet<Duration>| {
+        requests.join_all().await.iter().filter(|took| **took >= STALL * 2 / 3).count()
+    };
+    let [in_turn, ours] = requests;
+    let (in_turn, ours) = (caught(in_turn).await, caught(ours).await);
+    assert!(in_turn >= 10 && ours * 5 <= in_turn * 2, "{ours} requests were caught, {in_turn} by turns");
 }
 
 async fn timed(client: TestClient, request: Request<Full<Bytes>>) -> Duration {
     let begun = Instant::now();
     assert_eq!(send(&client, request).await.unwrap().status(), 200);
     begun.elapsed()
-}
-
-async fn p99(requests: JoinSet<Duration>) -> Duration {
-    let mut times = requests.join_all().await;
-    times.sort_unstable();
-    times[times.len() * 99 / 100]
 }
 
 #[tokio::test]

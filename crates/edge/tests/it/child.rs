@@ -99,12 +99,14 @@ async fn serve(stubborn: bool) {
     }
 }
 
+pub(crate) const STALL: Duration = Duration::from_millis(150);
+
 /// The first instance stands still about once a second.
 async fn stall() {
     for pause in [700, 500, 900].into_iter().cycle() {
         tokio::time::sleep(Duration::from_millis(pause)).await;
         if std::env::var(NAME).unwrap().ends_with("-0") {
-            std::thread::sleep(Duration::from_millis(150));
+            std::thread::sleep(STALL);
         }
     }
 }
