@@ -8,9 +8,9 @@ use std::error::Error;
 use std::io::{BufRead, BufReader, Write};
 use std::time::Duration;
 
-use greenwave_edge::{Proxy, ProxyConfig, Supervisor, SupervisorConfig};
+use greenwave_edge::{Proxy, ProxyConfig, Supervisor, SupervisorConfig, listen};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 const INSTANCE: &str = "BALANCE_INSTANCE";
@@ -52,10 +52,10 @@ async fn supervise() -> Result<(), Box<dyn Error>> {
     supervisor.ready(Duration::from_secs(10)).await?;
 
     let cancel = CancellationToken::new();
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let address = listener.local_addr()?;
-    let proxy = Proxy::new(ProxyConfig::default(), supervisor.upstreams());
-    let proxy = tokio::spawn(proxy.serve(listener, cancel.clone()));
+    let listeners = listen("127.0.0.1:0".parse()?, 1)?;
+    let address = listeners[0].local_addr()?;
+    let proxy = Proxy::new(ProxyConfig::default(), supervisor.upstreams())?;
+    let proxy = tokio::spawn(proxy.serve(listeners, cancel.clone()));
     for number in 1..=10 {
         let mut stream = TcpStream::connect(address).await?;
         stream.write_all(b"GET / HTTP/1.1\r\nHost: example\r\nConnection: close\r\n\r\n").await?;

@@ -86,6 +86,42 @@ pub enum Error {
         text: String,
     },
 
+    /// The text names nothing by which clients could be told apart.
+    #[error("clients cannot be told apart by {text:?}; use header:NAME, cookie:NAME or nothing")]
+    InvalidSticky {
+        /// The text as it was given.
+        text: String,
+    },
+
+    /// A route that no request could have, or that says something else than it seems to.
+    #[error("the route with host {host:?} and path {path:?} is invalid: {reason}")]
+    InvalidRoute {
+        /// Its host.
+        host: String,
+        /// Its path.
+        path: String,
+        /// What is wrong.
+        reason: &'static str,
+    },
+
+    /// Two groups claim the same requests.
+    #[error("two groups, {} and {}, have the same route: host {host:?}, path {path:?}", groups[0], groups[1])]
+    DuplicateRoute {
+        /// The route's host.
+        host: String,
+        /// The route's path.
+        path: String,
+        /// The groups.
+        groups: [String; 2],
+    },
+
+    /// Two groups have the same name.
+    #[error("two groups are called {group}; give each its own name")]
+    DuplicateGroup {
+        /// The name.
+        group: String,
+    },
+
     /// The program does not exist. Starting it again would not help, so nothing is retried.
     #[error("command not found: {command}; check the spelling or give its full path")]
     CommandNotFound {
@@ -138,6 +174,19 @@ pub enum Error {
         instance: String,
     },
 
+    /// A key of the configuration has a value that cannot be meant.
+    #[error("`{key}` {problem}")]
+    InvalidConfig {
+        /// The key, with those that it stands under: `tls.key`.
+        key: String,
+        /// What is wrong with its value.
+        problem: String,
+    },
+
+    /// A thread of a proxy could not begin to serve.
+    #[error("could not serve")]
+    Serve(#[source] io::Error),
+
     /// Requests still ran when the drain timeout of a proxy had passed, and were cut.
     #[error("{connections} connections were cut: their requests did not finish within {within:?}")]
     Drain {
@@ -146,6 +195,12 @@ pub enum Error {
         /// The drain timeout.
         within: Duration,
     },
+}
+
+impl Error {
+    pub(crate) fn invalid_config(key: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::InvalidConfig { key: key.into(), problem: problem.into() }
+    }
 }
 
 fn history(last_exit: Option<&str>, last_lines: &[String]) -> String {

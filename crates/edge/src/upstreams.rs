@@ -13,7 +13,7 @@ pub struct Upstream {
     pub name: String,
     /// Where it listens.
     pub address: SocketAddr,
-    /// Its share of the requests, beside others; 1 for all makes all alike.
+    /// Its share of the requests, beside others; 1 for all makes all alike, 0 is for when no other can.
     pub weight: u32,
     /// Whether it passes its health checks.
     pub healthy: bool,
@@ -49,8 +49,8 @@ impl Upstreams {
     /// use greenwave_edge::{Proxy, ProxyConfig, Upstreams};
     ///
     /// let upstreams = Upstreams::fixed(["127.0.0.1:3000".parse()?, "127.0.0.1:3001".parse()?]);
-    /// let proxy = Proxy::new(ProxyConfig::default(), upstreams.into_watch());
-    /// # Ok::<(), std::net::AddrParseError>(())
+    /// let proxy = Proxy::new(ProxyConfig::default(), upstreams.into_watch())?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn fixed(addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
         addresses.into_iter().map(|address| Upstream::new(address.to_string(), address)).collect()

@@ -45,8 +45,8 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         () = signals.next() => return Ok(()),
     };
     let (drain, stop_dashboard) = (CancellationToken::new(), CancellationToken::new());
-    let proxy = Proxy::new(config.edge.proxy.clone(), service.upstreams());
-    let proxy = tokio::spawn(proxy.serve(edge, drain.clone()));
+    let proxy = Proxy::new(config.edge.proxy.clone(), service.upstreams())?;
+    let proxy = tokio::spawn(proxy.serve(vec![edge.into_std()?], drain.clone()));
     let source = dashboard::source(service.handles(), monitor, sockets.path());
     let token = Some(config.dashboard.token.clone()).filter(|token| !token.is_empty());
     let mut dashboard = tokio::spawn(dashboard::serve(board, token, source, stop_dashboard.clone()));

@@ -207,7 +207,7 @@ async fn check_http(path: &str, address: SocketAddr) -> Result<(), CheckFailure>
 /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
 /// let addresses = ["10.0.0.1:3000".parse()?, "10.0.0.2:3000".parse()?];
 /// let checker = HealthChecker::start(addresses, "/health".parse::<Health>()?, CheckConfig::default());
-/// let proxy = Proxy::new(ProxyConfig::default(), checker.upstreams());
+/// let proxy = Proxy::new(ProxyConfig::default(), checker.upstreams())?;
 /// # Ok(())
 /// # }
 /// ```

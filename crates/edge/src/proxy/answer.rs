@@ -3,7 +3,7 @@
 use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
 
-use super::body::{AnswerBody, InFlight};
+use super::body::{AnswerBody, Body, InFlight};
 
 /// Why a request is answered by the proxy and not by an upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,8 +13,10 @@ pub(crate) enum Refusal {
     TwoHosts,
     InvalidHost,
     InvalidTarget,
+    LongTarget,
+    Expectation,
     Connect,
-    WebSocket,
+    NoRoute,
     ClientSilent,
     BrokenBody,
     NoUpstream,
@@ -22,21 +24,25 @@ pub(crate) enum Refusal {
     UpstreamFailed,
     UpstreamAmbiguous,
     UpstreamSilent,
+    Overloaded,
+    TooSlow,
 }
 
 impl Refusal {
     fn parts(self) -> (StatusCode, &'static str, &'static str) {
         use StatusCode as S;
         match self {
-            Self::Ambiguous => (S::BAD_REQUEST, "bad_request", "the length of the request is ambiguous"),
+            Self::Ambiguous => (S::BAD_REQUEST, "bad_request", "the request can be read in two ways"),
             Self::NoHost => (S::BAD_REQUEST, "bad_request", "the request has no Host header"),
             Self::TwoHosts => (S::BAD_REQUEST, "bad_request", "the request names more than one host"),
             Self::InvalidHost => (S::BAD_REQUEST, "bad_request", "the Host header names no host"),
             Self::InvalidTarget => (S::BAD_REQUEST, "bad_request", "the request target cannot be forwarded"),
-            Self::Connect => (S::METHOD_NOT_ALLOWED, "method_not_allowed", "CONNECT is not supported"),
-            Self::WebSocket => {
-                (S::NOT_IMPLEMENTED, "not_implemented", "WebSocket upgrades are not supported")
+            Self::LongTarget => (S::URI_TOO_LONG, "uri_too_long", "the request target is too long"),
+            Self::Expectation => {
+                (S::EXPECTATION_FAILED, "expectation_failed", "only 100-continue can be expected")
             }
+            Self::Connect => (S::METHOD_NOT_ALLOWED, "method_not_allowed", "CONNECT is not supported"),
+            Self::NoRoute => (S::NOT_FOUND, "not_found", "no service is configured for this host and path"),
             Self::ClientSilent => {
                 (S::REQUEST_TIMEOUT, "request_timeout", "the rest of the request did not arrive")
             }
@@ -56,6 +62,12 @@ impl Refusal {
             Self::UpstreamSilent => {
                 (S::GATEWAY_TIMEOUT, "gateway_timeout", "the service did not answer in time")
             }
+            Self::Overloaded => {
+                (S::SERVICE_UNAVAILABLE, "overloaded", "the service has more requests than it can answer")
+            }
+            Self::TooSlow => {
+                (S::GATEWAY_TIMEOUT, "gateway_timeout", "the request took longer than is allowed")
+            }
         }
     }
 
@@ -68,6 +80,7 @@ impl Refusal {
                 | Self::UpstreamFailed
                 | Self::UpstreamAmbiguous
                 | Self::UpstreamSilent
+                | Self::Overloaded
         )
     }
 
@@ -75,25 +88,29 @@ impl Refusal {
     fn closes(self) -> bool {
         !matches!(
             self,
-            Self::NoUpstream
+            Self::NoRoute
+                | Self::NoUpstream
                 | Self::NoConnection
                 | Self::UpstreamFailed
                 | Self::UpstreamAmbiguous
                 | Self::UpstreamSilent
+                | Self::Overloaded
         )
     }
 
     pub(crate) fn answer(self, in_flight: InFlight) -> Response<AnswerBody> {
         let (status, code, message) = self.parts();
+        let http2 = in_flight.connection().http2;
         let text = format!(r#"{{"error":"{code}","message":"{message}"}}"#);
-        let mut response = Response::new(AnswerBody::own(text, in_flight.answered(status)));
+        let mut response =
+            Response::new(AnswerBody::new(Body::Full(text.into()), in_flight.answered(status)));
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if matches!(self, Self::NoUpstream | Self::NoConnection) {
+        if matches!(self, Self::NoUpstream | Self::NoConnection | Self::Overloaded) {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
-        if self.closes() {
+        if self.closes() && !http2 {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response

@@ -1,17 +1,19 @@
 //! Bodies on their way: requests that may have to be sent again, answers whose end is recorded.
 
+use std::cell::RefCell;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
 use http_body_util::Full;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
-use tokio::time::{Instant, Sleep};
 
-use crate::telemetry;
+use super::context::{Connection, Moved, RequestContext};
+use super::headers;
+use super::sweep::Deadline;
+use super::upstream::{Switched, UpstreamBody};
 
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -19,8 +21,12 @@ pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) enum Body {
     /// All of it is there.
     Full(Full<Bytes>),
+    /// It comes from an upstream as it is.
+    Upstream(UpstreamBody),
     /// It is made on the way: stored, compressed, read along with others.
     Dyn(LocalBody),
+    /// There is none: with a 101, the connection goes on in another protocol.
+    Switched(Box<Switched>),
 }
 
 /// Any other body, in a box.
@@ -36,39 +42,43 @@ impl HttpBody for Body {
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match &mut *self {
             Self::Full(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Self::Upstream(body) => Pin::new(body).poll_frame(cx),
             Self::Dyn(body) => body.as_mut().poll_frame(cx),
+            Self::Switched(..) => Poll::Ready(None),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Full(body) => body.is_end_stream(),
+            Self::Upstream(body) => body.is_end_stream(),
             Self::Dyn(body) => body.is_end_stream(),
+            Self::Switched(..) => true,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Full(body) => body.size_hint(),
+            Self::Upstream(body) => body.size_hint(),
             Self::Dyn(body) => body.size_hint(),
+            Self::Switched(..) => SizeHint::with_exact(0),
         }
     }
 }
 
-/// A request's body, lent to each attempt to send it. As long as no attempt has read from it, it can be
-/// lent once more.
-#[derive(Clone)]
+/// A request's body, lent to each attempt to send it. As long as no attempt has got anything of it, it can be lent once
+/// more.
+#[derive(Clone, Debug)]
 pub(crate) enum RequestBody {
     Empty,
-    Lent(Arc<Mutex<Lent>>),
+    Lent(Rc<RefCell<Lent>>),
 }
 
+#[derive(Debug)]
 pub(crate) struct Lent {
     body: Incoming,
     touched: bool,
-    // Whether whoever sends it on waits for the client at the moment.
-    starved: bool,
-    moved_at: Instant,
 }
 
 impl RequestBody {
@@ -76,8 +86,7 @@ impl RequestBody {
         if body.is_end_stream() {
             return Self::Empty;
         }
-        let lent = Lent { body, touched: false, starved: false, moved_at: Instant::now() };
-        Self::Lent(Arc::new(Mutex::new(lent)))
+        Self::Lent(Rc::new(RefCell::new(Lent { body, touched: false })))
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -86,24 +95,9 @@ impl RequestBody {
 
     /// Whether nothing of it was consumed.
     pub(crate) fn is_whole(&self) -> bool {
-        self.lent().is_none_or(|lent| !lent.touched)
-    }
-
-    /// When something of it last moved.
-    pub(crate) fn moved_at(&self) -> Option<Instant> {
-        self.lent().map(|lent| lent.moved_at)
-    }
-
-    /// Whether its sender waits for the client.
-    pub(crate) fn is_starved(&self) -> bool {
-        self.lent().is_some_and(|lent| lent.starved)
-    }
-
-    fn lent(&self) -> Option<MutexGuard<'_, Lent>> {
         match self {
-            Self::Empty => None,
-            // Poisoned only by a panic in hyper's body, which then reports its own failure.
-            Self::Lent(lent) => Some(lent.lock().unwrap_or_else(PoisonError::into_inner)),
+            Self::Empty => true,
+            Self::Lent(lent) => !lent.borrow().touched,
         }
     }
 }
@@ -116,70 +110,84 @@ impl HttpBody for RequestBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Some(mut lent) = self.lent() else { return Poll::Ready(None) };
+        let Self::Lent(lent) = &*self else { return Poll::Ready(None) };
+        let mut lent = lent.borrow_mut();
+        let mut frame = ready!(Pin::new(&mut lent.body).poll_frame(cx));
         lent.touched = true;
-        lent.starved = true;
-        let frame = ready!(Pin::new(&mut lent.body).poll_frame(cx));
-        lent.starved = false;
-        lent.moved_at = Instant::now();
+        if let Some(trailers) = frame.as_mut().and_then(|frame| frame.as_mut().ok()?.trailers_mut()) {
+            headers::clean_trailers(trailers);
+        }
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.lent().is_none_or(|lent| lent.body.is_end_stream())
+        match self {
+            Self::Empty => true,
+            Self::Lent(lent) => lent.borrow().body.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.lent().map_or_else(|| SizeHint::with_exact(0), |lent| lent.body.size_hint())
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Lent(lent) => lent.borrow().body.size_hint(),
+        }
     }
 }
 
 /// A request between its head and the end of its answer. Dropping it records how long that was.
-#[derive(Debug)]
 pub(crate) struct InFlight {
-    begun: Instant,
+    context: Rc<RequestContext>,
     status: Option<StatusCode>,
 }
 
 impl InFlight {
-    pub(crate) fn begin() -> Self {
-        metrics::gauge!(telemetry::ACTIVE_REQUESTS).increment(1.0);
-        Self { begun: Instant::now(), status: None }
+    pub(crate) fn begin(context: Rc<RequestContext>) -> Self {
+        let connection = &context.connection;
+        connection.open.set(connection.open.get() + 1);
+        connection.worker.metrics().begin();
+        Self { context, status: None }
     }
 
     pub(crate) fn answered(mut self, status: StatusCode) -> Self {
         self.status = Some(status);
         self
     }
+
+    pub(super) fn connection(&self) -> &Rc<Connection> {
+        &self.context.connection
+    }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        metrics::gauge!(telemetry::ACTIVE_REQUESTS).decrement(1.0);
-        let status = self.status.as_ref().map_or("499", StatusCode::as_str).to_owned();
-        metrics::histogram!(telemetry::REQUEST_DURATION, telemetry::STATUS => status)
-            .record(self.begun.elapsed().as_secs_f64());
+        let connection = &self.context.connection;
+        connection.open.set(connection.open.get() - 1);
+        connection.worker.metrics().end(self.status, self.context.started.elapsed());
     }
 }
 
-/// The body of an answer. An upstream that falls silent in the middle of it is given up.
+/// The body of an answer on its way to the client.
 pub(crate) struct AnswerBody {
-    source: Source,
-    _in_flight: InFlight,
-}
-
-enum Source {
-    Own(Full<Bytes>),
-    Upstream { body: Incoming, limit: Duration, patience: Option<Pin<Box<Sleep>>> },
+    body: Body,
+    // For the whole request, where there is one.
+    deadline: Option<Deadline>,
+    in_flight: Option<InFlight>,
 }
 
 impl AnswerBody {
-    pub(crate) fn own(text: String, in_flight: InFlight) -> Self {
-        Self { source: Source::Own(Full::from(text)), _in_flight: in_flight }
+    pub(crate) fn new(body: Body, in_flight: InFlight) -> Self {
+        Self { body, deadline: None, in_flight: Some(in_flight) }
     }
 
-    pub(crate) fn upstream(body: Incoming, limit: Duration, in_flight: InFlight) -> Self {
-        Self { source: Source::Upstream { body, limit, patience: None }, _in_flight: in_flight }
+    /// Nothing, for a request that goes on without this body.
+    pub(super) fn empty() -> Self {
+        Self { body: Body::Full(Full::default()), deadline: None, in_flight: None }
+    }
+
+    pub(super) fn until(mut self, deadline: Option<Deadline>) -> Self {
+        self.deadline = deadline;
+        self
     }
 }
 
@@ -191,31 +199,25 @@ impl HttpBody for AnswerBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match &mut self.source {
-            Source::Own(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
-            Source::Upstream { body, limit, patience } => {
-                if let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) {
-                    *patience = None;
-                    return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
-                }
-                let patience = patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(*limit)));
-                ready!(patience.as_mut().poll(cx));
-                Poll::Ready(Some(Err("the upstream fell silent in the middle of its answer".into())))
-            }
+        let this = &mut *self;
+        let frame = Pin::new(&mut this.body).poll_frame(cx);
+        let moved = if frame.is_ready() { Moved::Given } else { Moved::Waits };
+        if let Some(in_flight) = &this.in_flight {
+            in_flight.connection().moved.set(Some(moved));
         }
+        if frame.is_pending()
+            && this.deadline.as_ref().is_some_and(|deadline| deadline.poll_expired(cx).is_ready())
+        {
+            return Poll::Ready(Some(Err("the request took longer than is allowed".into())));
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.source {
-            Source::Own(body) => body.is_end_stream(),
-            Source::Upstream { body, .. } => body.is_end_stream(),
-        }
+        self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.source {
-            Source::Own(body) => body.size_hint(),
-            Source::Upstream { body, .. } => body.size_hint(),
-        }
+        self.body.size_hint()
     }
 }

@@ -6,7 +6,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{AccessLogConfig, BalanceConfig, CacheConfig, CompressionConfig, OverloadConfig, RateLimit};
+use super::framing::MAX_LINE;
+use crate::{
+    AccessLogConfig, BalanceConfig, CacheConfig, CompressionConfig, Error, OverloadConfig, RateLimit,
+};
 
 /// Deadlines and limits of a [`Proxy`](crate::Proxy).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,6 +116,40 @@ pub struct TrustConfig {
     /// Whether connections begin with a PROXY protocol header, version 1 or 2; false by default. It is accepted from
     /// `proxies` alone.
     pub proxy_protocol: bool,
+}
+
+impl ProxyConfig {
+    /// Whether a proxy can be made of it.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        let positive = [
+            ("header_timeout", self.header_timeout),
+            ("idle_timeout", self.idle_timeout),
+            ("body_timeout", self.body_timeout),
+            ("connect_timeout", self.connect_timeout),
+            ("answer_timeout", self.answer_timeout),
+            ("answer_body_timeout", self.answer_body_timeout),
+            ("write_timeout", self.write_timeout),
+        ];
+        if let Some((key, _)) = positive.into_iter().find(|(_, value)| value.is_zero()) {
+            return Err(Error::invalid_config(key, "must be longer than 0 s"));
+        }
+        if self.max_connections == 0 {
+            return Err(Error::invalid_config("max_connections", "must be at least 1"));
+        }
+        if !(1024..=MAX_LINE).contains(&self.max_head_size) {
+            return Err(Error::invalid_config("max_head_size", "must be between 1024 and 65536 bytes"));
+        }
+        if self.max_headers == 0 {
+            return Err(Error::invalid_config("max_headers", "must be at least 1"));
+        }
+        if self.tls.certificate.as_os_str().is_empty() != self.tls.key.as_os_str().is_empty() {
+            return Err(Error::invalid_config("tls", "needs both `certificate` and `key`, or neither"));
+        }
+        if self.trust.proxy_protocol && self.trust.proxies.is_empty() {
+            return Err(Error::invalid_config("trust.proxy_protocol", "needs `trust.proxies` to believe"));
+        }
+        Ok(())
+    }
 }
 
 impl Default for ProxyConfig {

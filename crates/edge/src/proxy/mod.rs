@@ -2,41 +2,37 @@
 
 pub(crate) mod answer;
 pub(crate) mod body;
+mod client_stream;
 mod config;
 pub(crate) mod context;
+mod converse;
 pub(crate) mod fetch;
 mod forward;
 mod framing;
 mod headers;
+mod listen;
+mod proxy_protocol;
+pub(crate) mod sweep;
+mod tls;
+mod tunnel;
+mod upstream;
+pub(crate) mod worker;
 
-use std::convert::Infallible;
-use std::net::SocketAddr;
-use std::pin::pin;
+use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::thread;
 
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
+use metrics::Gauge;
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use config::{ProxyConfig, TlsConfig, TrustConfig};
+pub use listen::listen;
 
-use crate::telemetry::{self, PROXY_TARGET};
+use crate::telemetry;
 use crate::{Error, LoadBalancer, Upstreams};
-use forward::Forwarder;
-use framing::{FollowedStream, MAX_LINE};
-
-// A listener that cannot accept, mostly for lack of file descriptors, is left alone for this long.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-// How long after its cancel the listener is emptied: connections that the system made already show up at once.
-const LAST_ACCEPTS: Duration = Duration::from_millis(20);
-// A connection that was accepted in the last moment has this long to send its request.
-const LAST_HEADER_TIMEOUT: Duration = Duration::from_secs(1);
+use listen::Ends;
+use tls::Tls;
 
 /// An HTTP/1.1 reverse proxy over healthy upstreams.
 ///
@@ -52,135 +48,137 @@ const LAST_HEADER_TIMEOUT: Duration = Duration::from_secs(1);
 /// What the proxy answers itself has a body `{"error": CODE, "message": TEXT}`.
 #[derive(Clone)]
 pub struct Proxy {
-    config: Arc<ProxyConfig>,
+    shared: Arc<Shared>,
     upstreams: watch::Receiver<Upstreams>,
-    forwarder: Arc<Forwarder>,
+    succeeded: bool,
+}
+
+/// What all threads of a proxy share.
+pub(crate) struct Shared {
+    pub(crate) config: ProxyConfig,
+    pub(crate) balancer: LoadBalancer,
+    tls: Option<Tls>,
+    // Room for connections of clients.
+    places: Arc<Semaphore>,
+    active: Gauge,
 }
 
 impl Proxy {
-    /// Makes a proxy; [`serve`](Self::serve) puts it to work. Clones share connections to upstreams.
-    pub fn new(config: ProxyConfig, upstreams: watch::Receiver<Upstreams>) -> Self {
-        let forwarder = Forwarder::new(config.clone(), LoadBalancer::new(upstreams.clone()));
-        Self { config: Arc::new(config), upstreams, forwarder: Arc::new(forwarder) }
+    /// Makes a proxy; [`serve`](Self::serve) puts it to work. Clones share all that they know of their upstreams.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`], with the key that is wrong.
+    pub fn new(config: ProxyConfig, upstreams: watch::Receiver<Upstreams>) -> Result<Self, Error> {
+        config.check()?;
+        let shared = Shared {
+            balancer: LoadBalancer::new(config.balance.clone(), upstreams.clone()),
+            tls: Tls::new(&config.tls)?,
+            places: Arc::new(Semaphore::new(config.max_connections.min(Semaphore::MAX_PERMITS))),
+            active: metrics::gauge!(telemetry::ACTIVE_REQUESTS),
+            config,
+        };
+        Ok(Self { shared: Arc::new(shared), upstreams, succeeded: false })
     }
 
-    /// Serves what the listener accepts until `cancel`, then drains: it accepts no more, closes idle
-    /// connections, lets running requests finish for [`drain_timeout`](ProxyConfig::drain_timeout) and
-    /// returns.
+    /// Leaves the listeners to a successor: another process that has inherited them and goes on to accept. Connections
+    /// that have not been accepted when this proxy is told to stop are then the successor's. Without one, this proxy
+    /// takes them up, as they would be lost when it closes the listeners.
+    #[must_use]
+    pub fn with_successor(mut self) -> Self {
+        self.succeeded = true;
+        self
+    }
+
+    /// Serves what the listeners accept until `cancel`, then drains: it accepts no more, lets running requests finish
+    /// for [`drain_timeout`](ProxyConfig::drain_timeout), and returns. A connection without a request is kept
+    /// for [`drain_idle_timeout`](ProxyConfig::drain_idle_timeout), so that one that is just arriving is answered; each
+    /// answer now tells its client that the connection ends.
     ///
-    /// Fails only when it had to cut requests at the end of that time.
+    /// Each listener gets a thread of its own; a single one is shared by [`threads`](ProxyConfig::threads) of them.
+    /// [`listen`] opens as many as are wanted. What was made in a runtime stays in it: these threads have their own.
     ///
+    /// # Errors
+    /// [`Error::Serve`] when a thread could not begin, and [`Error::Drain`] when requests had to be cut at the end.
+    ///
+    /// # Cancel safety
     /// Dropping the future cuts all connections at once.
-    pub async fn serve(self, listener: TcpListener, cancel: CancellationToken) -> Result<(), Error> {
-        let places = Arc::new(Semaphore::new(self.config.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
-        let mut connections = JoinSet::new();
+    pub async fn serve(
+        self,
+        listeners: Vec<std::net::TcpListener>,
+        cancel: CancellationToken,
+    ) -> Result<(), Error> {
+        let kill = CancellationToken::new();
+        let _killed_on_drop = kill.clone().drop_guard();
+        let ends = Ends { drain: cancel, kill, succeeded: self.succeeded };
+        let mut threads = Vec::new();
+        for listener in self.spread(listeners).map_err(Error::Serve)? {
+            threads.push(self.start(listener, ends.clone()).map_err(Error::Serve)?);
+        }
+        let ended = async {
+            let mut cut = 0;
+            for thread in threads {
+                let ended = thread.await.unwrap_or_else(|_| Err(io::Error::other("a thread panicked")));
+                cut += ended.map_err(Error::Serve)?;
+            }
+            match cut {
+                0 => Ok(()),
+                connections => Err(Error::Drain { connections, within: self.shared.config.drain_timeout }),
+            }
+        };
+        tokio::select! {
+            ended = ended => ended,
+            () = self.keep_fresh() => Ok(()),
+            never = self.count_healthy() => match never {},
+        }
+    }
+
+    /// One listener for each thread.
+    fn spread(&self, mut listeners: Vec<std::net::TcpListener>) -> io::Result<Vec<std::net::TcpListener>> {
+        let threads = listen::cores_or(self.shared.config.threads);
+        if let [only] = &listeners[..] {
+            let twins: Vec<_> = (1..threads).map(|_| only.try_clone()).collect::<io::Result<_>>()?;
+            listeners.extend(twins);
+        }
+        listeners.iter().try_for_each(|listener| listener.set_nonblocking(true))?;
+        Ok(listeners)
+    }
+
+    fn start(
+        &self,
+        listener: std::net::TcpListener,
+        ends: Ends,
+    ) -> io::Result<oneshot::Receiver<io::Result<usize>>> {
+        let (end, ended) = oneshot::channel();
+        let shared = Arc::clone(&self.shared);
+        thread::Builder::new().name("greenwave-edge".into()).spawn(move || {
+            // Nobody waits any more when the future was dropped.
+            let _ = end.send(listen::run(shared, listener, ends));
+        })?;
+        Ok(ended)
+    }
+
+    async fn keep_fresh(&self) {
+        match &self.shared.tls {
+            Some(tls) => tls.keep_fresh().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn count_healthy(&self) -> std::convert::Infallible {
         let mut upstreams = self.upstreams.clone();
-        let mut upstreams_change = true;
-        self.count_healthy();
+        let healthy = metrics::gauge!(telemetry::UPSTREAMS_HEALTHY);
         loop {
-            let accepted = async {
-                // The semaphore is never closed, so the only way out of here is a place.
-                let place = Arc::clone(&places).acquire_owned().await.ok();
-                (place, listener.accept().await)
-            };
-            tokio::select! {
-                biased;
-                () = cancel.cancelled() => break,
-                changed = upstreams.changed(), if upstreams_change => {
-                    upstreams_change = changed.is_ok();
-                    self.count_healthy();
-                }
-                Some(_) = connections.join_next() => {}
-                (place, accepted) = accepted => match accepted {
-                    Ok((stream, peer)) => {
-                        let (proxy, cancel) = (self.clone(), cancel.clone());
-                        connections.spawn(async move {
-                            proxy.connection(stream, peer, Some(cancel)).await;
-                            drop(place);
-                        });
-                    }
-                    Err(error) => {
-                        tracing::warn!(target: PROXY_TARGET, %error, "could not accept a connection");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                    }
-                },
+            // A count of upstreams is far below what a float holds exactly.
+            healthy.set(upstreams.borrow_and_update().healthy() as f64);
+            if upstreams.changed().await.is_err() {
+                std::future::pending::<()>().await;
             }
         }
-        // Clients whose connection was made before the listener closes believe that they are served.
-        let last = async {
-            while let Ok((stream, peer)) = listener.accept().await {
-                let proxy = self.clone();
-                connections.spawn(async move { proxy.connection(stream, peer, None).await });
-            }
-        };
-        let _ = tokio::time::timeout(LAST_ACCEPTS, last).await;
-        drop(listener);
-        self.drain(connections).await
-    }
-
-    async fn drain(&self, mut connections: JoinSet<()>) -> Result<(), Error> {
-        let within = self.config.drain_timeout;
-        let ended =
-            tokio::time::timeout(within, async { while connections.join_next().await.is_some() {} }).await;
-        if ended.is_ok() {
-            return Ok(());
-        }
-        let cut = connections.len();
-        connections.shutdown().await;
-        Err(Error::Drain { connections: cut, within })
-    }
-
-    /// Serves one connection; without `cancel`, one request of it.
-    async fn connection(self, stream: TcpStream, peer: SocketAddr, cancel: Option<CancellationToken>) {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(target: PROXY_TARGET, %peer, %error, "client has left already");
-            return;
-        }
-        let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new())
-            .header_read_timeout(self.config.header_timeout)
-            .max_buf_size(MAX_LINE)
-            .max_header_size(self.config.max_head_size.min(MAX_LINE));
-        if cancel.is_none() {
-            http.keep_alive(false).header_read_timeout(self.config.header_timeout.min(LAST_HEADER_TIMEOUT));
-        }
-        let stream = FollowedStream::new(stream);
-        let sound = stream.sound();
-        let number = AtomicU64::new(0);
-        let forwarder = &self.forwarder;
-        let service = service_fn(|request| {
-            let sound = sound.holds_for(number.fetch_add(1, Ordering::Relaxed));
-            async move { Ok::<_, Infallible>(forwarder.answer(request, peer.ip(), sound).await) }
-        });
-        let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
-        let stopped = async {
-            match cancel {
-                Some(cancel) => cancel.cancelled_owned().await,
-                None => std::future::pending().await,
-            }
-        };
-        let ended = tokio::select! {
-            // Requests that are there already are taken up before the connection is told to end.
-            biased;
-            ended = connection.as_mut() => ended,
-            () = stopped => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        };
-        if let Err(error) = ended {
-            tracing::debug!(target: PROXY_TARGET, %peer, %error, "connection of a client failed");
-        }
-    }
-
-    fn count_healthy(&self) {
-        // A count of upstreams is far below what a float holds exactly.
-        metrics::gauge!(telemetry::UPSTREAMS_HEALTHY).set(self.forwarder.balancer().healthy() as f64);
     }
 }
 
 impl std::fmt::Debug for Proxy {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Proxy").field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("Proxy").field("config", &self.shared.config).finish_non_exhaustive()
     }
 }

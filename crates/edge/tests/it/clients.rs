@@ -11,13 +11,18 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Longer than anything here takes; reached only when something hangs.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+
+/// Sockets for two threads, at one address.
+pub(crate) fn listeners() -> Vec<std::net::TcpListener> {
+    greenwave_edge::listen("127.0.0.1:0".parse().unwrap(), 2).unwrap()
+}
 
 pub(crate) struct RunningProxy {
     pub(crate) address: SocketAddr,
@@ -27,10 +32,10 @@ pub(crate) struct RunningProxy {
 
 impl RunningProxy {
     pub(crate) async fn start(config: ProxyConfig, upstreams: watch::Receiver<Upstreams>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let listeners = listeners();
+        let address = listeners[0].local_addr().unwrap();
         let cancel = CancellationToken::new();
-        let served = tokio::spawn(Proxy::new(config, upstreams).serve(listener, cancel.clone()));
+        let served = tokio::spawn(Proxy::new(config, upstreams).unwrap().serve(listeners, cancel.clone()));
         Self { address, cancel, served }
     }
 

@@ -43,23 +43,16 @@ impl Recorder for Seen {
 #[tokio::test]
 async fn a_request_emits_the_metrics_of_the_table() {
     let seen = Seen::default();
-    // For this thread, and on it runs all of this test.
-    let _guard = metrics::set_default_local_recorder(&seen);
+    // The threads of the proxy know no other than the global one. Other tests of this process add to what is seen.
+    metrics::set_global_recorder(seen.clone()).unwrap();
     let upstream = Scripted::start(OK).await;
     let proxy = RunningProxy::before(&[nobody().await, upstream.address]).await;
     assert_eq!(proxy.get("/").await.status(), 200);
     proxy.cancel.cancel();
     proxy.served.await.unwrap().unwrap();
     let seen: Vec<String> = seen.0.lock().unwrap().iter().cloned().collect();
-    assert_eq!(
-        seen,
-        [
-            "greenwave.edge.active_requests",
-            "greenwave.edge.request.duration http.response.status_code=200",
-            "greenwave.edge.retries",
-            "greenwave.edge.upstreams.healthy",
-        ]
-    );
+    let by_status = "greenwave.edge.request.duration http.response.status_code=200".to_owned();
+    assert!(seen.contains(&by_status), "{seen:?}");
     for name in telemetry::METRICS {
         assert!(seen.iter().any(|seen| seen.split(' ').next() == Some(name)), "{name} was not emitted");
         assert!(README.contains(&format!("| `{name}` |")), "{name} is not in the README");

@@ -40,15 +40,34 @@ async fn a_drain_finishes_running_requests_and_refuses_new_connections() {
 }
 
 #[tokio::test]
-async fn a_drain_closes_idle_connections() {
+async fn a_drain_answers_what_still_arrives_on_an_idle_connection_and_closes_it() {
     let upstream = Scripted::start(OK).await;
-    let config = ProxyConfig { header_timeout: LIMIT * 4, drain_timeout: LIMIT * 4, ..Default::default() };
+    let config = ProxyConfig { drain_idle_timeout: LIMIT, drain_timeout: LIMIT * 4, ..Default::default() };
     let proxy = RunningProxy::start(config, Upstreams::fixed([upstream.address]).into_watch()).await;
     let mut used = TcpStream::connect(proxy.address).await.unwrap();
+    used.write_all(GET).await.unwrap();
+    assert!(!read_head(&mut used).await.contains("connection: close"));
+    proxy.cancel.cancel();
+    refuses(&proxy).await;
+    used.write_all(GET).await.unwrap();
+    let rest = read_all(&mut used).await;
+    assert!(rest.contains("HTTP/1.1 200 OK\r\n") && rest.contains("connection: close\r\n"), "{rest}");
+    tokio::time::timeout(LIMIT, proxy.served).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_drain_closes_a_connection_that_stays_idle() {
+    let upstream = Scripted::start(OK).await;
+    let soon = Duration::from_millis(100);
+    let config = ProxyConfig { drain_idle_timeout: soon, drain_timeout: LIMIT * 4, ..Default::default() };
+    let proxy = RunningProxy::start(config, Upstreams::fixed([upstream.address]).into_watch()).await;
+    let mut used = TcpStream::connect(proxy.address).await.unwrap();
+    let mut unused = TcpStream::connect(proxy.address).await.unwrap();
     used.write_all(GET).await.unwrap();
     assert!(read_head(&mut used).await.starts_with("HTTP/1.1 200 OK"));
     proxy.cancel.cancel();
     assert_eq!(read_all(&mut used).await, "ok");
+    assert_eq!(read_all(&mut unused).await, "");
     tokio::time::timeout(LIMIT, proxy.served).await.unwrap().unwrap().unwrap();
 }
 
@@ -56,7 +75,6 @@ async fn a_drain_closes_idle_connections() {
 async fn a_connection_made_just_before_the_end_is_served_once() {
     let upstream = Scripted::start(OK).await;
     let proxy = RunningProxy::before(&[upstream.address]).await;
-    // On this one thread the proxy runs only where this test waits: it finds both at once.
     let client = std::net::TcpStream::connect(proxy.address).unwrap();
     proxy.cancel.cancel();
     client.set_nonblocking(true).unwrap();

@@ -4,12 +4,16 @@
 mod balanced;
 mod child;
 mod clients;
+mod corpus;
 mod documented;
 mod drain;
 mod headers;
 mod instances;
+mod oracle;
 mod reload;
 mod retries;
+mod rig;
+mod rolling;
 mod starved;
 mod strict;
 mod supervised;
