@@ -11,9 +11,11 @@ use super::Shared;
 use super::answer::Refusal;
 use super::body::{Body, RequestBody};
 use super::context::RequestContext;
+use super::sweep;
 use super::upstream::{Patience, SendError, Sent, Switched, UpstreamPool};
 use crate::Pick;
 use crate::overload::Priority;
+use crate::routes::ActiveGroup;
 use crate::telemetry::{self, PROXY_TARGET};
 
 /// Sends requests to upstreams, over connections that it keeps.
@@ -46,10 +48,11 @@ impl Forwarder {
         self.pool.sweep();
     }
 
-    /// Tries upstreams until one answers or a further try could do harm.
+    /// Tries the upstreams of a group until one answers or a further try could do harm.
     pub(super) async fn forward(
         &self,
         request: Request<RequestBody>,
+        group: &ActiveGroup,
         context: &Rc<RequestContext>,
     ) -> Result<Response<Body>, Refusal> {
         let (head, body) = request.into_parts();
@@ -57,15 +60,18 @@ impl Forwarder {
         let patience = Patience::new(config, context.started);
         let wait_until = context.started + config.upstream_wait;
         let mut tried: Vec<SocketAddr> = Vec::new();
+        let sticky = group.sticky.of(&head.headers, context.connection.secure);
         let mut died = false;
+        group.retries.deposit(sweep::now());
         loop {
-            let mut pick = self.shared.balancer.pick(None, &tried, wait_until, Priority::Normal).await?;
+            let mut pick = group.balancer.pick(sticky.key, &tried, wait_until, Priority::Normal).await?;
             if !tried.is_empty() {
                 metrics::counter!(telemetry::RETRIES).increment(1);
             }
             let error = match self.pool.send(pick.address(), &head, &body, patience).await {
-                Ok(response) => {
+                Ok(mut response) => {
                     pick.answered(response.status());
+                    sticky.mark(&mut response);
                     return Ok(response.map(|sent| match sent {
                         Sent::Body(mut body) => {
                             body.hold(pick);
@@ -80,9 +86,13 @@ impl Forwarder {
             };
             match after(error, &mut pick, &head, &body) {
                 Next::Refuse(refusal) => return Err(refusal),
+                Next::Other => {}
                 Next::Retry if died => return Err(Refusal::UpstreamFailed),
+                Next::Retry | Next::Repeat if !group.retries.withdraw(sweep::now()) => {
+                    return Err(Refusal::UpstreamFailed);
+                }
                 Next::Retry => died = true,
-                Next::Other | Next::Repeat => {}
+                Next::Repeat => {}
             }
             tried.push(pick.address());
         }

@@ -21,6 +21,8 @@ use super::fetch::Fetch;
 use super::forward::Forwarder;
 use super::sweep::Deadline;
 use super::{ProxyConfig, Shared, headers};
+use crate::load_balancer::sticky::set_cookie;
+use crate::routes::ActiveGroup;
 use crate::telemetry::{self, PROXY_TARGET};
 
 /// What the connections of one thread share.
@@ -143,8 +145,12 @@ impl Worker {
         }
         let (head, body) = request.into_parts();
         headers::check_request(&head)?;
-        let fetch = Onward { forwarder: self.forwarder.clone(), context: Rc::clone(context) };
-        fetch.fetch(Request::from_parts(head, RequestBody::new(body))).await
+        let group = self.shared.groups.find(headers::host(&head), head.uri.path()).ok_or(Refusal::NoRoute)?;
+        let (forwarder, group, context) = (self.forwarder.clone(), Arc::clone(group), Rc::clone(context));
+        let fetch = Onward { forwarder, group, context };
+        let mut response = fetch.fetch(Request::from_parts(head, RequestBody::new(body))).await?;
+        set_cookie(&mut response);
+        Ok(response)
     }
 }
 
@@ -152,6 +158,7 @@ impl Worker {
 #[derive(Clone)]
 struct Onward {
     forwarder: Forwarder,
+    group: Arc<ActiveGroup>,
     context: Rc<RequestContext>,
 }
 
@@ -164,7 +171,8 @@ impl Fetch for Onward {
         async move {
             let (mut head, body) = request.into_parts();
             headers::to_upstream(&mut head, &this.context);
-            this.forwarder.forward(Request::from_parts(head, body), &this.context).await
+            let request = Request::from_parts(head, body);
+            this.forwarder.forward(request, &this.group, &this.context).await
         }
     }
 }
