@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use greenwave_edge::{Proxy, ProxyConfig, Supervisor, SupervisorConfig};
-use http::{Method, Request};
+use http::Request;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -29,10 +29,11 @@ struct Balanced {
 }
 
 impl Balanced {
-    async fn start(config: SupervisorConfig) -> Self {
-        let supervisor = Arc::new(children("serve", config).start().unwrap());
+    async fn start(instances: usize, config: ProxyConfig) -> Self {
+        let supervisor = SupervisorConfig { instances, ..Default::default() };
+        let supervisor = Arc::new(children("serve", supervisor).start().unwrap());
         supervisor.ready(LIMIT).await.unwrap();
-        let proxy = Proxy::new(ProxyConfig::default(), supervisor.upstreams()).unwrap();
+        let proxy = Proxy::new(config, supervisor.upstreams()).unwrap();
         let mut released = proxy.released();
         let told = Arc::clone(&supervisor);
         tokio::spawn(async move {
@@ -55,7 +56,15 @@ impl Balanced {
     }
 }
 
-/// Clients that each keep one connection and ask again and again, with what may be sent twice and what may not.
+/// Without limits on what is in flight: 64 clients that never pause may well be more than a small machine can serve,
+/// and then some would be refused, restart or not.
+fn unlimited() -> ProxyConfig {
+    let mut config = ProxyConfig::default();
+    config.overload.enabled = false;
+    config
+}
+
+/// Clients that each keep one connection and ask again and again.
 struct Load {
     done: CancellationToken,
     answered: Arc<AtomicU64>,
@@ -63,11 +72,18 @@ struct Load {
 }
 
 impl Load {
-    fn start(address: SocketAddr) -> Self {
+    /// Every client asks as one of these, in turn.
+    fn start(address: SocketAddr, kinds: &'static [Kind]) -> Self {
         let (done, answered) = (CancellationToken::new(), Arc::new(AtomicU64::new(0)));
         let mut clients = JoinSet::new();
         for number in 0..CLIENTS {
-            clients.spawn(ask_again_and_again(address, number, done.clone(), Arc::clone(&answered)));
+            clients.spawn(ask_again_and_again(
+                address,
+                number,
+                kinds[number % kinds.len()],
+                done.clone(),
+                Arc::clone(&answered),
+            ));
         }
         Self { done, answered, clients }
     }
@@ -84,17 +100,26 @@ impl Load {
         .expect("clients are no longer served");
     }
 
-    /// What failed, of how many requests.
-    async fn end(self) -> (Vec<String>, u64) {
+    async fn end_without_a_failure(self) {
         self.done.cancel();
         let ended = tokio::time::timeout(LIMIT, self.clients.join_all()).await.unwrap();
-        (ended.into_iter().filter_map(Result::err).collect(), self.answered.load(Ordering::SeqCst))
+        let failures: Vec<String> = ended.into_iter().filter_map(Result::err).collect();
+        let answered = self.answered.load(Ordering::SeqCst);
+        assert!(failures.is_empty(), "{} failed of {answered}: {failures:#?}", failures.len());
     }
 }
+
+/// A method, a path and a body.
+type Kind = (&'static str, &'static str, &'static str);
+const FAST: &[Kind] = &[("GET", "/", "")];
+/// With what may not be sent twice, and what is in flight for longer than a drain takes.
+const MIXED: &[Kind] =
+    &[("GET", "/", ""), ("POST", "/length", "twelve bytes"), ("POST", "/slow", ""), ("GET", "/slow", "")];
 
 async fn ask_again_and_again(
     address: SocketAddr,
     number: usize,
+    (method, path, body): Kind,
     done: CancellationToken,
     answered: Arc<AtomicU64>,
 ) -> Result<(), String> {
@@ -104,13 +129,8 @@ async fn ask_again_and_again(
         .await
         .map_err(|error| failed("no handshake", &error))?;
     let _connection = tokio::spawn(connection);
-    let (method, path, body) = match number % 4 {
-        0 => (Method::POST, "/length", "twelve bytes"),
-        1 => (Method::POST, "/slow", ""),
-        _ => (Method::GET, "/", ""),
-    };
     while !done.is_cancelled() {
-        let request = Request::builder().method(&method).uri(path).header("host", "app");
+        let request = Request::builder().method(method).uri(path).header("host", "app");
         let request = request
             .body(Full::new(Bytes::from_static(body.as_bytes())))
             .map_err(|error| failed("request", &error))?;
@@ -125,10 +145,9 @@ async fn ask_again_and_again(
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rolling_restart_of_four_instances_fails_no_request() {
-    let balanced = Balanced::start(SupervisorConfig { instances: 4, ..Default::default() }).await;
-    let load = Load::start(balanced.address);
+async fn rolls_without_a_failure(config: ProxyConfig, kinds: &'static [Kind]) {
+    let balanced = Balanced::start(4, config).await;
+    let load = Load::start(balanced.address, kinds);
     load.serve_some().await;
     for run in 1..=RUNS {
         let before = balanced.supervisor.instances();
@@ -140,34 +159,41 @@ async fn a_rolling_restart_of_four_instances_fails_no_request() {
         assert!(before.iter().zip(&after).all(|(old, new)| old.pid != new.pid), "run {run}");
         load.serve_some().await;
     }
-    let (failures, answered) = load.end().await;
-    assert!(failures.is_empty(), "{} of {answered}: {failures:#?}", failures.len());
+    load.end_without_a_failure().await;
     balanced.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rolling_restart_of_four_instances_fails_no_request() {
+    rolls_without_a_failure(ProxyConfig::default(), FAST).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rolling_restart_waits_for_slow_requests_and_those_that_may_not_be_sent_twice() {
+    rolls_without_a_failure(unlimited(), MIXED).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn scaling_up_and_down_fails_no_request() {
-    let balanced = Balanced::start(SupervisorConfig { instances: 1, ..Default::default() }).await;
-    let load = Load::start(balanced.address);
+    let balanced = Balanced::start(1, unlimited()).await;
+    let load = Load::start(balanced.address, MIXED);
     for instances in [4, 1, 3, 1] {
         load.serve_some().await;
         balanced.supervisor.scale(instances).await.unwrap();
         balanced.supervisor.ready(LIMIT).await.unwrap();
     }
-    let (failures, answered) = load.end().await;
-    assert!(failures.is_empty(), "{} of {answered}: {failures:#?}", failures.len());
+    load.end_without_a_failure().await;
     balanced.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reload_that_fails_fails_no_request() {
-    let balanced = Balanced::start(SupervisorConfig { instances: 2, ..Default::default() }).await;
-    let load = Load::start(balanced.address);
+    let balanced = Balanced::start(2, unlimited()).await;
+    let load = Load::start(balanced.address, MIXED);
     load.serve_some().await;
     let broken = SupervisorConfig { command: vec!["false".into()], instances: 2, ..Default::default() };
     balanced.supervisor.reload_with(broken).await.unwrap_err();
     load.serve_some().await;
-    let (failures, answered) = load.end().await;
-    assert!(failures.is_empty(), "{} of {answered}: {failures:#?}", failures.len());
+    load.end_without_a_failure().await;
     balanced.end().await;
 }
