@@ -37,7 +37,8 @@ pub struct SupervisorConfig {
     /// Environment variables of the instances, over those of this process and of `env_files`; none by default.
     #[cfg_attr(feature = "schemars", schemars(with = "BTreeMap<String, String>"))]
     pub env: Environment,
-    /// Files of `NAME=value` lines, a later one over an earlier; read at the start and at each reload. None by default.
+    /// Files of `NAME=value` lines, a later one over an earlier; read at the start and at each reload, from the folder of
+    /// this process. None by default.
     pub env_files: Vec<PathBuf>,
     /// How an instance learns where to listen: `env` or `socket`; `env` by default.
     pub port: Port,

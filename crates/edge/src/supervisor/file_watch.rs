@@ -19,6 +19,7 @@ use crate::telemetry::SUPERVISOR_TARGET;
 const EVENTS: usize = 4096;
 // So many files are named after a change; who changes more knows what was done.
 const NAMED: usize = 64;
+const MAX_DEBOUNCE: Duration = Duration::from_secs(3600);
 // Changes that never pause are told of after so many debounces.
 const PATIENCE: u32 = 20;
 
@@ -32,7 +33,7 @@ pub struct WatchConfig {
     /// What is left out: names, such as `target` or `*.log`, at whatever depth, and paths, which hold a `/`;
     /// `target`, `node_modules`, `.git`, `__pycache__`, `*.log`, `*.swp`, `*~` by default.
     pub ignore: Vec<String>,
-    /// How long it must be quiet after a change before it is told of; 300 ms by default.
+    /// How long it must be quiet after a change before it is told of, at most an hour; 300 ms by default.
     #[serde(with = "humantime_serde")]
     #[cfg_attr(feature = "schemars", schemars(with = "String"))]
     pub debounce: Duration,
@@ -101,7 +102,12 @@ impl FileWatch {
         std::thread::Builder::new()
             .name("greenwave-watch".into())
             .spawn(move || scope.follow(&weak, &events, &overflowed, &tell))?;
-        Ok(Self { changes, pending: BTreeSet::new(), debounce: config.debounce, _watcher: watcher })
+        Ok(Self {
+            changes,
+            pending: BTreeSet::new(),
+            debounce: config.debounce.min(MAX_DEBOUNCE),
+            _watcher: watcher,
+        })
     }
 
     /// Waits until something has changed and is quiet again; gives some of what changed, at least one path. `None`

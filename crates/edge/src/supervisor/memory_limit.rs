@@ -1,6 +1,7 @@
 //! Replaces instances that hold too much memory.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::context::Context;
 use super::status::InstanceState;
@@ -9,20 +10,22 @@ use crate::telemetry::SUPERVISOR_TARGET;
 
 // After a replacement that failed, so many intervals pass before the next is tried: it would fail again.
 const PAUSE: u32 = 12;
+// Looking costs some milliseconds.
+const LEAST_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Looks at the memory of all instances now and then, until the supervisor stops.
 pub(super) async fn keep(context: Arc<Context>) {
     loop {
         // Read anew each time: a reload may change them.
         let plan = context.plan();
-        let (limit, interval) = (plan.config.max_memory, plan.config.memory_interval);
+        let (limit, interval) = (plan.config.max_memory, plan.config.memory_interval.max(LEAST_INTERVAL));
         tokio::select! {
             () = tokio::time::sleep(interval) => {}
             () = context.stop.cancelled() => return,
         }
         if limit > 0 && !replace_largest(&context, limit).await {
             tokio::select! {
-                () = tokio::time::sleep(interval * PAUSE) => {}
+                () = tokio::time::sleep(interval.saturating_mul(PAUSE)) => {}
                 () = context.stop.cancelled() => return,
             }
         }

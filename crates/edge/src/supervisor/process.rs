@@ -163,6 +163,10 @@ fn address(seat: &Seat) -> Result<Option<SocketAddr>, Error> {
 /// The command with all that it is given.
 fn command(seat: &Seat, instance: &Instance, notices: Option<&Notices>) -> Result<Command, Error> {
     let (context, config) = (&seat.context, &seat.plan.config);
+    let folder = (!config.working_dir.as_os_str().is_empty()).then_some(&config.working_dir);
+    if let Some(path) = folder.filter(|folder| !folder.is_dir()) {
+        return Err(Error::WorkingDir { path: path.clone() });
+    }
     let own = seat.socket.iter().map(|socket| (sockets::HTTP, socket.as_fd()));
     let further = context.sockets.iter().map(|(name, socket)| (name.as_str(), socket.as_fd()));
     let inherited: Vec<_> = own.chain(further).collect();
@@ -179,8 +183,8 @@ fn command(seat: &Seat, instance: &Instance, notices: Option<&Notices>) -> Resul
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.process_group(0).kill_on_drop(true);
-    if !config.working_dir.as_os_str().is_empty() {
-        command.current_dir(&config.working_dir);
+    if let Some(folder) = folder {
+        command.current_dir(folder);
     }
     for name in NOT_INHERITED {
         command.env_remove(name);
@@ -219,10 +223,6 @@ fn find(seat: &Seat) -> Result<(), Error> {
 }
 
 fn not_started(config: &SupervisorConfig, source: io::Error) -> Error {
-    let folder = &config.working_dir;
-    if !folder.as_os_str().is_empty() && !folder.is_dir() {
-        return Error::WorkingDir { path: folder.clone() };
-    }
     let command = config.command.first().cloned().unwrap_or_default();
     // A script whose interpreter is missing is also "not found", though the script itself is there.
     let missing = source.kind() == io::ErrorKind::NotFound && !Path::new(&command).exists();
