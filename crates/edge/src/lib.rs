@@ -27,7 +27,8 @@ pub use overload::{OverloadConfig, RateLimit};
 pub use proxy::{Proxy, ProxyConfig, TlsConfig, TrustConfig, listen};
 pub use routes::{Group, Route};
 pub use supervisor::{
-    Instance, InstanceState, InstanceStatus, LogLine, LogStream, Supervisor, SupervisorBuilder,
-    SupervisorConfig,
+    Environment, FileWatch, Instance, InstanceState, InstanceStatus, LogEvent, LogFile, LogFileConfig,
+    LogFormat, LogLine, LogRecord, LogStream, Logs, Port, StopSignal, Supervisor, SupervisorBuilder,
+    SupervisorConfig, WatchConfig,
 };
 pub use upstreams::{Upstream, Upstreams};
