@@ -70,6 +70,19 @@ async fn what_another_supervisor_told_this_process_is_not_passed_on() {
 }
 
 #[tokio::test]
+async fn words_before_the_command_run_it() {
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&lines);
+    let words = ["env", "WRAPPED=yes"].map(String::from).to_vec();
+    let supervisor = Supervisor::new(worker("echo $WRAPPED; exec sleep 1000"))
+        .wrapper(words)
+        .logs(move |line| sink.lock().unwrap().push(line.text().into_owned()))
+        .start()
+        .unwrap();
+    until(&supervisor, |_| *lines.lock().unwrap() == ["yes"]).await;
+}
+
+#[tokio::test]
 async fn an_instance_is_stopped_by_the_signal_of_its_choice() {
     let script = "trap 'echo asked; exit 0' INT; echo up; while :; do sleep 0.01; done";
     let config = SupervisorConfig { stop_signal: StopSignal::Int, ..worker(script) };

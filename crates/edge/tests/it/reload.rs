@@ -5,12 +5,16 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use expect_test::expect;
-use greenwave_edge::{Error, Health, InstanceState, InstanceStatus, Supervisor, SupervisorConfig, Upstreams};
+use greenwave_edge::{
+    Error, FileWatch, Health, InstanceState, InstanceStatus, Supervisor, SupervisorConfig, Upstreams,
+    WatchConfig,
+};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::child::{children, until};
 use crate::clients::{LIMIT, RunningProxy};
+use crate::supervised::until_gone;
 
 fn config(instances: usize) -> SupervisorConfig {
     SupervisorConfig {
@@ -309,4 +313,33 @@ async fn an_instance_that_holds_too_much_memory_is_replaced() {
     };
     let after = until(&supervisor, replaced).await;
     assert_eq!((after[0].pid, after[1].restarts), (before[0].pid, 1));
+}
+
+#[tokio::test]
+async fn a_supervisor_that_is_dropped_in_the_middle_of_a_reload_leaves_no_process() {
+    let supervisor = serving(1).await;
+    assert!(tokio::time::timeout(Duration::ZERO, supervisor.reload()).await.is_err());
+    let both = until(&supervisor, |instances| instances.len() == 2 && instances[1].pid.is_some()).await;
+    drop(supervisor);
+    both.iter().for_each(|instance| until_gone(instance.pid.unwrap()));
+}
+
+#[tokio::test]
+async fn a_change_of_a_file_brings_new_instances() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("app.sh");
+    std::fs::write(&script, "echo first; exec sleep 1000").unwrap();
+    let command = vec!["sh".into(), script.to_string_lossy().into_owned()];
+    let supervisor = SupervisorConfig { command, health: Health::None, ..config(1) };
+    let supervisor = Supervisor::new(supervisor).logs(|_| ()).start().unwrap();
+    supervisor.ready(LIMIT).await.unwrap();
+    let paths = vec![folder.path().to_owned()];
+    let mut watch = FileWatch::start(&WatchConfig { paths, ..Default::default() }).unwrap();
+    std::fs::write(&script, "echo second; exec sleep 1000").unwrap();
+    let changed = tokio::time::timeout(LIMIT, watch.changed()).await.unwrap().unwrap();
+    assert_eq!(changed, [script.canonicalize().unwrap()]);
+    supervisor.reload().await.unwrap();
+    let lines = supervisor.logs(None, 10).last;
+    let lines: Vec<_> = lines.iter().map(|line| line.line().text().into_owned()).collect();
+    assert_eq!(lines, ["first", "second"]);
 }

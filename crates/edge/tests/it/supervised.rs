@@ -29,7 +29,7 @@ fn runs(number: u32) -> bool {
 }
 
 /// Waits without letting anything else of this test run: what is to end has been told so already.
-fn until_gone(number: u32) {
+pub(crate) fn until_gone(number: u32) {
     let begun = std::time::Instant::now();
     while runs(number) {
         assert!(begun.elapsed() < LIMIT, "process {number} still runs");
