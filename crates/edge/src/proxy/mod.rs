@@ -31,7 +31,7 @@ pub use listen::listen;
 
 use crate::routes::Groups;
 use crate::telemetry;
-use crate::{Error, Group, Upstreams};
+use crate::{Error, Group, HttpCache, Upstreams};
 use listen::Ends;
 use tls::Tls;
 
@@ -57,6 +57,7 @@ pub struct Proxy {
 pub(crate) struct Shared {
     pub(crate) config: ProxyConfig,
     pub(crate) groups: Groups,
+    pub(crate) cache: HttpCache,
     tls: Option<Tls>,
     // Room for connections of clients.
     places: Arc<Semaphore>,
@@ -85,6 +86,7 @@ impl Proxy {
         let shared = Shared {
             groups: Groups::new(groups)?,
             tls: Tls::new(&config.tls)?,
+            cache: HttpCache::new(config.cache.clone()),
             places: Arc::new(Semaphore::new(config.max_connections.min(Semaphore::MAX_PERMITS))),
             active: metrics::gauge!(telemetry::ACTIVE_REQUESTS),
             config,
@@ -96,6 +98,12 @@ impl Proxy {
     /// be ended.
     pub fn released(&self) -> watch::Receiver<Vec<SocketAddr>> {
         self.shared.groups.released()
+    }
+
+    /// The response cache: to purge, to read its counts, to hand it over to a successor.
+    #[must_use]
+    pub fn cache(&self) -> HttpCache {
+        self.shared.cache.clone()
     }
 
     /// Leaves the listeners to a successor: another process that has inherited them and goes on to accept. Connections
