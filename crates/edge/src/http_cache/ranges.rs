@@ -140,14 +140,15 @@ mod tests {
     #[test]
     fn ranges_are_read() {
         for (range, expected) in [
-            ("bytes=0-1", vec![0..2]),
-            ("bytes=1-", vec![1..10]),
-            ("bytes=-3", vec![7..10]),
-            ("bytes=-99", vec![0..10]),
-            ("bytes=5-99999999999999999999999", vec![5..10]),
-            ("bytes=0-0, 9-9", vec![0..1, 9..10]),
-            ("bytes=0-0,20-30", vec![0..1]),
+            ("bytes=0-1", &[(0, 2)][..]),
+            ("bytes=1-", &[(1, 10)]),
+            ("bytes=-3", &[(7, 10)]),
+            ("bytes=-99", &[(0, 10)]),
+            ("bytes=5-99999999999999999999999", &[(5, 10)]),
+            ("bytes=0-0, 9-9", &[(0, 1), (9, 10)]),
+            ("bytes=0-0,20-30", &[(0, 1)]),
         ] {
+            let expected = expected.iter().map(|(start, end)| *start..*end).collect();
             assert_eq!(of_ten(range), Parts::Some(expected), "{range}");
         }
         for range in ["bytes=10-", "bytes=-0", "bytes=99-100"] {

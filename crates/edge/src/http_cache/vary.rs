@@ -5,7 +5,9 @@ use http::{HeaderMap, HeaderName};
 
 /// The request fields that an answer was chosen by, with their values in the request that it answered.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct Vary(Box<[(HeaderName, Option<Box<[u8]>>)]>);
+pub(super) struct Vary(Box<[Field]>);
+
+type Field = (HeaderName, Option<Box<[u8]>>);
 
 /// The answer is for no other request: `Vary: *`.
 #[derive(Debug, PartialEq, Eq)]
@@ -63,7 +65,7 @@ impl Vary {
         self.0.iter().map(|(name, value)| (name, value.as_deref()))
     }
 
-    pub(super) fn from_fields(fields: Vec<(HeaderName, Option<Box<[u8]>>)>) -> Self {
+    pub(super) fn from_fields(fields: Vec<Field>) -> Self {
         Self(fields.into())
     }
 

@@ -140,7 +140,7 @@ impl Keeper {
         }
         loop {
             sleep(config.check.interval).await;
-            let result = check(&config.health, address, config.check.timeout).await;
+            let result = check(&config.health, address, &config.check).await;
             let healthy = judge.record(&result);
             match result {
                 Ok(()) if healthy => self.passed(),
@@ -156,7 +156,7 @@ impl Keeper {
     async fn check_until_ready(&self, judge: &mut Judge, address: SocketAddr) {
         let config = &self.context.config;
         loop {
-            let result = check(&config.health, address, config.check.timeout).await;
+            let result = check(&config.health, address, &config.check).await;
             if judge.record(&result) {
                 return self.passed();
             }

@@ -51,6 +51,10 @@ fn process() {
     runtime.block_on(async {
         match mode.as_str() {
             "serve" => serve(false).await,
+            "stall" => {
+                tokio::spawn(stall());
+                serve(false).await;
+            }
             "stubborn" => serve(true).await,
             "crash" => {
                 eprintln!("no database at db:5432");
@@ -95,11 +99,25 @@ async fn serve(stubborn: bool) {
     }
 }
 
+/// The first instance stands still about once a second.
+async fn stall() {
+    for pause in [700, 500, 900].into_iter().cycle() {
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        if std::env::var(NAME).unwrap().ends_with("-0") {
+            std::thread::sleep(Duration::from_millis(150));
+        }
+    }
+}
+
 static SICK: AtomicBool = AtomicBool::new(false);
 
 async fn answer(request: Request<Incoming>) -> Result<Response<Either<Full<Bytes>, Incoming>>, Infallible> {
     let text = match request.uri().path() {
         "/echo" => return Ok(Response::new(Either::Right(request.into_body()))),
+        "/work" => {
+            tokio::time::sleep(Duration::from_millis(3)).await;
+            String::new()
+        }
         "/exit" => std::process::exit(3),
         "/sick" => {
             SICK.store(true, Ordering::SeqCst);
