@@ -9,6 +9,7 @@ mod documented;
 mod drain;
 mod ejection;
 mod headers;
+mod http_cache;
 mod oracle;
 mod retries;
 mod rig;
