@@ -1,5 +1,6 @@
 //! The project's own commands: `cargo xtask --help`.
 
+mod cache_tests;
 mod deny;
 mod docs;
 mod fuzz;
@@ -31,6 +32,8 @@ enum Task {
     },
     /// Run what CI runs: formatting, tidiness, clippy, docs, dependencies, fuzzing, tests.
     Ci,
+    /// Run mnot's tests of HTTP caches against the edge (Node.js 20 and the npm registry needed; half a minute).
+    CacheTests,
     /// Check that ARCHITECTURE.md and the links between documents are true.
     Docs,
     /// Check file sizes, and words that have no place in the repository.
@@ -60,6 +63,7 @@ fn run(task: Task) -> Result<()> {
     match task {
         Task::Test { arguments } => test(&arguments),
         Task::Ci => ci(),
+        Task::CacheTests => cache_tests::run(),
         Task::Docs => docs::check(),
         Task::Tidy => tidy::check(),
         Task::Fuzz { seconds } => fuzz::run(seconds),

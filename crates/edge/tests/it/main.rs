@@ -9,6 +9,7 @@ mod documented;
 mod drain;
 mod ejection;
 mod headers;
+mod http_cache;
 mod instances;
 mod oracle;
 mod reload;
