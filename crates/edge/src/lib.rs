@@ -20,14 +20,15 @@ mod upstreams;
 pub use access_log::{AccessLogConfig, AccessLogFormat};
 pub use compression::CompressionConfig;
 pub use error::Error;
-pub use health::{CheckConfig, Health, HealthChecker};
+pub use health::{CheckConfig, Health, HealthChecker, Statuses, Target};
 pub use http_cache::CacheConfig;
 pub use load_balancer::{BalanceConfig, LoadBalancer, Pick, Strategy};
 pub use overload::{OverloadConfig, RateLimit};
 pub use proxy::{Proxy, ProxyConfig, TlsConfig, TrustConfig, listen};
 pub use routes::{Group, Route};
 pub use supervisor::{
-    Instance, InstanceState, InstanceStatus, LogLine, LogStream, Supervisor, SupervisorBuilder,
-    SupervisorConfig,
+    Environment, FileWatch, Instance, InstanceState, InstanceStatus, LogEvent, LogFile, LogFileConfig,
+    LogFormat, LogLine, LogRecord, LogStream, Logs, Port, StopSignal, Supervisor, SupervisorBuilder,
+    SupervisorConfig, WatchConfig,
 };
 pub use upstreams::{Upstream, Upstreams};

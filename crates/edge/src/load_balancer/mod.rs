@@ -124,7 +124,7 @@ impl LoadBalancer {
     }
 
     /// As [`try_pick`](Self::try_pick), but keeps to the upstreams' limits, and waits until `deadline` for one to become
-    /// usable, or in the queue for one that has room. [`Priority::High`] keeps to no limit.
+    /// usable, or in the queue for one that has room. [`Priority::High`] and a request that has `tried` keep to no limit.
     ///
     /// Cancel safe: nothing is lost when the future is dropped.
     pub(crate) async fn pick(
@@ -134,8 +134,9 @@ impl LoadBalancer {
         deadline: Instant,
         priority: Priority,
     ) -> Result<Pick, Refusal> {
-        let queue =
-            self.inner.queue.as_ref().filter(|_| priority == Priority::Normal).map(|(_, queue)| &**queue);
+        // Who had a place already, at an upstream that failed, does not wait for another.
+        let waits = priority == Priority::Normal && tried.is_empty();
+        let queue = self.inner.queue.as_ref().filter(|_| waits).map(|(_, queue)| &**queue);
         // Nobody passes those who wait.
         if queue.is_none_or(Queue::is_empty)
             && let Ok(pick) = self.inner.seek(stickiness, tried, queue.is_some())

@@ -29,7 +29,7 @@ fn runs(number: u32) -> bool {
 }
 
 /// Waits without letting anything else of this test run: what is to end has been told so already.
-fn until_gone(number: u32) {
+pub(crate) fn until_gone(number: u32) {
     let begun = std::time::Instant::now();
     while runs(number) {
         assert!(begun.elapsed() < LIMIT, "process {number} still runs");
@@ -284,6 +284,7 @@ async fn a_status_reads_well_as_json() {
             "restarts": 0,
             "crash_looping": false,
             "last_exit": "signal: 15 (SIGTERM)",
+            "uptime_seconds": null,
             "memory_bytes": null
           }
         ]"#]]
