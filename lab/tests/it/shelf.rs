@@ -4,7 +4,8 @@ use greenwave_lab::{Error, Lab};
 
 use crate::synthetic::naps;
 
-const ALL: &str = "index, pool, batch, group-commit, cache-aside, cache-levels, stampede, stale, balance, scale-out";
+const ALL: &str =
+    "index, pool, batch, group-commit, cache-aside, cache-levels, stampede, stale, balance, scale-out";
 
 #[derive(clap::Parser)]
 struct Program {
