@@ -1,11 +1,14 @@
 //! The experiments that come with this crate: a technique each.
 
+mod instances;
 mod redis;
 mod rows;
 mod shops;
 
 use crate::Lab;
 
+#[path = "../experiments/balance.rs"]
+pub mod balance;
 #[path = "../experiments/batch.rs"]
 pub mod batch;
 #[path = "../experiments/cache_aside.rs"]
@@ -16,6 +19,8 @@ pub mod group_commit;
 pub mod index;
 #[path = "../experiments/pool.rs"]
 pub mod pool;
+#[path = "../experiments/scale_out.rs"]
+pub mod scale_out;
 #[path = "../experiments/stale.rs"]
 pub mod stale;
 #[path = "../experiments/stampede.rs"]
@@ -56,4 +61,6 @@ pub fn all(source: &Source) -> Lab {
         .with(cache_aside::levels(source.clone()))
         .with(stampede::experiment(source.clone()))
         .with(stale::experiment(source.clone()))
+        .with(balance::experiment())
+        .with(scale_out::experiment())
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use greenwave_edge::{BalanceConfig, InstanceState, ProxyConfig, Strategy, SupervisorConfig};
+use greenwave_edge::{BalanceConfig, InstanceState, OverloadConfig, ProxyConfig, Strategy, SupervisorConfig};
 use http::{Method, Request};
 use http_body_util::Full;
 use rustix::process::{Signal, kill_process};
@@ -97,11 +97,16 @@ async fn few_requests_are_caught_by_an_instance_that_stalls() {
         children("stall", SupervisorConfig { instances: 4, ..Default::default() }).start().unwrap();
     supervisor.ready(LIMIT).await.unwrap();
     let in_turn = BalanceConfig { strategy: Strategy::RoundRobin, ..Default::default() };
-    let in_turn = ProxyConfig { balance: in_turn, ..Default::default() };
+    // What is compared is whom they choose, not whom they refuse.
+    let unlimited = ProxyConfig {
+        overload: OverloadConfig { enabled: false, ..Default::default() },
+        ..Default::default()
+    };
+    let in_turn = ProxyConfig { balance: in_turn, ..unlimited.clone() };
     // Both at the same time, so that whatever else this machine does hits both.
     let proxies = [
         RunningProxy::start(in_turn, supervisor.upstreams()).await,
-        RunningProxy::start(ProxyConfig::default(), supervisor.upstreams()).await,
+        RunningProxy::start(unlimited, supervisor.upstreams()).await,
     ];
     let client = client();
     let mut requests = [JoinSet::new(), JoinSet::new()];
