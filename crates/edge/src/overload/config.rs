@@ -4,6 +4,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::Priority;
+use super::rate_limits::is_under;
+use crate::Error;
+
 /// How many requests an upstream gets at once, and how long others wait.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
@@ -21,7 +25,7 @@ pub struct OverloadConfig {
     #[serde(with = "humantime_serde")]
     #[cfg_attr(feature = "schemars", schemars(with = "String"))]
     pub queue_timeout: Duration,
-    /// Path prefixes, such as `/health`, whose requests wait for nobody; none by default.
+    /// Path prefixes, such as `/health`, whose requests wait for nobody and count for no limit; none by default.
     pub priority_paths: Vec<String>,
 }
 
@@ -35,6 +39,28 @@ impl Default for OverloadConfig {
             queue_timeout: Duration::from_secs(1),
             priority_paths: Vec::new(),
         }
+    }
+}
+
+impl OverloadConfig {
+    /// Whom a request for this path waits for.
+    pub(crate) fn priority(&self, path: &str) -> Priority {
+        let first = self.priority_paths.iter().any(|prefix| is_under(path, prefix));
+        if first { Priority::High } else { Priority::Normal }
+    }
+
+    /// Whether it can be kept to.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.min_in_flight == 0 {
+            return Err(Error::invalid_config("overload.min_in_flight", "must be at least 1"));
+        }
+        if self.max_in_flight < self.min_in_flight {
+            return Err(Error::invalid_config("overload.max_in_flight", "must be at least `min_in_flight`"));
+        }
+        if self.priority_paths.iter().any(|path| !path.starts_with('/')) {
+            return Err(Error::invalid_config("overload.priority_paths", "must begin with /"));
+        }
+        Ok(())
     }
 }
 
