@@ -4,6 +4,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::Priority;
+use super::rate_limits::is_under;
+use crate::Error;
+
 /// How many requests an upstream gets at once, and how long others wait.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
@@ -11,7 +15,7 @@ use serde::{Deserialize, Serialize};
 pub struct OverloadConfig {
     /// Whether an upstream's requests in flight are limited by measured latency; true by default.
     pub enabled: bool,
-    /// Requests in flight at an upstream that are always allowed; 2 by default.
+    /// Requests in flight at an upstream that are always allowed; 16 by default.
     pub min_in_flight: u32,
     /// Requests in flight at an upstream that are never exceeded; 1024 by default.
     pub max_in_flight: u32,
@@ -21,7 +25,11 @@ pub struct OverloadConfig {
     #[serde(with = "humantime_serde")]
     #[cfg_attr(feature = "schemars", schemars(with = "String"))]
     pub queue_timeout: Duration,
-    /// Path prefixes, such as `/health`, whose requests wait for nobody; none by default.
+    /// Whether the queue is kept short when it does not empty, so that answers stay fast under overload; false by
+    /// default. Otherwise it may be as long as `queue_timeout` allows. Short, it refuses some of those clients also that
+    /// would only have waited for each other's answers, such as the many connections of a load generator.
+    pub short_queue: bool,
+    /// Path prefixes, such as `/health`, whose requests wait for nobody and count for no limit; none by default.
     pub priority_paths: Vec<String>,
 }
 
@@ -29,12 +37,35 @@ impl Default for OverloadConfig {
     fn default() -> Self {
         Self {
             enabled: true,
-            min_in_flight: 2,
+            min_in_flight: 16,
             max_in_flight: 1024,
             max_queue: 1024,
             queue_timeout: Duration::from_secs(1),
+            short_queue: false,
             priority_paths: Vec::new(),
         }
+    }
+}
+
+impl OverloadConfig {
+    /// Whom a request for this path waits for.
+    pub(crate) fn priority(&self, path: &str) -> Priority {
+        let first = self.priority_paths.iter().any(|prefix| is_under(path, prefix));
+        if first { Priority::High } else { Priority::Normal }
+    }
+
+    /// Whether it can be kept to.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.min_in_flight == 0 {
+            return Err(Error::invalid_config("overload.min_in_flight", "must be at least 1"));
+        }
+        if self.max_in_flight < self.min_in_flight {
+            return Err(Error::invalid_config("overload.max_in_flight", "must be at least `min_in_flight`"));
+        }
+        if self.priority_paths.iter().any(|path| !path.starts_with('/')) {
+            return Err(Error::invalid_config("overload.priority_paths", "must begin with /"));
+        }
+        Ok(())
     }
 }
 

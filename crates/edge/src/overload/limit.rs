@@ -13,6 +13,8 @@ const FIRST: f64 = 64.0;
 /// How much slower than unloaded an upstream may be. What is in flight beyond its capacity waits there: half as much
 /// again keeps each of its workers busy while answers travel.
 const TOLERANCE: f64 = 1.5;
+/// A rise by less than this, in seconds, is felt by nobody, and of a fast service it is mostly the machine's.
+const UNFELT: f64 = 0.01;
 /// With fewer in flight than this, and than half of the limit, slowness is not our doing.
 const FEW: f64 = 4.0;
 /// Less in flight than this share of what was is less load.
@@ -308,7 +310,10 @@ impl Controller {
         let before = (self.window.in_flight / self.window.count).max(self.before);
         measured.in_flight >= FALLING * before
             && measured.in_flight >= FEW.min(self.limit / 2.0)
-            && self.baseline.is_some_and(|baseline| measured.latency - error > baseline + TOLERANCE.ln())
+            && self.baseline.is_some_and(|baseline| {
+                let latency = measured.latency - error;
+                latency > baseline + TOLERANCE.ln() && latency.exp() > baseline.exp() + UNFELT
+            })
     }
 
     fn steer(&mut self, measured: Measured, crowded: bool, now: Instant) {

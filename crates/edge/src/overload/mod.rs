@@ -3,12 +3,14 @@
 mod config;
 mod limit;
 mod queue;
+mod rate_limits;
 #[cfg(test)]
 mod simulation;
 
 pub use config::{OverloadConfig, RateLimit};
 pub(crate) use limit::GradientLimit;
 pub(crate) use queue::{Load, Queue};
+pub(crate) use rate_limits::{Quotas, RateLimits};
 
 /// Who goes first when not all can.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

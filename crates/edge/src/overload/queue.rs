@@ -25,7 +25,7 @@ const BURSTS: f64 = 4.0;
 /// The queue of a group of upstreams. First come, first served; whoever cannot be served in time is refused at once.
 ///
 /// A burst is waited out. A queue that does not empty is overload, and waiting there helps nobody: it makes each answer
-/// later and brings none more. So it is kept short then, and those that waited longest are refused, as their clients
+/// later and brings none more. So it is kept short then, if that is [configured](OverloadConfig::short_queue), and those that waited longest are refused, as their clients
 /// are the first to give up. That is CoDel's distinction (RFC 8289) applied to requests, as in "Fail at Scale" (Maurer,
 /// ACM Queue 2015), with a bound by count where theirs is a time, so that it suits fast and slow services alike.
 ///
@@ -34,6 +34,7 @@ const BURSTS: f64 = 4.0;
 pub(crate) struct Queue {
     max: usize,
     timeout: Duration,
+    kept_short: bool,
     // Read at each answer's end; the lock is taken only if somebody waits.
     waiting: AtomicUsize,
     line: Mutex<Line>,
@@ -76,6 +77,7 @@ impl Queue {
         Self {
             max: config.max_queue,
             timeout: config.queue_timeout,
+            kept_short: config.short_queue,
             waiting: AtomicUsize::new(0),
             line: Mutex::default(),
         }
@@ -132,7 +134,7 @@ impl Queue {
         let mut line = self.lock();
         let standing = load.in_flight.div_ceil(STANDING).max(1) as usize;
         line.judge(now, (BURST_ANSWERS * load.usual).max(BURST));
-        let most = if line.overloaded { self.max.min(standing) } else { self.max };
+        let most = if self.kept_short && line.overloaded { self.max.min(standing) } else { self.max };
         if line.waiters.len() > most {
             line.shorten(most);
         }

@@ -26,6 +26,8 @@ pub(crate) enum Refusal {
     UpstreamSilent,
     Overloaded,
     TooSlow,
+    /// With the seconds after which one more is let through.
+    Limited(u32),
 }
 
 impl Refusal {
@@ -65,6 +67,9 @@ impl Refusal {
             Self::Overloaded => {
                 (S::SERVICE_UNAVAILABLE, "overloaded", "the service has more requests than it can answer")
             }
+            Self::Limited(_) => {
+                (S::TOO_MANY_REQUESTS, "too_many_requests", "more requests came than are allowed")
+            }
             Self::TooSlow => {
                 (S::GATEWAY_TIMEOUT, "gateway_timeout", "the request took longer than is allowed")
             }
@@ -95,6 +100,7 @@ impl Refusal {
                 | Self::UpstreamAmbiguous
                 | Self::UpstreamSilent
                 | Self::Overloaded
+                | Self::Limited(_)
         )
     }
 
@@ -109,6 +115,9 @@ impl Refusal {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if matches!(self, Self::NoUpstream | Self::NoConnection | Self::Overloaded) {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if let Self::Limited(seconds) = self {
+            headers.insert(RETRY_AFTER, seconds.into());
         }
         if self.closes() && !http2 {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));

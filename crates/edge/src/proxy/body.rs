@@ -157,13 +157,27 @@ impl InFlight {
     pub(super) fn connection(&self) -> &Rc<Connection> {
         &self.context.connection
     }
+
+    /// So many bytes of the answer's body go to the client.
+    fn gives(&self, bytes: usize) {
+        if let Some(entry) = &mut *self.context.entry.borrow_mut() {
+            entry.bytes += bytes as u64;
+        }
+    }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
         let connection = &self.context.connection;
         connection.open.set(connection.open.get() - 1);
-        connection.worker.metrics().end(self.status, self.context.started.elapsed());
+        let took = self.context.started.elapsed();
+        connection.worker.metrics().end(self.status, took);
+        if let Some(log) = &connection.worker.shared().access_log
+            && let Some(mut entry) = self.context.entry.take()
+        {
+            entry.end(self.status, took);
+            log.write(entry);
+        }
     }
 }
 
@@ -204,6 +218,9 @@ impl HttpBody for AnswerBody {
         let moved = if frame.is_ready() { Moved::Given } else { Moved::Waits };
         if let Some(in_flight) = &this.in_flight {
             in_flight.connection().moved.set(Some(moved));
+            if let Poll::Ready(Some(Ok(frame))) = &frame {
+                in_flight.gives(frame.data_ref().map_or(0, Bytes::len));
+            }
         }
         if frame.is_pending()
             && this.deadline.as_ref().is_some_and(|deadline| deadline.poll_expired(cx).is_ready())

@@ -148,7 +148,7 @@ impl ProxyConfig {
         if self.trust.proxy_protocol && self.trust.proxies.is_empty() {
             return Err(Error::invalid_config("trust.proxy_protocol", "needs `trust.proxies` to believe"));
         }
-        Ok(())
+        self.overload.check()
     }
 }
 

@@ -11,6 +11,8 @@ use super::body::InFlight;
 use super::headers;
 use super::upstream::Switched;
 use super::worker::Worker;
+use crate::access_log::Entry;
+use crate::trace_context;
 
 /// One client's connection, as its requests share it.
 pub(crate) struct Connection {
@@ -86,23 +88,27 @@ impl Connection {
 }
 
 /// What the connection, and those who are believed, say of a request.
-#[derive(Clone)]
 pub(crate) struct RequestContext {
     /// The client, behind the proxies that are believed.
     pub(crate) client: IpAddr,
     /// When the head was there.
     pub(crate) started: Instant,
+    /// What the access log will say, if there is one.
+    pub(crate) entry: RefCell<Option<Box<Entry>>>,
     pub(crate) connection: Rc<Connection>,
 }
 
 impl RequestContext {
-    pub(super) fn new(head: &request::Parts, connection: Rc<Connection>) -> Rc<Self> {
+    pub(super) fn new(head: &mut request::Parts, connection: Rc<Connection>) -> Rc<Self> {
         // An address mapped into IPv6 is still the IPv4 address that upstreams know.
         let peer = connection.peer.ip().to_canonical();
         let client = match connection.trusted {
             true => headers::client_behind(&head.headers, |ip| connection.worker.trusts(ip)).unwrap_or(peer),
             false => peer,
         };
-        Rc::new(Self { client, started: Instant::now(), connection })
+        let trace = trace_context::follow_or_begin(&mut head.headers);
+        let logged = connection.worker.shared().access_log.is_some();
+        let entry = RefCell::new(logged.then(|| Entry::new(head, client, trace)));
+        Rc::new(Self { client, started: Instant::now(), entry, connection })
     }
 }

@@ -14,7 +14,6 @@ use super::context::RequestContext;
 use super::sweep;
 use super::upstream::{Patience, SendError, Sent, Switched, UpstreamPool};
 use crate::Pick;
-use crate::overload::Priority;
 use crate::routes::ActiveGroup;
 use crate::telemetry::{self, PROXY_TARGET};
 
@@ -63,8 +62,12 @@ impl Forwarder {
         let sticky = group.sticky.of(&head.headers, context.connection.secure);
         let mut died = false;
         group.retries.deposit(sweep::now());
+        let priority = config.overload.priority(head.uri.path());
         loop {
-            let mut pick = group.balancer.pick(sticky.key, &tried, wait_until, Priority::Normal).await?;
+            let mut pick = group.balancer.pick(sticky.key, &tried, wait_until, priority).await?;
+            if let Some(entry) = &mut *context.entry.borrow_mut() {
+                entry.upstream = Some(pick.address());
+            }
             if !tried.is_empty() {
                 metrics::counter!(telemetry::RETRIES).increment(1);
             }

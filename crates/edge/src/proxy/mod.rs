@@ -30,6 +30,8 @@ use tokio_util::sync::CancellationToken;
 pub use config::{ProxyConfig, TlsConfig, TrustConfig};
 pub use listen::listen;
 
+use crate::access_log::AccessLog;
+use crate::overload::RateLimits;
 use crate::routes::Groups;
 use crate::telemetry;
 use crate::{Error, Group, HttpCache, Upstreams};
@@ -59,6 +61,8 @@ pub(crate) struct Shared {
     pub(crate) config: ProxyConfig,
     pub(crate) groups: Groups,
     pub(crate) cache: HttpCache,
+    pub(crate) rate_limits: RateLimits,
+    pub(crate) access_log: Option<AccessLog>,
     tls: Option<Tls>,
     // Room for connections of clients.
     places: Arc<Semaphore>,
@@ -86,6 +90,8 @@ impl Proxy {
         config.check()?;
         let shared = Shared {
             groups: Groups::new(groups, &config.overload)?,
+            rate_limits: RateLimits::new(&config.rate_limits)?,
+            access_log: AccessLog::new(&config.access_log)?,
             tls: Tls::new(&config.tls)?,
             cache: HttpCache::new(config.cache.clone()),
             places: Arc::new(Semaphore::new(config.max_connections.min(Semaphore::MAX_PERMITS))),

@@ -10,7 +10,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use http::header::CONNECTION;
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, request};
 use hyper::body::Incoming;
 use metrics::{Gauge, Histogram, histogram};
 
@@ -22,8 +22,11 @@ use super::forward::Forwarder;
 use super::sweep::Deadline;
 use super::{ProxyConfig, Shared, headers};
 use crate::load_balancer::sticky::set_cookie;
+use crate::overload::{Priority, Quotas};
 use crate::routes::ActiveGroup;
 use crate::telemetry::{self, PROXY_TARGET};
+
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// What the connections of one thread share.
 pub(crate) struct Worker {
@@ -84,23 +87,47 @@ impl Worker {
         connection: Rc<Connection>,
     ) -> Response<AnswerBody> {
         let sound = connection.take_up();
-        let (head, body) = request.into_parts();
-        let context = RequestContext::new(&head, connection);
+        let (mut head, body) = request.into_parts();
+        let context = RequestContext::new(&mut head, connection);
         let in_flight = InFlight::begin(Rc::clone(&context));
         let worker = &context.connection.worker;
         let deadline = worker.total_deadline();
-        let answer = worker.stack(Request::from_parts(head, body), sound, &context);
+        let (quotas, allowed) = worker.limit(&head, &context);
+        let answer = async {
+            allowed?;
+            worker.stack(Request::from_parts(head, body), sound, &context).await
+        };
         let mut response = match or_expired(answer, deadline.as_ref()).await {
-            Ok(response) => worker.hand_over(response, in_flight, deadline),
+            Ok(response) => {
+                if let Some(entry) = &mut *context.entry.borrow_mut() {
+                    entry.cache = response.headers().get(CACHE_STATUS).cloned();
+                }
+                worker.hand_over(response, in_flight, deadline)
+            }
             Err(refusal) => {
                 tracing::debug!(target: PROXY_TARGET, ?refusal, "request answered by the proxy");
                 refusal.answer(in_flight)
             }
         };
+        if let Some(quotas) = quotas {
+            quotas.tell(response.headers_mut());
+        }
         if worker.is_draining() && !context.connection.http2 && !response.status().is_informational() {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
+    }
+
+    /// Counts a request, unless it goes first.
+    fn limit(
+        &self,
+        head: &request::Parts,
+        context: &RequestContext,
+    ) -> (Option<Quotas>, Result<(), Refusal>) {
+        match self.config().overload.priority(head.uri.path()) {
+            Priority::High => (None, Ok(())),
+            Priority::Normal => self.shared.rate_limits.check(head, context.client),
+        }
     }
 
     fn total_deadline(&self) -> Option<Deadline> {
@@ -147,11 +174,15 @@ impl Worker {
         headers::check_request(&head)?;
         let group = self.shared.groups.find(headers::host(&head), head.uri.path()).ok_or(Refusal::NoRoute)?;
         let (forwarder, group) = (self.forwarder.clone(), Arc::clone(group));
+        let accepts = self.config().compression.accepts(&head.headers);
         let fetch = Onward { forwarder, group, context: Rc::clone(context) };
         let request = Request::from_parts(head, RequestBody::new(body));
         let mut response = self.shared.cache.answer(request, context, fetch).await?;
         set_cookie(&mut response);
-        Ok(response)
+        match accepts {
+            Some(accepts) => Ok(self.config().compression.compress(accepts, response).await),
+            None => Ok(response),
+        }
     }
 }
 
