@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::header::{
     AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, Entry as MapEntry, LAST_MODIFIED,
@@ -36,6 +37,16 @@ pub(super) struct Head {
     pub(super) vary: Vary,
     pub(super) tags: Box<[Box<str>]>,
     pub(super) freshness: Freshness,
+    /// What hits were told last. It changes once a second, and hits are many.
+    pub(super) told: ArcSwapOption<Told>,
+}
+
+/// What hits are told at an age.
+#[derive(Debug)]
+pub(super) struct Told {
+    pub(super) age: u32,
+    pub(super) age_value: HeaderValue,
+    pub(super) cache_status: HeaderValue,
 }
 
 /// A kept answer. Clones share it.
@@ -68,7 +79,15 @@ impl Head {
         }
         headers.insert(AGE, HeaderValue::from_static("0"));
         headers.insert(CACHE_STATUS, HeaderValue::from_static("greenwave"));
-        Some(Self { status, headers, hidden, vary, tags, freshness: policy.freshness })
+        Some(Self {
+            status,
+            headers,
+            hidden,
+            vary,
+            tags,
+            freshness: policy.freshness,
+            told: ArcSwapOption::empty(),
+        })
     }
 
     /// The same with a length, once that is known.
@@ -85,6 +104,7 @@ impl Head {
             vary: self.vary.clone(),
             tags: self.tags.clone(),
             freshness: self.freshness,
+            told: ArcSwapOption::empty(),
         })
     }
 

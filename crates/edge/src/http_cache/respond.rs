@@ -1,5 +1,7 @@
 //! Answers made of what is kept.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::header::{AGE, CONTENT_LENGTH, CONTENT_TYPE, RANGE};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, request};
@@ -7,7 +9,7 @@ use http_body_util::Full;
 use tokio::time::Instant;
 
 use super::conditions::{OF_BODY, is_known, range_applies};
-use super::entry::{Entry, Head};
+use super::entry::{Entry, Head, Told};
 use super::growing::{Growing, Reader};
 use super::ranges::{self, Parts};
 use super::status::{CACHE_STATUS, Status};
@@ -18,6 +20,12 @@ impl Head {
     fn fields(&self, status: Status, now: Instant) -> HeaderMap {
         let mut headers = self.headers.clone();
         let age = self.freshness.age(now);
+        if status == Status::Hit {
+            let told = self.told(age, now);
+            headers.insert(AGE, told.age_value.clone());
+            headers.insert(CACHE_STATUS, told.cache_status.clone());
+            return headers;
+        }
         let is_new = matches!(status, Status::Forwarded { collapsed: false, .. });
         if age == 0 && is_new {
             // It comes from its origin just now, and that is what no age means.
@@ -27,6 +35,17 @@ impl Head {
         }
         headers.insert(CACHE_STATUS, status.value(self.freshness.ttl(now)));
         headers
+    }
+
+    /// What hits are told at this age.
+    fn told(&self, age: u32, now: Instant) -> Arc<Told> {
+        if let Some(told) = self.told.load_full().filter(|told| told.age == age) {
+            return told;
+        }
+        let cache_status = Status::Hit.value(self.freshness.ttl(now));
+        let told = Arc::new(Told { age, age_value: HeaderValue::from(age), cache_status });
+        self.told.store(Some(Arc::clone(&told)));
+        told
     }
 
     /// Whether the client need only be told that it has this already.

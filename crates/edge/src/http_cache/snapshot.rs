@@ -7,6 +7,7 @@ use std::io::{self, BufReader, BufWriter, ErrorKind, Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -180,6 +181,7 @@ fn decode(store: &Store, bytes: &[u8], away: u32) -> Option<(Key, Entry)> {
             stale_while_revalidate: record.stale_while_revalidate,
             stale_if_error: record.stale_if_error,
         },
+        told: ArcSwapOption::empty(),
     };
     let key = Key { secure: record.secure, host: record.host.into(), target: record.target.into() };
     Some((key, Entry { head: Arc::new(head), body: Bytes::copy_from_slice(body) }))

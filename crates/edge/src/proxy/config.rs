@@ -145,6 +145,9 @@ impl ProxyConfig {
         if self.tls.certificate.as_os_str().is_empty() != self.tls.key.as_os_str().is_empty() {
             return Err(Error::invalid_config("tls", "needs both `certificate` and `key`, or neither"));
         }
+        if !self.cache.tag_header.is_empty() && http::HeaderName::try_from(&self.cache.tag_header).is_err() {
+            return Err(Error::invalid_config("cache.tag_header", "is no name of a header"));
+        }
         if self.trust.proxy_protocol && self.trust.proxies.is_empty() {
             return Err(Error::invalid_config("trust.proxy_protocol", "needs `trust.proxies` to believe"));
         }

@@ -24,10 +24,12 @@ use crate::proxy::fetch::Fetch;
 
 pub(super) type Fields = &'static [(&'static str, &'static str)];
 
+type Answer = dyn Fn(&request::Parts, usize) -> Result<Response<Body>, Refusal>;
+
 /// Answers each request as a closure says that is told its number, the first being 0.
 #[derive(Clone)]
 pub(super) struct Origin {
-    answer: Rc<dyn Fn(&request::Parts, usize) -> Result<Response<Body>, Refusal>>,
+    answer: Rc<Answer>,
     seen: Rc<RefCell<Vec<request::Parts>>>,
     // A permit for each answer that may go out.
     gate: Rc<Semaphore>,
