@@ -1,6 +1,7 @@
 //! What can go wrong, told apart by what a caller would do about it.
 
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Why instances could not be started, did not become ready, or a proxy did not end cleanly.
@@ -14,6 +15,69 @@ pub enum Error {
     /// The configuration asks for no instance.
     #[error("no instances to start; `instances` must be at least 1")]
     NoInstances,
+
+    /// An instance that inherits its socket has no check that could show that it is ready.
+    #[error(
+        "port = \"socket\" needs a health path or notify = true; the socket accepts connections before the command does"
+    )]
+    SocketHealth,
+
+    /// No instance has that name.
+    #[error("no instance is called {instance}")]
+    NoSuchInstance {
+        /// The name as it was given.
+        instance: String,
+    },
+
+    /// An environment file could not be read.
+    #[error("could not read the environment file {}", path.display())]
+    EnvFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+
+    /// An environment file holds a line that is no assignment.
+    #[error("{}:{line}: {problem}", path.display())]
+    EnvFileLine {
+        /// The file.
+        path: PathBuf,
+        /// The line's number, from 1.
+        line: usize,
+        /// What is wrong with it. No value is ever part of it.
+        problem: &'static str,
+    },
+
+    /// The working directory is none.
+    #[error("{} is no folder to run in", path.display())]
+    WorkingDir {
+        /// The path as it was given.
+        path: PathBuf,
+    },
+
+    /// No socket could be made for an instance.
+    #[error("could not open a socket for an instance")]
+    Socket(#[source] io::Error),
+
+    /// A new instance did not become ready, so a reload stopped. It was ended, and the old ones were kept.
+    #[error(
+        "{instance} did not become ready; the reload stopped after {replaced} of {instances} instances and kept the others{}",
+        history(.last_exit.as_deref(), .last_lines)
+    )]
+    Reload {
+        /// The instance's name.
+        instance: String,
+        /// How many instances had been replaced before.
+        replaced: usize,
+        /// How many were to be replaced.
+        instances: usize,
+        /// How the new one ended.
+        last_exit: Option<String>,
+        /// The last lines that the new one wrote.
+        last_lines: Vec<String>,
+    },
 
     /// The text names no health check.
     #[error("no health check is called {text:?}; use tcp, none, or a path such as /health")]

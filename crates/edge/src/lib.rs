@@ -26,7 +26,7 @@ pub use load_balancer::{BalanceConfig, LoadBalancer};
 pub use overload::{OverloadConfig, RateLimit};
 pub use proxy::{Proxy, ProxyConfig, TlsConfig, TrustConfig, listen};
 pub use supervisor::{
-    Instance, InstanceState, InstanceStatus, LogLine, LogStream, Supervisor, SupervisorBuilder,
-    SupervisorConfig,
+    Environment, Instance, InstanceState, InstanceStatus, LogEvent, LogFormat, LogLine, LogRecord, LogStream,
+    Logs, Port, StopSignal, Supervisor, SupervisorBuilder, SupervisorConfig,
 };
 pub use upstreams::{Upstream, Upstreams};

@@ -1,21 +1,49 @@
 //! Lines that instances write, from their pipes to whoever wants them.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::io::Write;
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
+use humantime::format_rfc3339_millis;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 const READ_BYTES: usize = 8 * 1024;
 
 /// Which of its two outputs an instance wrote a line to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum LogStream {
     /// Standard output.
     Stdout,
     /// Standard error.
     Stderr,
+}
+
+impl fmt::Display for LogStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+        })
+    }
+}
+
+/// How lines of instances are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// `app-0 | what it wrote`, byte for byte.
+    #[default]
+    Text,
+    /// The same after the time, in UTC.
+    Timed,
+    /// An object a line: `time`, `instance`, `stream`, `message`; what is not UTF-8 becomes U+FFFD.
+    Json,
 }
 
 /// One line of an instance, or a piece of a line that is longer than
@@ -27,6 +55,8 @@ pub struct LogLine<'a> {
     pub instance: &'a str,
     /// Where it wrote.
     pub stream: LogStream,
+    /// When the line arrived.
+    pub time: SystemTime,
     /// What it wrote, without the line's end. Any bytes, not always UTF-8.
     pub bytes: &'a [u8],
 }
@@ -36,6 +66,59 @@ impl LogLine<'_> {
     pub fn text(&self) -> Cow<'_, str> {
         String::from_utf8_lossy(self.bytes)
     }
+
+    /// The line in that form, with its end.
+    ///
+    /// To be written at once, so that lines of two instances do not run into each other.
+    pub fn format(&self, format: LogFormat) -> Vec<u8> {
+        let mut text = Vec::with_capacity(self.instance.len() + self.bytes.len() + 32);
+        if format == LogFormat::Json {
+            let time = format_rfc3339_millis(self.time).to_string();
+            let line = JsonLine { time, instance: self.instance, stream: self.stream, message: self.text() };
+            // Strings alone: nothing in it can fail.
+            let _ = serde_json::to_writer(&mut text, &line);
+        } else {
+            if format == LogFormat::Timed {
+                let _ = write!(text, "{} ", format_rfc3339_millis(self.time));
+            }
+            text.extend_from_slice(self.instance.as_bytes());
+            text.extend_from_slice(b" | ");
+            text.extend_from_slice(self.bytes);
+        }
+        text.push(b'\n');
+        text
+    }
+}
+
+#[derive(Serialize)]
+struct JsonLine<'a> {
+    time: String,
+    instance: &'a str,
+    stream: LogStream,
+    message: Cow<'a, str>,
+}
+
+/// A [`LogLine`] that is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LogRecord {
+    /// Name of the instance.
+    pub instance: Arc<str>,
+    /// Where it wrote.
+    pub stream: LogStream,
+    /// When the line arrived.
+    pub time: SystemTime,
+    /// What it wrote, without the line's end.
+    pub bytes: Bytes,
+    /// In which order lines of one supervisor arrived.
+    pub(super) number: u64,
+}
+
+impl LogRecord {
+    /// The line.
+    pub fn line(&self) -> LogLine<'_> {
+        LogLine { instance: &self.instance, stream: self.stream, time: self.time, bytes: &self.bytes }
+    }
 }
 
 pub(super) type Sink = Arc<dyn Fn(&LogLine<'_>) + Send + Sync>;
@@ -43,14 +126,8 @@ pub(super) type Sink = Arc<dyn Fn(&LogLine<'_>) + Send + Sync>;
 /// Writes `name | line` to standard error.
 pub(super) fn to_stderr() -> Sink {
     Arc::new(|line| {
-        // One write a line, so that lines of two instances do not run into each other.
-        let mut text = Vec::with_capacity(line.instance.len() + line.bytes.len() + 4);
-        text.extend_from_slice(line.instance.as_bytes());
-        text.extend_from_slice(b" | ");
-        text.extend_from_slice(line.bytes);
-        text.push(b'\n');
         // When nobody reads our standard error there is nobody to tell.
-        let _ = std::io::stderr().lock().write_all(&text);
+        let _ = std::io::stderr().lock().write_all(&line.format(LogFormat::Text));
     })
 }
 
@@ -94,6 +171,19 @@ pub(super) async fn read_lines(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_is_written_in_each_form() {
+        let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(1_700_000_000_123);
+        let line = LogLine { instance: "app-0", stream: LogStream::Stderr, time, bytes: b"say \"\xff\"" };
+        assert_eq!(line.format(LogFormat::Text), b"app-0 | say \"\xff\"\n");
+        assert_eq!(line.format(LogFormat::Timed), b"2023-11-14T22:13:20.123Z app-0 | say \"\xff\"\n");
+        let json = String::from_utf8(line.format(LogFormat::Json)).unwrap();
+        assert_eq!(
+            json,
+            "{\"time\":\"2023-11-14T22:13:20.123Z\",\"instance\":\"app-0\",\"stream\":\"stderr\",\"message\":\"say \\\"\u{fffd}\\\"\"}\n"
+        );
+    }
 
     async fn lines(input: &[u8], max_line: usize) -> Vec<String> {
         let mut lines = Vec::new();

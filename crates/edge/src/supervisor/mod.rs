@@ -1,28 +1,37 @@
 //! Runs instances of a command and keeps them running.
 
 mod config;
+mod context;
+mod env_file;
 mod keeper;
+mod log_book;
 mod logs;
+mod memory;
+mod memory_limit;
+mod notices;
 mod process;
+mod roll;
+mod sockets;
 mod status;
+mod table;
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
-pub use config::SupervisorConfig;
-pub use logs::{LogLine, LogStream};
+pub use config::{Environment, Port, StopSignal, SupervisorConfig};
+pub use log_book::{LogEvent, Logs};
+pub use logs::{LogFormat, LogLine, LogRecord, LogStream};
 pub use status::{InstanceState, InstanceStatus};
 
 use crate::{Error, Upstreams};
+use context::{Context, Plan};
 use logs::Sink;
-use process::Process;
-use status::{Slot, Table};
+use table::Row;
 
 type Env = Arc<dyn Fn(&Instance) -> Vec<(String, String)> + Send + Sync>;
 
@@ -40,29 +49,21 @@ pub struct Instance {
     pub restarts: u32,
 }
 
-/// What instances share.
-struct Context {
-    config: SupervisorConfig,
-    env: Env,
-    sink: Sink,
-    table: Table,
-    // Ends instances in order; and what is still there when nobody waits any more.
-    stop: CancellationToken,
-    kill: CancellationToken,
-}
-
 /// A [`Supervisor`] about to start.
 #[must_use = "nothing runs before `start`"]
 pub struct SupervisorBuilder {
     config: SupervisorConfig,
     env: Env,
     sink: Sink,
+    wrapper: Vec<String>,
+    sockets: Vec<(String, OwnedFd)>,
 }
 
 impl SupervisorBuilder {
     /// Gives each instance further environment variables, asked for at each start.
     ///
-    /// Instances inherit the environment of this process, and get `PORT` unless they are workers.
+    /// Instances inherit the environment of this process; over it come the configuration's files and variables, then
+    /// `PORT` unless they are workers or inherit their socket, then these.
     pub fn env(mut self, env: impl Fn(&Instance) -> Vec<(String, String)> + Send + Sync + 'static) -> Self {
         self.env = Arc::new(env);
         self
@@ -81,31 +82,42 @@ impl SupervisorBuilder {
         self
     }
 
+    /// Words before the command: a program that prepares and then becomes it, by `exec`, so that its process is the
+    /// command's; none by default.
+    ///
+    /// Where sockets are inherited, `LISTEN_PID` must be the command's pid, which is not known before it runs. Without
+    /// a wrapper, `sh` sets it; a wrapper must do so itself when it finds `LISTEN_FDS`.
+    pub fn wrapper(mut self, words: Vec<String>) -> Self {
+        self.wrapper = words;
+        self
+    }
+
+    /// Lets every instance inherit a socket, by systemd's protocol: in the order of these calls, after the
+    /// instance's own where [`Port::Socket`] gives it one, which is called `http`.
+    ///
+    /// The socket stays open as long as the supervisor, so that connections wait while an instance starts again.
+    /// The name may not contain a colon.
+    pub fn socket(mut self, name: impl Into<String>, socket: impl Into<OwnedFd>) -> Self {
+        self.sockets.push((name.into(), socket.into()));
+        self
+    }
+
     /// Starts all instances and returns at once; [`Supervisor::ready`] waits for them.
     ///
     /// What cannot be started at all is an error here: no command, a command that does not exist or may not
-    /// be run. What starts and then ends is started again, see [`Supervisor`].
+    /// be run, an environment file that cannot be read. What starts and then ends is started again, see
+    /// [`Supervisor`].
     ///
     /// # Panics
     /// Outside a tokio runtime.
     pub fn start(self) -> Result<Supervisor, Error> {
-        let Self { config, env, sink } = self;
-        if config.instances == 0 {
-            return Err(Error::NoInstances);
-        }
-        let instances = config.instances;
-        let table = Table::new(&config.name, instances);
-        let (stop, kill) = (CancellationToken::new(), CancellationToken::new());
-        let context = Arc::new(Context { config, env, sink, table, stop, kill });
-        // All of them before any is watched: when one cannot start, the others end by their drop.
-        let processes: Vec<Process> =
-            (0..instances).map(|index| Process::start(&context, index)).collect::<Result<_, _>>()?;
-        let tasks = TaskTracker::new();
-        for (index, process) in processes.into_iter().enumerate() {
-            tasks.spawn(keeper::keep(Arc::clone(&context), index, process));
-        }
-        tasks.close();
-        Ok(Supervisor { context, tasks })
+        let plan = Plan::new(self.config)?;
+        let context = Context::new(plan, self.env, self.sink, self.wrapper, self.sockets);
+        let plan = context.plan();
+        roll::start(&context, &plan, 0..plan.config.instances)?;
+        context.tasks.spawn(memory_limit::keep(Arc::clone(&context)));
+        context.tasks.close();
+        Ok(Supervisor { context })
     }
 }
 
@@ -116,6 +128,9 @@ impl SupervisorBuilder {
 /// [`min_backoff`](SupervisorConfig::min_backoff) at first, then ever later. An instance that ends again and
 /// again is marked as crash looping and still tried, ever
 /// [`max_backoff`](SupervisorConfig::max_backoff).
+///
+/// [`reload`](Self::reload), [`restart`](Self::restart) and [`scale`](Self::scale) change what runs, one at a time:
+/// a second one waits for the first. Once called, each goes on even if its future is dropped.
 ///
 /// Dropping the supervisor kills all instances at once, with their descendants;
 /// [`shutdown`](Self::shutdown) lets them end in order.
@@ -136,45 +151,48 @@ impl SupervisorBuilder {
 /// ```
 pub struct Supervisor {
     context: Arc<Context>,
-    tasks: TaskTracker,
 }
 
 impl Supervisor {
     /// Begins with a configuration; [`SupervisorBuilder::start`] starts what it says.
     #[allow(clippy::new_ret_no_self)] // `Supervisor::new(config).env(…).start()` reads as what it does.
     pub fn new(config: SupervisorConfig) -> SupervisorBuilder {
-        SupervisorBuilder { config, env: Arc::new(|_| Vec::new()), sink: logs::to_stderr() }
+        let (wrapper, sockets) = (Vec::new(), Vec::new());
+        SupervisorBuilder { config, env: Arc::new(|_| Vec::new()), sink: logs::to_stderr(), wrapper, sockets }
     }
 
-    /// Waits until all instances are ready.
+    /// Waits until all instances are ready, apart from those that are being replaced and the new ones beside them.
     ///
     /// Fails when one of them is not within `timeout`, and at once when one is in a crash loop. The error
     /// names the instance and holds its exit status and its last lines. The instances live on either way.
     ///
     /// Cancel safe: dropping the future changes nothing.
     pub async fn ready(&self, timeout: Duration) -> Result<(), Error> {
-        let mut slots = self.context.table.subscribe();
-        let settled = |slots: &Vec<Slot>| slots.iter().all(is_ready) || slots.iter().any(is_lost);
-        // The outcome is read from the slots themselves.
-        let _ = tokio::time::timeout(timeout, slots.wait_for(settled)).await;
-        let slots = slots.borrow();
-        let Some(slot) =
-            slots.iter().find(|slot| is_lost(slot)).or_else(|| slots.iter().find(|slot| !is_ready(slot)))
+        let mut rows = self.context.table.subscribe();
+        let settled = |rows: &Vec<Row>| {
+            let mut slots = rows.iter().filter(|row| row.holds_slot());
+            slots.clone().all(is_ready) || slots.any(is_lost)
+        };
+        // The outcome is read from the rows themselves.
+        let _ = tokio::time::timeout(timeout, rows.wait_for(settled)).await;
+        let rows = rows.borrow();
+        let mut slots = rows.iter().filter(|row| row.holds_slot());
+        let Some(row) = slots.clone().find(|row| is_lost(row)).or_else(|| slots.find(|row| !is_ready(row)))
         else {
             return Ok(());
         };
-        let instance = slot.name.to_string();
-        let (last_exit, last_lines) = (slot.last_exit.clone(), slot.tail.lines());
-        Err(if slot.crash_looping {
+        let instance = row.name.to_string();
+        let (last_exit, last_lines) = (row.last_exit.clone(), row.tail.lines());
+        Err(if row.crash_looping {
             Error::CrashLoop { instance, last_exit, last_lines }
-        } else if is_lost(slot) {
+        } else if is_lost(row) {
             Error::Stopped { instance }
         } else {
             Error::NotReady { instance, within: timeout, last_exit, last_lines }
         })
     }
 
-    /// All instances as they are now.
+    /// All instances as they are now, in the order of their numbers; while one is replaced, the old before the new.
     pub fn instances(&self) -> Vec<InstanceStatus> {
         self.context.table.statuses()
     }
@@ -184,15 +202,106 @@ impl Supervisor {
         self.context.table.upstreams()
     }
 
-    /// Ends all instances: SIGTERM to each process group, SIGKILL to what is left after
-    /// [`grace`](SupervisorConfig::grace). Returns when all have ended.
+    /// The last lines of all instances, or of the one of that name, and those that follow.
+    ///
+    /// At most `last` lines, of what [`max_kept_log`](SupervisorConfig::max_kept_log) keeps for each.
+    pub fn logs(&self, instance: Option<&str>, last: usize) -> Logs {
+        self.context.book.read(instance, last)
+    }
+
+    /// Tells the supervisor that nothing is in flight at the address of an instance that drains, so that it need not
+    /// wait any longer before it ends it. Whoever runs the proxy calls this; at other times it means nothing.
+    pub fn released(&self, address: SocketAddr) {
+        self.context.table.released(address);
+    }
+
+    /// Replaces all instances by new ones, a few at a time ([`max_surge`](SupervisorConfig::max_surge)), without a
+    /// moment in which there are fewer. Environment files are read anew.
+    ///
+    /// A new instance is started beside the old. Once it is ready, the old one drains: it is marked so in
+    /// [`upstreams`](Self::upstreams), and told to end when [`released`](Self::released) is called with its address,
+    /// or after [`drain_timeout`](SupervisorConfig::drain_timeout). Returns when the last old one has ended.
+    ///
+    /// # Errors
+    /// [`Error::Reload`] when a new instance does not become ready within
+    /// [`start_timeout`](SupervisorConfig::start_timeout), or ends before. It is ended, the reload stops, and old
+    /// instances that were not yet replaced live on as if nothing had happened. What could not be started or read at
+    /// all is told as by [`SupervisorBuilder::start`], and changes nothing.
+    pub async fn reload(&self) -> Result<(), Error> {
+        self.in_turn(async move |context: Arc<Context>| {
+            let plan = Plan::new(context.plan().config.clone())?;
+            roll::reload(&context, plan).await
+        })
+        .await
+    }
+
+    /// As [`reload`](Self::reload), with another configuration for the new instances: another command, other
+    /// variables, as many instances as it says. The name stays what it was.
+    ///
+    /// When the reload stops, instances that were not replaced go on with the old configuration, and so do all that
+    /// are started later.
+    pub async fn reload_with(&self, config: SupervisorConfig) -> Result<(), Error> {
+        self.in_turn(async move |context: Arc<Context>| {
+            let name = context.plan().config.name.clone();
+            roll::reload(&context, Plan::new(SupervisorConfig { name, ..config })?).await
+        })
+        .await
+    }
+
+    /// Replaces one instance, in the way and with the errors of [`reload`](Self::reload).
+    pub async fn restart(&self, instance: &str) -> Result<(), Error> {
+        let instance = instance.to_owned();
+        self.in_turn(async move |context: Arc<Context>| {
+            let row = context.table.slots().into_iter().find(|row| *row.name == *instance);
+            let row = row.ok_or(Error::NoSuchInstance { instance })?;
+            roll::restart(&context, &row).await
+        })
+        .await
+    }
+
+    /// Makes the instances that many. New ones are started, and [`ready`](Self::ready) waits for them; those that are
+    /// too many, of the highest numbers, drain as in a [`reload`](Self::reload). Returns when these have ended.
+    ///
+    /// # Errors
+    /// [`Error::NoInstances`] for 0; or a new instance could not be started, and then none is.
+    pub async fn scale(&self, instances: usize) -> Result<(), Error> {
+        self.in_turn(async move |context: Arc<Context>| {
+            let plan = context.plan().with_instances(instances)?;
+            roll::scale(&context, Arc::new(plan)).await
+        })
+        .await
+    }
+
+    /// Runs a change when those before it have ended, in a task of its own: half a change is nothing to leave behind.
+    async fn in_turn<F>(&self, change: impl FnOnce(Arc<Context>) -> F + Send + 'static) -> Result<(), Error>
+    where
+        F: Future<Output = Result<(), Error>> + Send + 'static,
+    {
+        let context = Arc::clone(&self.context);
+        let stopped = Error::Stopped { instance: context.plan().config.name.clone() };
+        let changed = self.context.tasks.spawn(async move {
+            let _turn = context.turn.lock().await;
+            if context.stop.is_cancelled() { None } else { Some(change(Arc::clone(&context)).await) }
+        });
+        match changed.await {
+            Ok(result) => result.unwrap_or(Err(stopped)),
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime ends.
+                Err(_) => Err(stopped),
+            },
+        }
+    }
+
+    /// Ends all instances: the [`stop_signal`](SupervisorConfig::stop_signal) to each process group, SIGKILL to what
+    /// is left after [`grace`](SupervisorConfig::grace). Returns when all have ended.
     ///
     /// Stop the proxy before, so that no request meets an instance that is ending.
     ///
     /// Once called, the stop goes on even if the future is dropped; call it again to wait for its end.
     pub async fn shutdown(&self) {
         self.context.stop.cancel();
-        self.tasks.wait().await;
+        self.context.tasks.wait().await;
     }
 }
 
@@ -207,7 +316,7 @@ impl Drop for Supervisor {
 
 impl fmt::Debug for Supervisor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Supervisor").field("config", &self.context.config).finish_non_exhaustive()
+        f.debug_struct("Supervisor").field("config", &self.context.plan().config).finish_non_exhaustive()
     }
 }
 
@@ -217,11 +326,11 @@ impl fmt::Debug for SupervisorBuilder {
     }
 }
 
-fn is_ready(slot: &Slot) -> bool {
-    slot.state == InstanceState::Ready
+fn is_ready(row: &Row) -> bool {
+    row.state == InstanceState::Ready
 }
 
 /// Waiting on is of no use.
-fn is_lost(slot: &Slot) -> bool {
-    slot.crash_looping || matches!(slot.state, InstanceState::Stopping | InstanceState::Stopped)
+fn is_lost(row: &Row) -> bool {
+    row.crash_looping || matches!(row.state, InstanceState::Stopping | InstanceState::Stopped)
 }

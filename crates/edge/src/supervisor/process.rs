@@ -1,71 +1,79 @@
 //! One running process of an instance, with its process group and its pipes.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::Path;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
+use rustix::fs::{Access, access};
 use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 use tokio::io::AsyncRead;
 use tokio::process::{Child, Command};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::context::Seat;
 use super::logs::{LogLine, LogStream, read_lines};
-use super::status::{InstanceState, Slot};
-use super::{Context, Instance};
+use super::notices::{Heard, Notices};
+use super::status::InstanceState;
+use super::table::Tail;
+use super::{Instance, SupervisorConfig, sockets};
 use crate::{Error, Health};
 
-const PORT_ATTEMPTS: usize = 16;
 // How long the pipes of an ended process are read on: a descendant that left the group may hold them open.
 const LAST_LINES: Duration = Duration::from_secs(1);
 // How often a group whose leader has ended is looked at. No event tells when its last process has.
 const GROUP_POLL: Duration = Duration::from_millis(20);
+// What another supervisor, such as systemd, told this process alone.
+const NOT_INHERITED: [&str; 6] =
+    ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
 
 /// Dropping it kills the whole group.
 pub(super) struct Process {
-    context: Arc<Context>,
-    index: usize,
+    seat: Arc<Seat>,
     child: Child,
     group: Option<Pid>,
     logs: JoinSet<()>,
+    notices: Option<Notices>,
 }
 
 impl Process {
-    /// Starts the instance's process; its slot then says `Starting`.
-    pub(super) fn start(context: &Arc<Context>, index: usize) -> Result<Self, Error> {
-        let config = &context.config;
-        let (program, arguments) = config.command.split_first().ok_or(Error::NoCommand)?;
-        let slot = context.table.slot(index);
-        let address = match config.health {
-            Health::None => None,
-            Health::Tcp | Health::Http { .. } => Some(free_address(&context.table.addresses())?),
-        };
-        let instance = Instance { name: slot.name.to_string(), index, address, restarts: slot.restarts };
-        let mut command = Command::new(program);
-        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command.process_group(0).kill_on_drop(true);
-        if let Some(address) = address {
-            command.env("PORT", address.port().to_string());
-        }
-        command.envs((context.env)(&instance));
-        let mut child = command.spawn().map_err(|source| not_started(program, source))?;
+    /// Starts the seat's process; its row then says `Starting`.
+    pub(super) fn start(seat: &Arc<Seat>) -> Result<Self, Error> {
+        let (context, config) = (&seat.context, &seat.plan.config);
+        let row = context.table.get(seat.id);
+        let address = address(seat)?;
+        let restarts = row.as_ref().map_or(0, |row| row.restarts);
+        let instance = Instance { name: seat.name.to_string(), index: seat.index, address, restarts };
+        let notices =
+            config.notify.then(|| Notices::open(&context.notices)).transpose().map_err(Error::Socket)?;
+        let mut command = command(seat, &instance, notices.as_ref())?;
+        let mut child = command.spawn().map_err(|source| not_started(config, source))?;
         // The child leads a group of its own, so its id is the group's. It is there until the child is reaped.
         let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        let tail = row.map(|row| row.tail).unwrap_or_default();
         let mut logs = JoinSet::new();
         if let Some(stdout) = child.stdout.take() {
-            logs.spawn(copy_lines(Arc::clone(context), slot.clone(), LogStream::Stdout, stdout));
+            logs.spawn(copy_lines(Arc::clone(seat), tail.clone(), LogStream::Stdout, stdout));
         }
         if let Some(stderr) = child.stderr.take() {
-            logs.spawn(copy_lines(Arc::clone(context), slot, LogStream::Stderr, stderr));
+            logs.spawn(copy_lines(Arc::clone(seat), tail, LogStream::Stderr, stderr));
         }
-        context.table.update(index, |slot| {
-            slot.state = InstanceState::Starting;
-            slot.pid = group;
-            slot.address = address;
+        context.table.update(seat.id, |row| {
+            row.becomes(InstanceState::Starting);
+            row.pid = group;
+            row.address = address;
+            row.started = Some(Instant::now());
         });
-        Ok(Self { context: Arc::clone(context), index, child, group, logs })
+        Ok(Self { seat: Arc::clone(seat), child, group, logs, notices })
+    }
+
+    /// What the process says of itself, if it is to say anything.
+    pub(super) fn heard(&self) -> Option<watch::Receiver<Heard>> {
+        self.notices.as_ref().map(Notices::heard)
     }
 
     /// Waits for the process itself. Cancel safe.
@@ -96,7 +104,10 @@ impl Process {
 
     fn let_go(&mut self) {
         self.group = None;
-        self.context.table.update(self.index, |slot| slot.pid = None);
+        self.seat.context.table.update(self.seat.id, |row| {
+            row.pid = None;
+            row.started = None;
+        });
     }
 
     pub(super) fn signal(&self, signal: Signal) {
@@ -125,30 +136,95 @@ impl Drop for Process {
     }
 }
 
-async fn copy_lines(context: Arc<Context>, slot: Slot, stream: LogStream, pipe: impl AsyncRead + Unpin) {
-    read_lines(pipe, context.config.max_log_line, |bytes| {
-        slot.tail.push(bytes);
-        (context.sink)(&LogLine { instance: &slot.name, stream, bytes });
+async fn copy_lines(seat: Arc<Seat>, tail: Tail, stream: LogStream, pipe: impl AsyncRead + Unpin) {
+    let (context, config) = (&seat.context, &seat.plan.config);
+    read_lines(pipe, config.max_log_line, |bytes| {
+        tail.push(bytes);
+        let line = LogLine { instance: &seat.name, stream, time: SystemTime::now(), bytes };
+        context.book.push(&seat.name, &line, config.max_kept_log);
+        (context.sink)(&line);
     })
     .await;
 }
 
-/// A loopback address whose port was free a moment ago and that none of ours has.
-fn free_address(taken: &[SocketAddr]) -> Result<SocketAddr, Error> {
-    let free = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr();
-    let mut address = free().map_err(Error::Port)?;
-    for _ in 0..PORT_ATTEMPTS {
-        if !taken.contains(&address) {
-            break;
-        }
-        address = free().map_err(Error::Port)?;
+/// Where the process is to listen.
+fn address(seat: &Seat) -> Result<Option<SocketAddr>, Error> {
+    if seat.plan.config.health == Health::None {
+        return Ok(None);
     }
-    Ok(address)
+    if let Some(socket) = &seat.socket {
+        return socket.local_addr().map(Some).map_err(Error::Socket);
+    }
+    let rows = seat.context.table.rows();
+    let taken = |address: &SocketAddr| rows.iter().any(|row| row.address == Some(*address));
+    sockets::free_address(taken).map(Some).map_err(Error::Port)
 }
 
-fn not_started(program: &str, source: io::Error) -> Error {
+/// The command with all that it is given.
+fn command(seat: &Seat, instance: &Instance, notices: Option<&Notices>) -> Result<Command, Error> {
+    let (context, config) = (&seat.context, &seat.plan.config);
+    let own = seat.socket.iter().map(|socket| (sockets::HTTP, socket.as_fd()));
+    let further = context.sockets.iter().map(|(name, socket)| (name.as_str(), socket.as_fd()));
+    let inherited: Vec<_> = own.chain(further).collect();
+    let mut words: Vec<&str> = context.wrapper.iter().map(String::as_str).collect();
+    if words.is_empty() && !inherited.is_empty() {
+        words.extend(sockets::SHIM);
+    }
+    if !words.is_empty() {
+        // What comes before the command is there; only it would find out that the command is not.
+        find(seat)?;
+    }
+    words.extend(config.command.iter().map(String::as_str));
+    let (program, arguments) = words.split_first().ok_or(Error::NoCommand)?;
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.process_group(0).kill_on_drop(true);
+    if !config.working_dir.as_os_str().is_empty() {
+        command.current_dir(&config.working_dir);
+    }
+    for name in NOT_INHERITED {
+        command.env_remove(name);
+    }
+    command.envs(seat.plan.environment.iter().map(|(name, value)| (name, value)));
+    if let (Some(address), None) = (instance.address, &seat.socket) {
+        command.env("PORT", address.port().to_string());
+    }
+    if let Some(notices) = notices {
+        command.env("NOTIFY_SOCKET", notices.path());
+        if !config.watchdog.is_zero() {
+            command.env("WATCHDOG_USEC", config.watchdog.as_micros().to_string());
+        }
+    }
+    if !inherited.is_empty() {
+        sockets::pass(&mut command, &inherited).map_err(Error::Socket)?;
+    }
+    command.envs((context.env)(instance));
+    Ok(command)
+}
+
+/// Fails when the command is none, as its start would.
+fn find(seat: &Seat) -> Result<(), Error> {
+    let plan = &seat.plan;
+    let program = plan.config.command.first().ok_or(Error::NoCommand)?;
+    let executable = |file: PathBuf| file.is_file() && access(&file, Access::EXEC_OK).is_ok();
+    let found = if program.contains('/') {
+        executable(plan.config.working_dir.join(program))
+    } else {
+        let given = plan.environment.iter().rev().find(|(name, _)| name == "PATH");
+        let path =
+            given.map_or_else(|| std::env::var_os("PATH").unwrap_or_default(), |(_, path)| path.into());
+        std::env::split_paths(&path).any(|folder| executable(folder.join(program)))
+    };
+    if found { Ok(()) } else { Err(Error::CommandNotFound { command: program.clone() }) }
+}
+
+fn not_started(config: &SupervisorConfig, source: io::Error) -> Error {
+    let folder = &config.working_dir;
+    if !folder.as_os_str().is_empty() && !folder.is_dir() {
+        return Error::WorkingDir { path: folder.clone() };
+    }
+    let command = config.command.first().cloned().unwrap_or_default();
     // A script whose interpreter is missing is also "not found", though the script itself is there.
-    let missing = source.kind() == io::ErrorKind::NotFound && !Path::new(program).exists();
-    let command = program.to_owned();
+    let missing = source.kind() == io::ErrorKind::NotFound && !Path::new(&command).exists();
     if missing { Error::CommandNotFound { command } } else { Error::Start { command, source } }
 }

@@ -284,6 +284,7 @@ async fn a_status_reads_well_as_json() {
             "restarts": 0,
             "crash_looping": false,
             "last_exit": "signal: 15 (SIGTERM)",
+            "uptime_seconds": null,
             "memory_bytes": null
           }
         ]"#]]
