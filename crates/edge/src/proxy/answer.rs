@@ -13,8 +13,9 @@ pub(crate) enum Refusal {
     TwoHosts,
     InvalidHost,
     InvalidTarget,
+    LongTarget,
+    Expectation,
     Connect,
-    WebSocket,
     ClientSilent,
     BrokenBody,
     NoUpstream,
@@ -22,21 +23,23 @@ pub(crate) enum Refusal {
     UpstreamFailed,
     UpstreamAmbiguous,
     UpstreamSilent,
+    TooSlow,
 }
 
 impl Refusal {
     fn parts(self) -> (StatusCode, &'static str, &'static str) {
         use StatusCode as S;
         match self {
-            Self::Ambiguous => (S::BAD_REQUEST, "bad_request", "the length of the request is ambiguous"),
+            Self::Ambiguous => (S::BAD_REQUEST, "bad_request", "the request can be read in two ways"),
             Self::NoHost => (S::BAD_REQUEST, "bad_request", "the request has no Host header"),
             Self::TwoHosts => (S::BAD_REQUEST, "bad_request", "the request names more than one host"),
             Self::InvalidHost => (S::BAD_REQUEST, "bad_request", "the Host header names no host"),
             Self::InvalidTarget => (S::BAD_REQUEST, "bad_request", "the request target cannot be forwarded"),
-            Self::Connect => (S::METHOD_NOT_ALLOWED, "method_not_allowed", "CONNECT is not supported"),
-            Self::WebSocket => {
-                (S::NOT_IMPLEMENTED, "not_implemented", "WebSocket upgrades are not supported")
+            Self::LongTarget => (S::URI_TOO_LONG, "uri_too_long", "the request target is too long"),
+            Self::Expectation => {
+                (S::EXPECTATION_FAILED, "expectation_failed", "only 100-continue can be expected")
             }
+            Self::Connect => (S::METHOD_NOT_ALLOWED, "method_not_allowed", "CONNECT is not supported"),
             Self::ClientSilent => {
                 (S::REQUEST_TIMEOUT, "request_timeout", "the rest of the request did not arrive")
             }
@@ -55,6 +58,9 @@ impl Refusal {
             }
             Self::UpstreamSilent => {
                 (S::GATEWAY_TIMEOUT, "gateway_timeout", "the service did not answer in time")
+            }
+            Self::TooSlow => {
+                (S::GATEWAY_TIMEOUT, "gateway_timeout", "the request took longer than is allowed")
             }
         }
     }
@@ -85,6 +91,7 @@ impl Refusal {
 
     pub(crate) fn answer(self, in_flight: InFlight) -> Response<AnswerBody> {
         let (status, code, message) = self.parts();
+        let http2 = in_flight.connection().http2;
         let text = format!(r#"{{"error":"{code}","message":"{message}"}}"#);
         let mut response =
             Response::new(AnswerBody::new(Body::Full(text.into()), in_flight.answered(status)));
@@ -94,7 +101,7 @@ impl Refusal {
         if matches!(self, Self::NoUpstream | Self::NoConnection) {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
-        if self.closes() {
+        if self.closes() && !http2 {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response

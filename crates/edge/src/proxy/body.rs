@@ -9,9 +9,12 @@ use bytes::Bytes;
 use http::StatusCode;
 use http_body_util::Full;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::context::RequestContext;
+use super::context::{Connection, Moved, RequestContext};
+use super::headers;
+use super::sweep::Deadline;
 
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -21,6 +24,8 @@ pub(crate) enum Body {
     Full(Full<Bytes>),
     /// It is made on the way: stored, compressed, read along with others.
     Dyn(LocalBody),
+    /// There is none: with a 101, the connection goes on in another protocol, and what was read of it already.
+    Switched(TcpStream, Bytes),
 }
 
 /// Any other body, in a box.
@@ -37,6 +42,7 @@ impl HttpBody for Body {
         match &mut *self {
             Self::Full(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
             Self::Dyn(body) => body.as_mut().poll_frame(cx),
+            Self::Switched(..) => Poll::Ready(None),
         }
     }
 
@@ -44,6 +50,7 @@ impl HttpBody for Body {
         match self {
             Self::Full(body) => body.is_end_stream(),
             Self::Dyn(body) => body.is_end_stream(),
+            Self::Switched(..) => true,
         }
     }
 
@@ -51,6 +58,7 @@ impl HttpBody for Body {
         match self {
             Self::Full(body) => body.size_hint(),
             Self::Dyn(body) => body.size_hint(),
+            Self::Switched(..) => SizeHint::with_exact(0),
         }
     }
 }
@@ -119,9 +127,12 @@ impl HttpBody for RequestBody {
         let Some(mut lent) = self.lent() else { return Poll::Ready(None) };
         lent.touched = true;
         lent.starved = true;
-        let frame = ready!(Pin::new(&mut lent.body).poll_frame(cx));
+        let mut frame = ready!(Pin::new(&mut lent.body).poll_frame(cx));
         lent.starved = false;
         lent.moved_at = Instant::now();
+        if let Some(trailers) = frame.as_mut().and_then(|frame| frame.as_mut().ok()?.trailers_mut()) {
+            headers::clean_trailers(trailers);
+        }
         Poll::Ready(frame)
     }
 
@@ -152,6 +163,10 @@ impl InFlight {
         self.status = Some(status);
         self
     }
+
+    pub(super) fn connection(&self) -> &Rc<Connection> {
+        &self.context.connection
+    }
 }
 
 impl Drop for InFlight {
@@ -165,12 +180,24 @@ impl Drop for InFlight {
 /// The body of an answer on its way to the client.
 pub(crate) struct AnswerBody {
     body: Body,
-    _in_flight: InFlight,
+    // For the whole request, where there is one.
+    deadline: Option<Deadline>,
+    in_flight: Option<InFlight>,
 }
 
 impl AnswerBody {
     pub(crate) fn new(body: Body, in_flight: InFlight) -> Self {
-        Self { body, _in_flight: in_flight }
+        Self { body, deadline: None, in_flight: Some(in_flight) }
+    }
+
+    /// Nothing, for a request that goes on without this body.
+    pub(super) fn empty() -> Self {
+        Self { body: Body::Full(Full::default()), deadline: None, in_flight: None }
+    }
+
+    pub(super) fn until(mut self, deadline: Option<Deadline>) -> Self {
+        self.deadline = deadline;
+        self
     }
 }
 
@@ -182,7 +209,18 @@ impl HttpBody for AnswerBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let this = &mut *self;
+        let frame = Pin::new(&mut this.body).poll_frame(cx);
+        let moved = if frame.is_ready() { Moved::Given } else { Moved::Waits };
+        if let Some(in_flight) = &this.in_flight {
+            in_flight.connection().moved.set(Some(moved));
+        }
+        if frame.is_pending()
+            && this.deadline.as_ref().is_some_and(|deadline| deadline.poll_expired(cx).is_ready())
+        {
+            return Poll::Ready(Some(Err("the request took longer than is allowed".into())));
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

@@ -1,25 +1,18 @@
 //! Sockets and threads: who accepts a connection, and how that ends.
 
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::task::{JoinSet, LocalSet};
 use tokio_util::sync::CancellationToken;
 
-use super::client_stream::ClientStream;
-use super::context::Connection;
-use super::framing::MAX_LINE;
 use super::worker::Worker;
-use super::{Shared, sweep};
+use super::{Shared, converse, sweep};
 use crate::telemetry::PROXY_TARGET;
 
 // A listener that cannot accept, mostly for lack of file descriptors, is left alone for this long.
@@ -107,7 +100,7 @@ async fn serve(worker: Rc<Worker>, listener: TcpListener, ends: &Ends) -> usize 
             Some(_) = connections.join_next() => {}
             (place, accepted) = accepted => match accepted {
                 Ok((stream, peer)) => {
-                    let served = converse(Rc::clone(&worker), stream, peer);
+                    let served = converse::converse(Rc::clone(&worker), stream, peer);
                     connections.spawn_local(async move {
                         served.await;
                         drop(place);
@@ -126,7 +119,7 @@ async fn serve(worker: Rc<Worker>, listener: TcpListener, ends: &Ends) -> usize 
         // Clients whose connection was made before the listener closes believe that they are served.
         let last = async {
             while let Ok((stream, peer)) = listener.accept().await {
-                connections.spawn_local(converse(Rc::clone(&worker), stream, peer));
+                connections.spawn_local(converse::converse(Rc::clone(&worker), stream, peer));
             }
         };
         let _ = tokio::time::timeout(LAST_ACCEPTS, last).await;
@@ -135,26 +128,4 @@ async fn serve(worker: Rc<Worker>, listener: TcpListener, ends: &Ends) -> usize 
     let ended = async { while connections.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(worker.config().drain_timeout, ended).await;
     connections.len()
-}
-
-/// Serves one connection to its end.
-async fn converse(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(target: PROXY_TARGET, %peer, %error, "client has left already");
-        return;
-    }
-    let connection = Rc::new(Connection::new(Rc::clone(&worker), peer, false));
-    let stream = ClientStream::new(stream, Rc::clone(&connection));
-    let service = service_fn(|request| {
-        // In a box of its own: what is needed for a request does not lie idle in each connection.
-        let answer = Box::pin(Worker::answer(request, Rc::clone(&connection)));
-        async move { Ok::<_, Infallible>(answer.await) }
-    });
-    let mut http = http1::Builder::new();
-    http.header_read_timeout(None)
-        .max_buf_size(MAX_LINE)
-        .max_header_size(worker.config().max_head_size.min(MAX_LINE));
-    if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
-        tracing::debug!(target: PROXY_TARGET, %peer, %error, "connection of a client failed");
-    }
 }

@@ -5,12 +5,16 @@ pub(crate) mod body;
 mod client_stream;
 mod config;
 pub(crate) mod context;
+mod converse;
 pub(crate) mod fetch;
 mod forward;
 mod framing;
 mod headers;
 mod listen;
+mod proxy_protocol;
 pub(crate) mod sweep;
+mod tls;
+mod tunnel;
 pub(crate) mod worker;
 
 use std::io;
@@ -27,6 +31,7 @@ pub use listen::listen;
 use crate::telemetry;
 use crate::{Error, LoadBalancer, Upstreams};
 use listen::Ends;
+use tls::Tls;
 
 /// An HTTP/1.1 reverse proxy over healthy upstreams.
 ///
@@ -51,6 +56,7 @@ pub struct Proxy {
 pub(crate) struct Shared {
     pub(crate) config: ProxyConfig,
     pub(crate) balancer: LoadBalancer,
+    tls: Option<Tls>,
     // Room for connections of clients.
     places: Arc<Semaphore>,
     active: Gauge,
@@ -65,6 +71,7 @@ impl Proxy {
         config.check()?;
         let shared = Shared {
             balancer: LoadBalancer::new(upstreams.clone()),
+            tls: Tls::new(&config.tls)?,
             places: Arc::new(Semaphore::new(config.max_connections.min(Semaphore::MAX_PERMITS))),
             active: metrics::gauge!(telemetry::ACTIVE_REQUESTS),
             config,
@@ -119,6 +126,7 @@ impl Proxy {
         };
         tokio::select! {
             ended = ended => ended,
+            () = self.keep_fresh() => Ok(()),
             never = self.count_healthy() => match never {},
         }
     }
@@ -146,6 +154,13 @@ impl Proxy {
             let _ = end.send(listen::run(shared, listener, ends));
         })?;
         Ok(ended)
+    }
+
+    async fn keep_fresh(&self) {
+        match &self.shared.tls {
+            Some(tls) => tls.keep_fresh().await,
+            None => std::future::pending().await,
+        }
     }
 
     async fn count_healthy(&self) -> std::convert::Infallible {

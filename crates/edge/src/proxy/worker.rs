@@ -1,12 +1,16 @@
 //! What one thread of the proxy does with each request.
 
 use std::cell::{Cell, OnceCell};
+use std::future::poll_fn;
+use std::net::IpAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use http::header::CONNECTION;
-use http::{HeaderValue, Request, Response, StatusCode, Version};
+use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use metrics::{Gauge, Histogram, histogram};
 
@@ -15,6 +19,7 @@ use super::body::{AnswerBody, Body, InFlight, RequestBody};
 use super::context::{Connection, RequestContext};
 use super::fetch::Fetch;
 use super::forward::Forwarder;
+use super::sweep::Deadline;
 use super::{ProxyConfig, Shared, headers};
 use crate::telemetry::{self, PROXY_TARGET};
 
@@ -59,29 +64,65 @@ impl Worker {
         if self.is_draining() { usually.min(self.config().drain_idle_timeout) } else { usually }
     }
 
+    /// Whether that is a proxy that is believed.
+    pub(super) fn trusts(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        self.config().trust.proxies.iter().any(|network| network.contains(&ip))
+    }
+
     /// Answers a request, whatever happens.
     pub(super) async fn answer(
         request: Request<Incoming>,
         connection: Rc<Connection>,
     ) -> Response<AnswerBody> {
         let sound = connection.take_up();
-        let context = RequestContext::new(connection);
+        let (head, body) = request.into_parts();
+        let context = RequestContext::new(&head, connection);
         let in_flight = InFlight::begin(Rc::clone(&context));
         let worker = &context.connection.worker;
-        let mut response = match worker.stack(request, sound, &context).await {
-            Ok(response) => {
-                let in_flight = in_flight.answered(response.status());
-                response.map(|body| AnswerBody::new(body, in_flight))
-            }
+        let deadline = worker.total_deadline();
+        let answer = worker.stack(Request::from_parts(head, body), sound, &context);
+        let mut response = match or_expired(answer, deadline.as_ref()).await {
+            Ok(response) => worker.hand_over(response, in_flight, deadline),
             Err(refusal) => {
                 tracing::debug!(target: PROXY_TARGET, ?refusal, "request answered by the proxy");
                 refusal.answer(in_flight)
             }
         };
-        if worker.is_draining() {
+        if worker.is_draining() && !context.connection.http2 && !response.status().is_informational() {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
+    }
+
+    fn total_deadline(&self) -> Option<Deadline> {
+        let limit = self.config().total_timeout;
+        (!limit.is_zero()).then(|| {
+            let deadline = Deadline::new();
+            deadline.set(limit);
+            deadline
+        })
+    }
+
+    /// Gives an answer to the client's connection.
+    fn hand_over(
+        &self,
+        response: Response<Body>,
+        in_flight: InFlight,
+        deadline: Option<Deadline>,
+    ) -> Response<AnswerBody> {
+        let in_flight = in_flight.answered(response.status());
+        let (head, body) = response.into_parts();
+        match body {
+            Body::Switched(upstream, read) => {
+                let connection = Rc::clone(in_flight.connection());
+                // It lasts as long as the connection; what hyper gets has no end to record.
+                let body = AnswerBody::empty();
+                *connection.upgrade.borrow_mut() = Some((upstream, read, in_flight));
+                Response::from_parts(head, body)
+            }
+            body => Response::from_parts(head, AnswerBody::new(body, in_flight).until(deadline)),
+        }
     }
 
     /// The way of a request, from behaviour to behaviour.
@@ -118,11 +159,24 @@ impl Fetch for Onward {
             let (mut head, body) = request.into_parts();
             headers::to_upstream(&mut head, &this.context);
             let mut response = this.forwarder.fetch(Request::from_parts(head, body)).await?;
-            headers::remove_hop_by_hop(response.headers_mut());
-            *response.version_mut() = Version::HTTP_11;
+            headers::to_client(&mut response);
             Ok(response)
         }
     }
+}
+
+/// What the future gives, or that it was too slow.
+async fn or_expired<T>(
+    future: impl Future<Output = Result<T, Refusal>>,
+    deadline: Option<&Deadline>,
+) -> Result<T, Refusal> {
+    let Some(deadline) = deadline else { return future.await };
+    let mut future = pin!(future);
+    poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Pending => deadline.poll_expired(cx).map(|()| Err(Refusal::TooSlow)),
+        ready => ready,
+    })
+    .await
 }
 
 /// Handles of metrics, so that no request looks one up.
