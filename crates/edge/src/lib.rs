@@ -26,7 +26,8 @@ pub use load_balancer::{BalanceConfig, LoadBalancer};
 pub use overload::{OverloadConfig, RateLimit};
 pub use proxy::{Proxy, ProxyConfig, TlsConfig, TrustConfig, listen};
 pub use supervisor::{
-    Environment, Instance, InstanceState, InstanceStatus, LogEvent, LogFormat, LogLine, LogRecord, LogStream,
-    Logs, Port, StopSignal, Supervisor, SupervisorBuilder, SupervisorConfig,
+    Environment, FileWatch, Instance, InstanceState, InstanceStatus, LogEvent, LogFile, LogFileConfig,
+    LogFormat, LogLine, LogRecord, LogStream, Logs, Port, StopSignal, Supervisor, SupervisorBuilder,
+    SupervisorConfig, WatchConfig,
 };
 pub use upstreams::{Upstream, Upstreams};

@@ -3,8 +3,10 @@
 mod config;
 mod context;
 mod env_file;
+mod file_watch;
 mod keeper;
 mod log_book;
+mod log_file;
 mod logs;
 mod memory;
 mod memory_limit;
@@ -24,7 +26,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 pub use config::{Environment, Port, StopSignal, SupervisorConfig};
+pub use file_watch::{FileWatch, WatchConfig};
 pub use log_book::{LogEvent, Logs};
+pub use log_file::{LogFile, LogFileConfig};
 pub use logs::{LogFormat, LogLine, LogRecord, LogStream};
 pub use status::{InstanceState, InstanceStatus};
 

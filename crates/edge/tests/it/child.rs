@@ -50,8 +50,10 @@ fn process() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         match mode.as_str() {
-            "serve" => serve(false).await,
-            "stubborn" => serve(true).await,
+            "serve" => serve(own_port().await, false).await,
+            "stubborn" => serve(own_port().await, true).await,
+            "socket" => serve(inherited("http"), false).await,
+            "notify" => tell().await,
             "crash" => {
                 eprintln!("no database at db:5432");
                 std::process::exit(7);
@@ -78,10 +80,42 @@ async fn work() {
     println!("finished the last job");
 }
 
-async fn serve(stubborn: bool) {
-    let mut terminate = signal(SignalKind::terminate()).unwrap();
+async fn own_port() -> TcpListener {
     let port: u16 = std::env::var("PORT").unwrap().parse().unwrap();
-    let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+    TcpListener::bind(("127.0.0.1", port)).await.unwrap()
+}
+
+/// The socket of that name, by systemd's protocol; `listenfd` gives none unless `LISTEN_PID` is this process.
+fn inherited(name: &str) -> TcpListener {
+    let names = std::env::var("LISTEN_FDNAMES").unwrap();
+    let index = names.split(':').position(|known| known == name).unwrap();
+    let mut sockets = listenfd::ListenFd::from_env();
+    assert_eq!(sockets.len(), names.split(':').count());
+    let listener = sockets.take_tcp_listener(index).unwrap().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    TcpListener::from_std(listener).unwrap()
+}
+
+/// Says that it is ready while the gate is there, and that it is stopping when it is gone.
+async fn tell() {
+    let gate = std::env::var("GATE").unwrap();
+    let there = async |wanted: bool| {
+        while std::path::Path::new(&gate).exists() != wanted {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let socket = std::os::unix::net::UnixDatagram::unbound().unwrap();
+    let say = |text: &str| socket.send_to(text.as_bytes(), std::env::var("NOTIFY_SOCKET").unwrap()).unwrap();
+    println!("watchdog {:?}", std::env::var("WATCHDOG_USEC").ok());
+    there(true).await;
+    say("STATUS=warm\nREADY=1\n");
+    there(false).await;
+    say("STOPPING=1");
+    std::future::pending().await
+}
+
+async fn serve(listener: TcpListener, stubborn: bool) {
+    let mut terminate = signal(SignalKind::terminate()).unwrap();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
@@ -111,6 +145,12 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Either<Full<Bytes
             *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
             return Ok(response);
         }
+        "/grow" => {
+            // Written to, so that it is resident.
+            std::mem::forget(vec![1_u8; 64 << 20]);
+            String::new()
+        }
+        "/version" => std::env::var("VERSION").unwrap_or_default(),
         "/length" => request.into_body().collect().await.map_or(0, |body| body.to_bytes().len()).to_string(),
         _ => std::env::var(NAME).unwrap(),
     };

@@ -7,6 +7,8 @@ mod clients;
 mod documented;
 mod drain;
 mod headers;
+mod instances;
+mod reload;
 mod retries;
 mod starved;
 mod strict;
