@@ -4,24 +4,21 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::cargo;
+use crate::{cargo, installed};
 
 const VERSION: &str = "0.20.2";
 
 pub(crate) fn check() -> Result<()> {
-    if !succeeds(&["deny", "--version"]) {
+    if !installed("deny") {
         // A debug build is ready sooner, and runs once.
         cargo("install", &["--debug", "--locked", &format!("cargo-deny@{VERSION}")], &[])?;
     }
     // The advisory database is fetched from the network. Where it cannot be had, the rest must still be checked.
-    if succeeds(&["deny", "fetch", "db"]) {
+    if Command::new("cargo").args(["deny", "fetch", "db"]).output().is_ok_and(|fetch| fetch.status.success())
+    {
         cargo("deny", &["--all-features", "check"], &[])
     } else {
         eprintln!("warning: advisories are not checked: the advisory database cannot be fetched");
         cargo("deny", &["--all-features", "check", "bans", "licenses", "sources"], &[])
     }
-}
-
-fn succeeds(arguments: &[&str]) -> bool {
-    Command::new("cargo").args(arguments).output().is_ok_and(|output| output.status.success())
 }

@@ -2,6 +2,7 @@
 
 mod deny;
 mod docs;
+mod fuzz;
 mod packages;
 mod tidy;
 
@@ -28,12 +29,18 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Run what CI runs: formatting, tidiness, clippy, docs, dependencies, tests.
+    /// Run what CI runs: formatting, tidiness, clippy, docs, dependencies, fuzzing, tests.
     Ci,
     /// Check that ARCHITECTURE.md and the links between documents are true.
     Docs,
     /// Check file sizes, and words that have no place in the repository.
     Tidy,
+    /// Feed the edge with bytes at random, beginning with its corpus (cargo-fuzz, installed if missing).
+    Fuzz {
+        /// Seconds for each target.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
     /// Check licences, advisories and who imports whom (cargo-deny, installed if missing).
     Deny,
 }
@@ -55,6 +62,7 @@ fn run(task: Task) -> Result<()> {
         Task::Ci => ci(),
         Task::Docs => docs::check(),
         Task::Tidy => tidy::check(),
+        Task::Fuzz { seconds } => fuzz::run(seconds),
         Task::Deny => deny::check(),
     }
 }
@@ -76,6 +84,7 @@ fn ci() -> Result<()> {
     }
     cargo("doc", &["--workspace", "--all-features", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings".into())])?;
     deny::check()?;
+    fuzz::run(60)?;
     test(&[])
 }
 
@@ -103,6 +112,11 @@ fn cargo(command: &str, arguments: &[&str], variables: &[(&str, String)]) -> Res
         bail!("`cargo {command}` failed");
     }
     Ok(())
+}
+
+/// Whether cargo has such a command.
+fn installed(command: &str) -> bool {
+    Command::new("cargo").args([command, "--version"]).output().is_ok_and(|output| output.status.success())
 }
 
 fn root() -> PathBuf {

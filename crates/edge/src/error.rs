@@ -86,6 +86,42 @@ pub enum Error {
         text: String,
     },
 
+    /// The text names nothing by which clients could be told apart.
+    #[error("clients cannot be told apart by {text:?}; use header:NAME, cookie:NAME or nothing")]
+    InvalidSticky {
+        /// The text as it was given.
+        text: String,
+    },
+
+    /// A route that no request could have, or that says something else than it seems to.
+    #[error("the route with host {host:?} and path {path:?} is invalid: {reason}")]
+    InvalidRoute {
+        /// Its host.
+        host: String,
+        /// Its path.
+        path: String,
+        /// What is wrong.
+        reason: &'static str,
+    },
+
+    /// Two groups claim the same requests.
+    #[error("two groups, {} and {}, have the same route: host {host:?}, path {path:?}", groups[0], groups[1])]
+    DuplicateRoute {
+        /// The route's host.
+        host: String,
+        /// The route's path.
+        path: String,
+        /// The groups.
+        groups: [String; 2],
+    },
+
+    /// Two groups have the same name.
+    #[error("two groups are called {group}; give each its own name")]
+    DuplicateGroup {
+        /// The name.
+        group: String,
+    },
+
     /// The program does not exist. Starting it again would not help, so nothing is retried.
     #[error("command not found: {command}; check the spelling or give its full path")]
     CommandNotFound {

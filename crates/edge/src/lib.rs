@@ -22,9 +22,10 @@ pub use compression::CompressionConfig;
 pub use error::Error;
 pub use health::{CheckConfig, Health, HealthChecker};
 pub use http_cache::CacheConfig;
-pub use load_balancer::{BalanceConfig, LoadBalancer};
+pub use load_balancer::{BalanceConfig, LoadBalancer, Pick, Strategy};
 pub use overload::{OverloadConfig, RateLimit};
 pub use proxy::{Proxy, ProxyConfig, TlsConfig, TrustConfig, listen};
+pub use routes::{Group, Route};
 pub use supervisor::{
     Environment, FileWatch, Instance, InstanceState, InstanceStatus, LogEvent, LogFile, LogFileConfig,
     LogFormat, LogLine, LogRecord, LogStream, Logs, Port, StopSignal, Supervisor, SupervisorBuilder,

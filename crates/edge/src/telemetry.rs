@@ -10,6 +10,9 @@ pub const ACTIVE_REQUESTS: &str = "greenwave.edge.active_requests";
 /// Counter: requests sent once more, to another upstream.
 pub const RETRIES: &str = "greenwave.edge.retries";
 
+/// Counter: upstreams left alone for a while because they failed too often.
+pub const EJECTIONS: &str = "greenwave.edge.ejections";
+
 /// Gauge: upstreams that pass their health checks.
 pub const UPSTREAMS_HEALTHY: &str = "greenwave.edge.upstreams.healthy";
 
@@ -23,4 +26,4 @@ pub const SUPERVISOR_TARGET: &str = "greenwave_edge::supervisor";
 pub const PROXY_TARGET: &str = "greenwave_edge::proxy";
 
 /// All metrics, for tables and checks.
-pub const METRICS: &[&str] = &[REQUEST_DURATION, ACTIVE_REQUESTS, RETRIES, UPSTREAMS_HEALTHY];
+pub const METRICS: &[&str] = &[REQUEST_DURATION, ACTIVE_REQUESTS, RETRIES, EJECTIONS, UPSTREAMS_HEALTHY];

@@ -13,7 +13,7 @@ pub struct Upstream {
     pub name: String,
     /// Where it listens.
     pub address: SocketAddr,
-    /// Its share of the requests, beside others; 1 for all makes all alike.
+    /// Its share of the requests, beside others; 1 for all makes all alike, 0 is for when no other can.
     pub weight: u32,
     /// Whether it passes its health checks.
     pub healthy: bool,

@@ -9,8 +9,10 @@ use serde::{Deserialize, Serialize};
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct BalanceConfig {
+    /// Who gets the next request: `least-latency`, the default, or `round-robin`.
+    pub strategy: Strategy,
     /// What keeps a client at one upstream: `header:NAME` or `cookie:NAME`, by consistent hashing; empty, the
-    /// default, for nothing.
+    /// default, for nothing. A client without the cookie is given one of that name.
     pub sticky: String,
     /// Time over which an upstream that has recovered gets its full share back; 10 s by default.
     #[serde(with = "humantime_serde")]
@@ -35,6 +37,7 @@ pub struct BalanceConfig {
 impl Default for BalanceConfig {
     fn default() -> Self {
         Self {
+            strategy: Strategy::default(),
             sticky: String::new(),
             slow_start: Duration::from_secs(10),
             eject_after: 5,
@@ -44,4 +47,18 @@ impl Default for BalanceConfig {
             min_retries_per_second: 10,
         }
     }
+}
+
+/// Who gets the next request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Strategy {
+    /// The upstream that is expected to answer soonest, by its requests in flight and its measured latency.
+    #[default]
+    LeastLatency,
+    /// One after the other, by weight. For upstreams that measure nothing alike, such as one that answers quickly
+    /// because it has little to do.
+    RoundRobin,
 }

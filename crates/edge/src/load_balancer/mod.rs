@@ -1,214 +1,345 @@
 //! Chooses the upstream of each request.
 
+mod choose;
 mod config;
+mod latency;
+mod pick;
+mod state;
+pub(crate) mod sticky;
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
-pub use config::BalanceConfig;
+pub use config::{BalanceConfig, Strategy};
+pub use pick::Pick;
 
+use crate::overload::Priority;
+use crate::proxy::answer::Refusal;
+use crate::telemetry::{self, PROXY_TARGET};
 use crate::{Upstream, Upstreams};
+use choose::Choice;
+use latency::Nanos;
+use state::{Clock, UpstreamState};
 
-/// How long a refusal counts where nobody checks the upstreams' health.
-const UNCHECKED_REFUSAL: Duration = Duration::from_secs(1);
-
-/// Gives each request a healthy upstream, one after the other.
+/// Gives each request the upstream that is expected to answer it soonest.
 ///
-/// Health checks see a dead server only at their next round. A caller that is refused a connection says so
-/// with [`refused`](Self::refused), and that upstream gets no requests until it has passed a health check.
+/// Of up to 16 upstreams it takes the one with the least (requests in flight + 1) × latency ÷ weight; of more, the
+/// better of two chosen at random. The latency is a [peak EWMA](https://twitter.github.io/finagle/guide/Clients.html):
+/// it rises at once and falls slowly. So an instance that is slow, or stalls for a moment, gets less and nobody has to
+/// say so.
+///
+/// An upstream is left alone
+/// - while the list says that it is sick, or that it drains;
+/// - when it refused a connection, until it has passed another health check;
+/// - for [`ejection`](BalanceConfig::ejection) after [`eject_after`](BalanceConfig::eject_after) failures in a row,
+///   though never more than half of the healthy ones are.
+///
+/// One that is back gets its full share over [`slow_start`](BalanceConfig::slow_start).
+///
+/// All threads share it. To pick takes no lock.
 ///
 /// ```
-/// use greenwave_edge::{LoadBalancer, Upstreams};
+/// use greenwave_edge::{BalanceConfig, LoadBalancer, Upstreams};
 ///
 /// let upstreams = Upstreams::fixed(["127.0.0.1:3000".parse()?, "127.0.0.1:3001".parse()?]);
-/// let balancer = LoadBalancer::new(upstreams.into_watch());
-/// let first = balancer.pick(&[]).map(|upstream| upstream.address);
-/// let second = balancer.pick(&[]).map(|upstream| upstream.address);
-/// assert_ne!(first, second);
-/// # Ok::<(), std::net::AddrParseError>(())
+/// let balancer = LoadBalancer::new(BalanceConfig::default(), upstreams.into_watch());
+/// let first = balancer.try_pick(None, &[]).ok_or("nobody is healthy")?;
+/// let second = balancer.try_pick(None, &[]).ok_or("nobody is healthy")?;
+/// assert_ne!(first.address(), second.address(), "the first has a request in flight");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
 pub struct LoadBalancer {
-    upstreams: watch::Receiver<Upstreams>,
-    turn: AtomicUsize,
-    refusals: Mutex<HashMap<SocketAddr, Refusal>>,
-    // How many refusals there are, so that the usual case of none takes no lock.
-    refusal_count: AtomicUsize,
+    inner: Arc<Inner>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Refusal {
-    checks: u64,
-    at: Instant,
+/// Addresses that drain and have nothing in flight, of all balancers of a proxy.
+pub(crate) type Released = Arc<watch::Sender<Vec<SocketAddr>>>;
+
+#[derive(Debug)]
+struct Inner {
+    this: Weak<Self>,
+    config: BalanceConfig,
+    clock: Clock,
+    snapshot: ArcSwap<Snapshot>,
+    turn: choose::Turn,
+    released: Released,
+    // Held to change the snapshot, to eject and to release; in it, what was released.
+    changing: Mutex<Vec<SocketAddr>>,
+}
+
+/// The upstreams of one list.
+#[derive(Debug)]
+struct Snapshot {
+    upstreams: Vec<Arc<UpstreamState>>,
+    // Has seen that list, and knows without a lock whether there is another.
+    seen: watch::Receiver<Upstreams>,
+    // Whether the list's supplier was gone already.
+    closed: bool,
 }
 
 impl LoadBalancer {
     /// Balances over what the channel holds at each pick.
-    pub fn new(upstreams: watch::Receiver<Upstreams>) -> Self {
-        Self {
-            upstreams,
-            turn: AtomicUsize::new(0),
-            refusals: Mutex::new(HashMap::new()),
-            refusal_count: AtomicUsize::new(0),
+    pub fn new(config: BalanceConfig, upstreams: watch::Receiver<Upstreams>) -> Self {
+        Self::releasing(config, upstreams, Released::default())
+    }
+
+    /// As [`new`](Self::new), and tells which draining upstreams are idle.
+    pub(crate) fn releasing(
+        config: BalanceConfig,
+        upstreams: watch::Receiver<Upstreams>,
+        released: Released,
+    ) -> Self {
+        let clock = Clock::start();
+        let inner = Arc::new_cyclic(|this| Inner {
+            config,
+            clock,
+            this: Weak::clone(this),
+            snapshot: ArcSwap::from_pointee(Snapshot::new(upstreams, |(_, upstream)| {
+                Arc::new(UpstreamState::new(upstream, clock, Weak::clone(this)))
+            })),
+            turn: choose::Turn::default(),
+            released,
+            changing: Mutex::default(),
+        });
+        inner.release();
+        Self { inner }
+    }
+
+    /// The best upstream that is not among `tried`, or, if all usable ones are, the best of those. `None` where none is
+    /// usable now.
+    ///
+    /// Requests with the same `stickiness` go to the same upstream for as long as it is usable and has not much more in
+    /// flight than others.
+    pub fn try_pick(&self, stickiness: Option<u64>, tried: &[SocketAddr]) -> Option<Pick> {
+        loop {
+            let now = self.inner.clock.now();
+            let snapshot = self.inner.snapshot();
+            let choice = Choice { snapshot: &snapshot, config: &self.inner.config, now };
+            let upstream = choice.of_all(stickiness, tried, &self.inner.turn)?;
+            // One that begins to drain at this moment is not chosen again.
+            if let Some(pick) = Pick::begin(upstream, now) {
+                return Some(pick);
+            }
         }
     }
 
-    /// The next healthy upstream that is not among `tried`, or, if all healthy ones are, the next of those.
-    pub fn pick(&self, tried: &[SocketAddr]) -> Option<Upstream> {
-        let upstreams = self.upstreams.borrow();
-        let usable = |upstream: &&Upstream| upstream.healthy && !self.is_refused(upstream);
-        let fresh = |upstream: &&Upstream| usable(upstream) && !tried.contains(&upstream.address);
-        self.next_of(&upstreams, fresh)
-            .or_else(|| if tried.is_empty() { None } else { self.next_of(&upstreams, usable) })
-    }
-
-    /// As [`pick`](Self::pick), but waits up to `patience` for an upstream to become healthy.
+    /// As [`try_pick`](Self::try_pick), but waits until `deadline` for an upstream to become usable.
     ///
     /// Cancel safe: nothing is lost when the future is dropped.
-    pub async fn pick_within(&self, tried: &[SocketAddr], patience: Duration) -> Option<Upstream> {
-        // The usual case: no clock is read, no channel is cloned.
-        if let Some(upstream) = self.pick(tried) {
-            return Some(upstream);
+    pub(crate) async fn pick(
+        &self,
+        stickiness: Option<u64>,
+        tried: &[SocketAddr],
+        deadline: Instant,
+        priority: Priority,
+    ) -> Result<Pick, Refusal> {
+        match self.try_pick(stickiness, tried) {
+            Some(pick) => Ok(pick),
+            // Rare, and large: it should not make the future of each request so.
+            None => Box::pin(self.wait(stickiness, tried, deadline, priority)).await,
         }
-        let deadline = Instant::now() + patience;
-        let mut changes = self.upstreams.clone();
+    }
+
+    async fn wait(
+        &self,
+        stickiness: Option<u64>,
+        tried: &[SocketAddr],
+        deadline: Instant,
+        _priority: Priority,
+    ) -> Result<Pick, Refusal> {
         loop {
-            // Mark as seen before looking, so that a change in between wakes us.
-            changes.mark_unchanged();
-            if let Some(upstream) = self.pick(tried) {
-                return Some(upstream);
+            // Taken before looking, so that a change in between wakes us.
+            let mut changes = self.inner.snapshot().seen.clone();
+            if let Some(pick) = self.try_pick(stickiness, tried) {
+                return Ok(pick);
             }
-            let closed = changes.has_changed().is_err();
-            let change = async {
-                if closed {
-                    tokio::time::sleep(UNCHECKED_REFUSAL / 10).await;
-                } else {
-                    // An error means that the sender is gone: the next round notices.
-                    let _ = changes.changed().await;
-                }
-            };
-            if tokio::time::timeout_at(deadline, change).await.is_err() {
-                return None;
+            let next = self.inner.next_usable().map_or(deadline, |next| next.min(deadline));
+            match timeout_at(next, changes.changed()).await {
+                Ok(Ok(())) => {}
+                // The supplier is gone: only time can help.
+                Ok(Err(_)) => tokio::time::sleep_until(next).await,
+                Err(_) if next == deadline => return Err(Refusal::NoUpstream),
+                Err(_) => {}
+            }
+            if Instant::now() >= deadline {
+                return self.try_pick(stickiness, tried).ok_or(Refusal::NoUpstream);
             }
         }
     }
 
-    /// Reports that `upstream` refused a connection: it gets no requests until its next passed health check.
-    pub fn refused(&self, upstream: &Upstream) {
-        let known = self.upstreams.borrow();
-        let mut refusals = self.lock();
-        refusals.retain(|address, _| known.iter().any(|upstream| upstream.address == *address));
-        refusals.insert(upstream.address, Refusal { checks: upstream.checks, at: Instant::now() });
-        self.refusal_count.store(refusals.len(), Ordering::Release);
-    }
-
-    /// How many upstreams pass their health checks.
+    /// How many upstreams pass their health checks and do not drain.
     pub fn healthy(&self) -> usize {
-        self.upstreams.borrow().healthy()
+        self.inner.snapshot().upstreams.iter().filter(|upstream| upstream.is_listed()).count()
     }
 
-    /// Takes turns among those that qualify; the neighbour of one that does not gets no double share.
-    fn next_of(&self, upstreams: &Upstreams, qualifies: impl Fn(&&Upstream) -> bool) -> Option<Upstream> {
-        let count = upstreams.iter().filter(&qualifies).count();
-        if count == 0 {
-            return None;
+    /// Takes over changes of the list as they happen, and counts the healthy upstreams. Without it a change is noticed
+    /// at the next pick, which is too late for a draining upstream that nobody asks any more.
+    ///
+    /// Runs until it is dropped.
+    pub(crate) async fn follow(&self) {
+        let mut counted = Counted(0);
+        let mut changes = self.inner.snapshot().seen.clone();
+        loop {
+            counted.set(self.healthy());
+            if changes.changed().await.is_err() {
+                counted.set(self.healthy());
+                std::future::pending::<()>().await;
+            }
         }
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % count;
-        upstreams.iter().filter(&qualifies).nth(turn).cloned()
+    }
+}
+
+impl Inner {
+    /// The present list.
+    fn snapshot(&self) -> Guard<Arc<Snapshot>> {
+        let snapshot = self.snapshot.load();
+        if snapshot.is_current() {
+            return snapshot;
+        }
+        self.refresh();
+        self.snapshot.load()
     }
 
-    fn is_refused(&self, upstream: &Upstream) -> bool {
-        if self.refusal_count.load(Ordering::Acquire) == 0 {
-            return false;
+    fn refresh(&self) {
+        let mut changing = self.lock();
+        let old = self.snapshot.load();
+        if old.is_current() {
+            return;
         }
-        let mut refusals = self.lock();
-        let Some(refusal) = refusals.get(&upstream.address) else { return false };
-        let unchecked = self.upstreams.has_changed().is_err();
-        let over =
-            refusal.checks != upstream.checks || (unchecked && refusal.at.elapsed() >= UNCHECKED_REFUSAL);
-        if over {
-            refusals.remove(&upstream.address);
-            self.refusal_count.store(refusals.len(), Ordering::Release);
-        }
-        !over
+        let now = self.clock.now();
+        let snapshot = Snapshot::new(old.seen.clone(), |(index, upstream)| {
+            // Most lists are as long as the last, in the same order.
+            let same = old.upstreams.get(index).filter(|state| state.is(upstream));
+            match same.or_else(|| old.upstreams.iter().find(|state| state.is(upstream))) {
+                Some(state) => {
+                    state.update(upstream, now);
+                    Arc::clone(state)
+                }
+                None => {
+                    let state = UpstreamState::new(upstream, self.clock, Weak::clone(&self.this));
+                    if !old.upstreams.is_empty() {
+                        state.recovers(now);
+                    }
+                    Arc::new(state)
+                }
+            }
+        });
+        snapshot.restore_half(now);
+        self.release_from(&snapshot, &mut changing);
+        self.snapshot.store(Arc::new(snapshot));
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Refusal>> {
-        // Each change is one insert or remove: a panic elsewhere leaves the map whole.
-        self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Publishes which draining upstreams have nothing in flight.
+    fn release(&self) {
+        self.release_from(&self.snapshot.load(), &mut self.lock());
+    }
+
+    fn release_from(&self, snapshot: &Snapshot, ours: &mut Vec<SocketAddr>) {
+        let idle = |state: &&Arc<UpstreamState>| state.is_draining() && state.in_flight() == 0;
+        let now: Vec<SocketAddr> =
+            snapshot.upstreams.iter().filter(idle).map(|state| state.address).collect();
+        if *ours != now {
+            self.released.send_modify(|all| {
+                all.retain(|address| !ours.contains(address));
+                all.extend(&now);
+            });
+            *ours = now;
+        }
+    }
+
+    /// Leaves an upstream alone that failed too often, unless half of the healthy ones are left alone already.
+    fn eject(&self, upstream: &UpstreamState, now: Nanos) {
+        // When the lock is taken the next failure comes here again.
+        let Ok(_changing) = self.changing.try_lock() else { return };
+        let snapshot = self.snapshot.load();
+        let (ejected, listed) = snapshot.ejected(now);
+        if upstream.ejected_until(now).is_some() || (ejected + 1) * 2 > listed {
+            return;
+        }
+        let duration = upstream.eject(now, &self.config);
+        metrics::counter!(telemetry::EJECTIONS).increment(1);
+        tracing::warn!(
+            target: PROXY_TARGET, upstream = %upstream.name, address = %upstream.address, ?duration,
+            "upstream failed too often and gets no requests for a while"
+        );
+    }
+
+    /// When the first of the upstreams that are left alone may get requests again, if time decides that.
+    fn next_usable(&self) -> Option<Instant> {
+        let snapshot = self.snapshot.load();
+        let listed = snapshot.upstreams.iter().filter(|state| state.is_listed());
+        let next = listed.filter_map(|state| state.usable_from(snapshot.closed)).min()?;
+        Some(self.clock.instant(next))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<SocketAddr>> {
+        // What is in it is replaced whole: a panic elsewhere leaves it right.
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Snapshot {
+    fn new(
+        mut seen: watch::Receiver<Upstreams>,
+        state: impl FnMut((usize, &Upstream)) -> Arc<UpstreamState>,
+    ) -> Self {
+        // Asked before reading: the last list may come, and its supplier leave, right after.
+        let closed = seen.has_changed().is_err();
+        let upstreams = seen.borrow_and_update().iter().enumerate().map(state).collect();
+        Self { upstreams, seen, closed }
+    }
+
+    fn is_current(&self) -> bool {
+        match self.seen.has_changed() {
+            Ok(changed) => !changed,
+            Err(_) => self.closed,
+        }
+    }
+
+    /// How many of the healthy upstreams are ejected, and how many healthy ones there are.
+    fn ejected(&self, now: Nanos) -> (usize, usize) {
+        let listed = self.upstreams.iter().filter(|state| state.is_listed());
+        listed.fold((0, 0), |(ejected, listed), state| {
+            (ejected + usize::from(state.ejected_until(now).is_some()), listed + 1)
+        })
+    }
+
+    /// When healthy ones have gone, more than half of the rest may be ejected: those come back whose time ends first.
+    fn restore_half(&self, now: Nanos) {
+        let (ejected, listed) = self.ejected(now);
+        let excess = ejected.saturating_sub(listed / 2);
+        if excess == 0 {
+            return;
+        }
+        let listed = self.upstreams.iter().filter(|state| state.is_listed());
+        let mut ejected: Vec<_> =
+            listed.filter_map(|state| state.ejected_until(now).map(|until| (until, state))).collect();
+        ejected.sort_by_key(|(until, _)| *until);
+        ejected.into_iter().take(excess).for_each(|(_, state)| state.restore(now));
+    }
+}
+
+/// What a balancer adds to the count of healthy upstreams.
+struct Counted(usize);
+
+impl Counted {
+    fn set(&mut self, healthy: usize) {
+        // Counts of upstreams are far below what a float holds exactly.
+        metrics::gauge!(telemetry::UPSTREAMS_HEALTHY).increment(healthy as f64 - self.0 as f64);
+        self.0 = healthy;
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.set(0);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn upstream(port: u16, healthy: bool) -> Upstream {
-        let mut upstream = Upstream::new(format!("app-{port}"), SocketAddr::from(([127, 0, 0, 1], port)));
-        upstream.healthy = healthy;
-        upstream
-    }
-
-    fn picks(balancer: &LoadBalancer, count: usize) -> Vec<u16> {
-        (0..count).filter_map(|_| balancer.pick(&[])).map(|upstream| upstream.address.port()).collect()
-    }
-
-    #[test]
-    fn healthy_upstreams_take_turns_and_sick_ones_get_nothing() {
-        let list = Upstreams::from_iter([upstream(1, true), upstream(2, false), upstream(3, true)]);
-        let balancer = LoadBalancer::new(list.into_watch());
-        assert_eq!(picks(&balancer, 4), [1, 3, 1, 3]);
-    }
-
-    #[test]
-    fn a_refusing_upstream_is_left_alone_until_it_passes_a_check() {
-        let (sender, receiver) = watch::channel(Upstreams::from_iter([upstream(1, true), upstream(2, true)]));
-        let balancer = LoadBalancer::new(receiver);
-        balancer.refused(&upstream(1, true));
-        assert_eq!(picks(&balancer, 3), [2, 2, 2]);
-        sender.send_modify(|list| list.get_mut(0).into_iter().for_each(|upstream| upstream.checks += 1));
-        assert!(picks(&balancer, 2).contains(&1));
-    }
-
-    #[test]
-    fn a_tried_upstream_is_picked_again_only_when_no_other_is_left() {
-        let list = Upstreams::from_iter([upstream(1, true), upstream(2, true)]);
-        let balancer = LoadBalancer::new(list.into_watch());
-        let tried = [upstream(1, true).address];
-        assert!((0..4).all(|_| balancer.pick(&tried).is_some_and(|upstream| upstream.address.port() == 2)));
-        let all = [upstream(1, true).address, upstream(2, true).address];
-        assert!(balancer.pick(&all).is_some());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_waiting_request_gets_the_upstream_that_becomes_healthy() {
-        let (sender, receiver) = watch::channel(Upstreams::from_iter([upstream(1, false)]));
-        let balancer = LoadBalancer::new(receiver);
-        let (picked, ()) = tokio::join!(balancer.pick_within(&[], Duration::from_secs(5)), async {
-            tokio::time::sleep(Duration::from_secs(4)).await;
-            sender.send_replace(Upstreams::from_iter([upstream(1, true)]));
-        });
-        assert_eq!(picked.map(|upstream| upstream.name).as_deref(), Some("app-1"));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn patience_ends_when_nothing_becomes_healthy() {
-        let (_sender, receiver) = watch::channel(Upstreams::from_iter([upstream(1, false)]));
-        let balancer = LoadBalancer::new(receiver);
-        assert_eq!(balancer.pick_within(&[], Duration::from_secs(5)).await, None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_unchecked_upstream_is_tried_again_a_second_after_it_refused() {
-        let balancer = LoadBalancer::new(Upstreams::from_iter([upstream(1, true)]).into_watch());
-        balancer.refused(&upstream(1, true));
-        assert_eq!(balancer.pick(&[]), None);
-        assert!(balancer.pick_within(&[], Duration::from_secs(5)).await.is_some());
-    }
-}
+mod tests;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub struct OverloadConfig {
     /// Whether an upstream's requests in flight are limited by measured latency; true by default.
     pub enabled: bool,
-    /// Requests in flight at an upstream that are always allowed; 4 by default.
+    /// Requests in flight at an upstream that are always allowed; 2 by default.
     pub min_in_flight: u32,
     /// Requests in flight at an upstream that are never exceeded; 1024 by default.
     pub max_in_flight: u32,
@@ -29,7 +29,7 @@ impl Default for OverloadConfig {
     fn default() -> Self {
         Self {
             enabled: true,
-            min_in_flight: 4,
+            min_in_flight: 2,
             max_in_flight: 1024,
             max_queue: 1024,
             queue_timeout: Duration::from_secs(1),

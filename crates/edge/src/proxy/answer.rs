@@ -16,6 +16,7 @@ pub(crate) enum Refusal {
     LongTarget,
     Expectation,
     Connect,
+    NoRoute,
     ClientSilent,
     BrokenBody,
     NoUpstream,
@@ -24,6 +25,7 @@ pub(crate) enum Refusal {
     UpstreamAmbiguous,
     UpstreamSilent,
     TooSlow,
+    Overloaded,
 }
 
 impl Refusal {
@@ -40,6 +42,7 @@ impl Refusal {
                 (S::EXPECTATION_FAILED, "expectation_failed", "only 100-continue can be expected")
             }
             Self::Connect => (S::METHOD_NOT_ALLOWED, "method_not_allowed", "CONNECT is not supported"),
+            Self::NoRoute => (S::NOT_FOUND, "not_found", "no service is configured for this host and path"),
             Self::ClientSilent => {
                 (S::REQUEST_TIMEOUT, "request_timeout", "the rest of the request did not arrive")
             }
@@ -62,6 +65,9 @@ impl Refusal {
             Self::TooSlow => {
                 (S::GATEWAY_TIMEOUT, "gateway_timeout", "the request took longer than is allowed")
             }
+            Self::Overloaded => {
+                (S::SERVICE_UNAVAILABLE, "overloaded", "the service has more requests than it can answer")
+            }
         }
     }
 
@@ -74,6 +80,7 @@ impl Refusal {
                 | Self::UpstreamFailed
                 | Self::UpstreamAmbiguous
                 | Self::UpstreamSilent
+                | Self::Overloaded
         )
     }
 
@@ -81,11 +88,13 @@ impl Refusal {
     fn closes(self) -> bool {
         !matches!(
             self,
-            Self::NoUpstream
+            Self::NoRoute
+                | Self::NoUpstream
                 | Self::NoConnection
                 | Self::UpstreamFailed
                 | Self::UpstreamAmbiguous
                 | Self::UpstreamSilent
+                | Self::Overloaded
         )
     }
 
@@ -98,7 +107,7 @@ impl Refusal {
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if matches!(self, Self::NoUpstream | Self::NoConnection) {
+        if matches!(self, Self::NoUpstream | Self::NoConnection | Self::Overloaded) {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         if self.closes() && !http2 {

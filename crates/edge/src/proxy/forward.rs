@@ -20,10 +20,12 @@ use tokio::time::{Instant, Sleep};
 use super::Shared;
 use super::answer::Refusal;
 use super::body::{Body, BoxError, RequestBody};
-use super::fetch::Fetch;
+use super::context::RequestContext;
 use super::headers;
-use crate::Upstream;
+use crate::Pick;
 use crate::local::is_local;
+use crate::overload::Priority;
+use crate::routes::ActiveGroup;
 use crate::telemetry::{self, PROXY_TARGET};
 
 type UpstreamClient = Client<HttpConnector, RequestBody>;
@@ -65,19 +67,19 @@ impl Forwarder {
     }
 }
 
-impl Fetch for Forwarder {
-    fn fetch(
+impl Forwarder {
+    /// Tries the upstreams of a group until one answers or a second try could do harm.
+    pub(super) async fn forward(
         &self,
         request: Request<RequestBody>,
-    ) -> impl Future<Output = Result<Response<Body>, Refusal>> + 'static {
-        let inner = Rc::clone(&self.0);
-        async move {
-            let (head, body) = request.into_parts();
-            let replayable = body.is_empty() && matches!(head.method, Method::GET | Method::HEAD);
-            let limit = inner.shared.config.answer_body_timeout;
-            let response = inner.send(&head, &body, replayable).await?;
-            Ok(response.map(|body| Body::Dyn(Box::pin(Patient { body, limit, patience: None }))))
-        }
+        group: &ActiveGroup,
+        _context: &Rc<RequestContext>,
+    ) -> Result<Response<Body>, Refusal> {
+        let (head, body) = request.into_parts();
+        let replayable = body.is_empty() && matches!(head.method, Method::GET | Method::HEAD);
+        let limit = self.0.shared.config.answer_body_timeout;
+        let response = self.0.send(&head, &body, group, replayable).await?;
+        Ok(response.map(|body| Body::Dyn(Box::pin(Patient { body, limit, patience: None }))))
     }
 }
 
@@ -121,29 +123,33 @@ impl Inner {
         &self,
         head: &request::Parts,
         body: &RequestBody,
+        group: &ActiveGroup,
         replayable: bool,
     ) -> Result<Response<Incoming>, Refusal> {
         let wait_until = Instant::now() + self.shared.config.upstream_wait;
         let mut tried: Vec<SocketAddr> = Vec::new();
         let mut died = false;
         loop {
-            let patience = wait_until.saturating_duration_since(Instant::now());
-            let upstream =
-                self.shared.balancer.pick_within(&tried, patience).await.ok_or(Refusal::NoUpstream)?;
+            let mut upstream = group.balancer.pick(None, &tried, wait_until, Priority::Normal).await?;
             if !tried.is_empty() {
                 metrics::counter!(telemetry::RETRIES).increment(1);
             }
             match self.attempt(head, body, &upstream).await {
-                Ok(response) => return Ok(response),
+                Ok(response) => {
+                    upstream.answered(response.status());
+                    return Ok(response);
+                }
                 Err(Failure::Unreachable(error)) if body.is_whole() => {
-                    self.shared.balancer.refused(&upstream);
+                    upstream.refused();
                     report(&upstream, &error, "upstream is unreachable");
                 }
                 Err(Failure::Died(error)) if replayable && !died => {
                     died = true;
+                    upstream.died();
                     report(&upstream, &error, "upstream died over a request, which is sent again");
                 }
                 Err(Failure::Unreachable(error) | Failure::Died(error)) => {
+                    upstream.died();
                     report(&upstream, &error, "upstream died over a request");
                     return Err(Refusal::UpstreamFailed);
                 }
@@ -153,7 +159,7 @@ impl Inner {
                 }
                 Err(Failure::Final(refusal)) => return Err(refusal),
             }
-            tried.push(upstream.address);
+            tried.push(upstream.address());
         }
     }
 
@@ -161,12 +167,12 @@ impl Inner {
         &self,
         head: &request::Parts,
         body: &RequestBody,
-        upstream: &Upstream,
+        upstream: &Pick,
     ) -> Result<Response<Incoming>, Failure> {
         let mut request = Request::new(body.clone());
         *request.method_mut() = head.method.clone();
         *request.uri_mut() =
-            target(&head.uri, upstream.address).ok_or(Failure::Final(Refusal::InvalidTarget))?;
+            target(&head.uri, upstream.address()).ok_or(Failure::Final(Refusal::InvalidTarget))?;
         *request.headers_mut() = head.headers.clone();
         let response = self.head_of(request, body).await?;
         // Nobody asked to switch protocols.
@@ -222,13 +228,13 @@ fn failure(error: hyper_util::client::legacy::Error) -> Failure {
     Failure::Died(error)
 }
 
-fn report(upstream: &Upstream, error: &hyper_util::client::legacy::Error, what: &'static str) {
+fn report(upstream: &Pick, error: &hyper_util::client::legacy::Error, what: &'static str) {
     // The outermost error says only that something failed.
     let mut cause: &dyn StdError = error;
     while let Some(source) = cause.source() {
         cause = source;
     }
-    tracing::warn!(target: PROXY_TARGET, upstream = upstream.name, address = %upstream.address, %cause, "{what}");
+    tracing::warn!(target: PROXY_TARGET, upstream = upstream.name(), address = %upstream.address(), %cause, "{what}");
 }
 
 /// The same path at the upstream's address.

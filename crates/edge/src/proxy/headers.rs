@@ -75,6 +75,14 @@ fn check_target(head: &request::Parts, host: Option<&HeaderValue>) -> Result<(),
     if path.starts_with('/') || asterisk { Ok(()) } else { Err(Refusal::InvalidTarget) }
 }
 
+/// Whom a request that was checked is for; empty where it does not say.
+pub(super) fn host(head: &request::Parts) -> &str {
+    match head.headers.get(HOST) {
+        Some(host) => host.to_str().unwrap_or_default(),
+        None => head.uri.authority().map_or("", |authority| authority.as_str()),
+    }
+}
+
 /// A name or an address, and perhaps a port. Names that no resolver knows are no loss.
 fn is_host(text: &[u8]) -> bool {
     let is_port = |port: &[u8]| port.len() <= 5 && port.iter().all(u8::is_ascii_digit);

@@ -18,6 +18,7 @@ mod tunnel;
 pub(crate) mod worker;
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
 
@@ -28,8 +29,9 @@ use tokio_util::sync::CancellationToken;
 pub use config::{ProxyConfig, TlsConfig, TrustConfig};
 pub use listen::listen;
 
+use crate::routes::Groups;
 use crate::telemetry;
-use crate::{Error, LoadBalancer, Upstreams};
+use crate::{Error, Group, Upstreams};
 use listen::Ends;
 use tls::Tls;
 
@@ -48,14 +50,13 @@ use tls::Tls;
 #[derive(Clone)]
 pub struct Proxy {
     shared: Arc<Shared>,
-    upstreams: watch::Receiver<Upstreams>,
     succeeded: bool,
 }
 
 /// What all threads of a proxy share.
 pub(crate) struct Shared {
     pub(crate) config: ProxyConfig,
-    pub(crate) balancer: LoadBalancer,
+    pub(crate) groups: Groups,
     tls: Option<Tls>,
     // Room for connections of clients.
     places: Arc<Semaphore>,
@@ -63,20 +64,38 @@ pub(crate) struct Shared {
 }
 
 impl Proxy {
-    /// Makes a proxy; [`serve`](Self::serve) puts it to work. Clones share all that they know of their upstreams.
+    /// Makes a proxy for one group of upstreams, balanced as the configuration says; [`serve`](Self::serve) puts it to
+    /// work. Clones share all that they know of their upstreams.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`], with the key that is wrong.
     pub fn new(config: ProxyConfig, upstreams: watch::Receiver<Upstreams>) -> Result<Self, Error> {
+        let mut group = Group::new("default", upstreams);
+        group.balance = config.balance.clone();
+        Self::with_groups(config, vec![group])
+    }
+
+    /// Makes a proxy for several groups, each balanced as it says itself. A request that no route of theirs fits is
+    /// answered with 404.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and when two groups have the same name or the same route, or a route is none.
+    pub fn with_groups(config: ProxyConfig, groups: Vec<Group>) -> Result<Self, Error> {
         config.check()?;
         let shared = Shared {
-            balancer: LoadBalancer::new(upstreams.clone()),
+            groups: Groups::new(groups)?,
             tls: Tls::new(&config.tls)?,
             places: Arc::new(Semaphore::new(config.max_connections.min(Semaphore::MAX_PERMITS))),
             active: metrics::gauge!(telemetry::ACTIVE_REQUESTS),
             config,
         };
-        Ok(Self { shared: Arc::new(shared), upstreams, succeeded: false })
+        Ok(Self { shared: Arc::new(shared), succeeded: false })
+    }
+
+    /// Addresses of upstreams that [drain](crate::Upstream::draining) and have no request in flight any more: they may
+    /// be ended.
+    pub fn released(&self) -> watch::Receiver<Vec<SocketAddr>> {
+        self.shared.groups.released()
     }
 
     /// Leaves the listeners to a successor: another process that has inherited them and goes on to accept. Connections
@@ -126,8 +145,9 @@ impl Proxy {
         };
         tokio::select! {
             ended = ended => ended,
+            // Neither of these ends.
             () = self.keep_fresh() => Ok(()),
-            never = self.count_healthy() => match never {},
+            () = self.shared.groups.follow() => Ok(()),
         }
     }
 
@@ -160,18 +180,6 @@ impl Proxy {
         match &self.shared.tls {
             Some(tls) => tls.keep_fresh().await,
             None => std::future::pending().await,
-        }
-    }
-
-    async fn count_healthy(&self) -> std::convert::Infallible {
-        let mut upstreams = self.upstreams.clone();
-        let healthy = metrics::gauge!(telemetry::UPSTREAMS_HEALTHY);
-        loop {
-            // A count of upstreams is far below what a float holds exactly.
-            healthy.set(upstreams.borrow_and_update().healthy() as f64);
-            if upstreams.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
         }
     }
 }

@@ -21,6 +21,7 @@ use super::fetch::Fetch;
 use super::forward::Forwarder;
 use super::sweep::Deadline;
 use super::{ProxyConfig, Shared, headers};
+use crate::routes::ActiveGroup;
 use crate::telemetry::{self, PROXY_TARGET};
 
 /// What the connections of one thread share.
@@ -137,7 +138,9 @@ impl Worker {
         }
         let (head, body) = request.into_parts();
         headers::check_request(&head)?;
-        let fetch = Onward { forwarder: self.forwarder.clone(), context: Rc::clone(context) };
+        let group = self.shared.groups.find(headers::host(&head), head.uri.path()).ok_or(Refusal::NoRoute)?;
+        let (forwarder, group, context) = (self.forwarder.clone(), Arc::clone(group), Rc::clone(context));
+        let fetch = Onward { forwarder, group, context };
         fetch.fetch(Request::from_parts(head, RequestBody::new(body))).await
     }
 }
@@ -146,6 +149,7 @@ impl Worker {
 #[derive(Clone)]
 struct Onward {
     forwarder: Forwarder,
+    group: Arc<ActiveGroup>,
     context: Rc<RequestContext>,
 }
 
@@ -158,7 +162,8 @@ impl Fetch for Onward {
         async move {
             let (mut head, body) = request.into_parts();
             headers::to_upstream(&mut head, &this.context);
-            let mut response = this.forwarder.fetch(Request::from_parts(head, body)).await?;
+            let mut response =
+                this.forwarder.forward(Request::from_parts(head, body), &this.group, &this.context).await?;
             headers::to_client(&mut response);
             Ok(response)
         }

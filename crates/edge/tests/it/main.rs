@@ -4,12 +4,15 @@
 mod balanced;
 mod child;
 mod clients;
+mod corpus;
 mod documented;
 mod drain;
 mod headers;
 mod instances;
 mod reload;
+mod oracle;
 mod retries;
+mod rig;
 mod starved;
 mod strict;
 mod supervised;

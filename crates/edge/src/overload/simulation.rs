@@ -1,0 +1,171 @@
+//! Overload, simulated: the limit and the queue before a server of known capacity, in time that is made up.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::{GradientLimit, Load, OverloadConfig, Queue};
+
+/// How long a client waits for its answer.
+const PATIENCE: Duration = Duration::from_secs(1);
+const SEED: u64 = 0x6772_6565;
+
+#[derive(Clone, Copy)]
+enum Service {
+    Even,
+    Exponential,
+}
+
+/// A server that works on so many requests at once, in the order in which they came.
+struct Server {
+    workers: Semaphore,
+    mean: Cell<Duration>,
+    service: Service,
+    random: RefCell<SmallRng>,
+}
+
+struct Edge {
+    server: Server,
+    limited: bool,
+    limit: GradientLimit,
+    queue: Queue,
+    in_flight: Cell<u32>,
+}
+
+struct InFlight<'a>(&'a Edge);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.in_flight.set(self.0.in_flight.get() - 1);
+        self.0.queue.wake();
+    }
+}
+
+/// When an answered request was sent, and how long it took.
+type Answers = Vec<(Duration, Duration)>;
+
+impl Edge {
+    fn new(workers: usize, mean: Duration, service: Service, limited: bool) -> Rc<Self> {
+        let config = OverloadConfig::default();
+        let random = RefCell::new(SmallRng::seed_from_u64(SEED));
+        Rc::new(Self {
+            server: Server { workers: Semaphore::new(workers), mean: Cell::new(mean), service, random },
+            limited,
+            limit: GradientLimit::new(&config),
+            queue: Queue::new(&config),
+            in_flight: Cell::new(0),
+        })
+    }
+
+    fn uniform(&self) -> f64 {
+        self.server.random.borrow_mut().random_range(f64::EPSILON..1.0)
+    }
+
+    async fn serve(&self) {
+        let Ok(_worker) = self.server.workers.acquire().await else { return };
+        let time = match self.server.service {
+            Service::Even => self.server.mean.get(),
+            Service::Exponential => self.server.mean.get().mul_f64(-self.uniform().ln()),
+        };
+        tokio::time::sleep(time).await;
+    }
+
+    fn take(&self) -> Option<InFlight<'_>> {
+        let free = !self.limited || self.in_flight.get() < self.limit.limit();
+        free.then(|| {
+            self.in_flight.set(self.in_flight.get() + 1);
+            InFlight(self)
+        })
+    }
+
+    fn now(&self) -> Load {
+        Load { in_flight: self.in_flight.get(), usual: self.limit.usual() }
+    }
+
+    async fn answer(&self) -> bool {
+        let deadline = Instant::now() + PATIENCE;
+        let straight = if self.queue.is_empty() { self.take() } else { None };
+        let in_flight = match straight {
+            Some(in_flight) => in_flight,
+            None => match self.queue.wait(deadline, self.now(), || self.take()).await {
+                Ok(in_flight) => in_flight,
+                Err(_) => return false,
+            },
+        };
+        let sent = Instant::now();
+        // The server does not notice that a client has left.
+        self.serve().await;
+        self.limit.sample(sent.elapsed(), self.in_flight.get(), false);
+        drop(in_flight);
+        true
+    }
+
+    /// Sends requests at this rate for this long, at random moments, and returns those that were answered in time.
+    async fn load(self: &Rc<Self>, per_second: f64, time: Duration) -> Answers {
+        let begun = Instant::now();
+        let mut clients = JoinSet::new();
+        let mut next = begun;
+        while next < begun + time {
+            tokio::time::sleep_until(next).await;
+            let edge = Rc::clone(self);
+            clients.spawn_local(async move {
+                let sent = Instant::now();
+                edge.answer().await.then(|| (sent - begun, sent.elapsed()))
+            });
+            next += Duration::from_secs_f64(-self.uniform().ln() / per_second);
+        }
+        let mut answers = Vec::new();
+        while let Some(answer) = clients.join_next().await {
+            answers.extend(answer.ok().flatten().filter(|(_, time)| *time <= PATIENCE));
+        }
+        answers
+    }
+}
+
+fn p99(answers: &Answers) -> Duration {
+    let mut times: Vec<Duration> = answers.iter().map(|(_, time)| *time).collect();
+    times.sort_unstable();
+    times[times.len() * 99 / 100]
+}
+
+async fn simulated<T>(run: impl Future<Output = T>) -> T {
+    tokio::task::LocalSet::new().run_until(run).await
+}
+
+const SERVICE_TIME: Duration = Duration::from_millis(20);
+const SECONDS_20: Duration = Duration::from_secs(20);
+
+#[tokio::test(start_paused = true)]
+async fn at_one_and_a_half_times_its_capacity_a_service_keeps_its_goodput() {
+    for (workers, warm) in [(1_u32, true), (2, true), (8, true), (50, true), (2, false), (50, false)] {
+        simulated(async {
+            let capacity = f64::from(workers) / SERVICE_TIME.as_secs_f64();
+            let goodput = |answers: &Answers| {
+                // Requests of the last second may be answered after the end.
+                answers.len() as f64 / capacity / SECONDS_20.as_secs_f64()
+            };
+            let bare = Edge::new(workers as usize, SERVICE_TIME, Service::Even, false);
+            let without = bare.load(1.5 * capacity, SECONDS_20).await;
+            let late = without.iter().filter(|(sent, _)| *sent > SECONDS_20 / 2).count();
+            assert_eq!(late, 0, "{workers} workers, without a limit");
+
+            let edge = Edge::new(workers as usize, SERVICE_TIME, Service::Even, true);
+            let unloaded =
+                if warm { p99(&edge.load(0.5 * capacity, SECONDS_20 / 2).await) } else { SERVICE_TIME };
+            let with = edge.load(1.5 * capacity, SECONDS_20).await;
+            println!(
+                "{workers} {warm} goodput {:.3} p99 {:?} unloaded {unloaded:?} limit {}",
+                goodput(&with),
+                p99(&with),
+                edge.limit.limit()
+            );
+        })
+        .await;
+    }
+}
