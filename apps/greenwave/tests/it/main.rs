@@ -4,9 +4,12 @@
 mod advise;
 mod any_command;
 mod client;
+mod control;
 mod dashboard;
 mod errors;
+mod keep_alive;
 mod killed;
 mod program;
+mod reload;
 mod shop;
 mod truth;
