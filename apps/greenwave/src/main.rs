@@ -93,8 +93,8 @@ fn run(arguments: Arguments) -> Result<()> {
             block_on(up::run(up::Settings::new(options, arguments.config, arguments.socket)))
         }
         Command::Client(command) => {
-            let config = config::load(config)?;
-            block_on(client::run(command, arguments.socket.as_deref(), &config))
+            let data_dir = config::data_dir(config);
+            block_on(client::run(command, arguments.socket.as_deref(), &data_dir))
         }
         Command::Check(options) => {
             let settings = up::Settings::new(options, arguments.config, None);

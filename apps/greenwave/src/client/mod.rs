@@ -15,15 +15,14 @@ use tokio::net::{
 };
 
 use crate::{
-    config::Config,
     control::{Call, Place, Reader, Reply, Request, VERSION, connect, send},
 };
 pub(crate) use command::ClientCommand;
 
-/// Runs one of these commands, at the socket given or where that of this config is.
-pub(crate) async fn run(command: ClientCommand, socket: Option<&Path>, config: &Config) -> Result<()> {
+/// Runs one of these commands, at the socket given or that of this data directory.
+pub(crate) async fn run(command: ClientCommand, socket: Option<&Path>, data_dir: &Path) -> Result<()> {
     let request = command.request()?;
-    let place = Place::new(socket, &config.data_dir)?;
+    let place = Place::new(socket, data_dir)?;
     let mut talk = open(&place, request).await?;
     while let Some(reply) = talk.next().await? {
         command.show(reply)?;

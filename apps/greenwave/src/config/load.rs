@@ -15,14 +15,29 @@ const PREFIX: &str = "GREENWAVE_";
 const RESERVED: [&str; 4] =
     ["GREENWAVE_CONFIG", "GREENWAVE_SOCKET", "GREENWAVE_MONITOR_SOCKET", "GREENWAVE_TEST_"];
 
+/// The data directory alone, from the same places. A config that is wrong elsewhere is no reason not to find what runs.
+pub(crate) fn data_dir(file: Option<&Path>) -> PathBuf {
+    let set = || {
+        let text = fs::read_to_string(file_for(file)).ok()?;
+        Some(PathBuf::from(text.parse::<Table>().ok()?.get("data_dir")?.as_str()?))
+    };
+    let variable = env::var_os("GREENWAVE_DATA_DIR").map(PathBuf::from);
+    variable.or_else(set).unwrap_or_else(|| Config::default().data_dir)
+}
+
+fn file_for(given: Option<&Path>) -> PathBuf {
+    let named = given.map(PathBuf::from).or_else(|| env::var_os("GREENWAVE_CONFIG").map(PathBuf::from));
+    named.unwrap_or_else(|| FILE.into())
+}
+
 /// Reads the file (the one given, else `GREENWAVE_CONFIG`, else `greenwave.toml` here if there is one), then the
 /// environment.
 pub(crate) fn load(file: Option<&Path>) -> Result<Config> {
-    let named = file.map(PathBuf::from).or_else(|| env::var_os("GREENWAVE_CONFIG").map(PathBuf::from));
-    let path = named.clone().unwrap_or_else(|| FILE.into());
+    let path = file_for(file);
+    let is_named = file.is_some() || env::var_os("GREENWAVE_CONFIG").is_some();
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound && named.is_none() => String::new(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !is_named => String::new(),
         Err(error) => {
             bail!("{}: {error}; check the path given by --config or GREENWAVE_CONFIG", path.display())
         }

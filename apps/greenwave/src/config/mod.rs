@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use app::{App, Instances, Port};
-pub(crate) use load::load;
+pub(crate) use load::{data_dir, load};
 pub(crate) use reference::reference;
 use routes::{Route, UpstreamGroup};
 

@@ -177,6 +177,7 @@ mod tests {
     #[tokio::test]
     async fn a_dead_processs_socket_is_replaced_and_a_living_ones_is_not() {
         let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o700)).unwrap();
         let path = folder.path().join("s");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         let first = Listener::bind(&Place::Derived(path.clone())).await.unwrap();

@@ -19,6 +19,7 @@ use tracing::{error, info, warn};
 use super::{
     edge_process::{EdgeProcess, Phase, World},
     listeners::Listeners,
+    plan::Plan,
 };
 use crate::{
     config::Config,
@@ -41,6 +42,20 @@ const TIDY: Duration = Duration::from_secs(1);
 /// Told of addresses at which no edge has a request in flight any more.
 pub(super) type Release = Box<dyn Fn(SocketAddr) + Send + Sync>;
 
+/// What an edge serves.
+#[derive(Clone)]
+pub(super) struct Served {
+    pub config: Config,
+    /// The apps that take requests.
+    pub targets: Vec<String>,
+}
+
+impl Served {
+    pub(super) fn new(config: Config, plan: &Plan) -> Served {
+        Served { config, targets: plan.targets().into_iter().map(String::from).collect() }
+    }
+}
+
 /// Owns the sockets, and the processes that serve on them; dropping it kills these.
 pub(super) struct Edges {
     inner: Arc<Inner>,
@@ -61,7 +76,7 @@ struct Inner {
 }
 
 struct State {
-    config: Config,
+    served: Served,
     // `None` once it stops: nobody is let in any more.
     listeners: Option<Listeners>,
     current: Option<Arc<EdgeProcess>>,
@@ -71,13 +86,13 @@ struct State {
 impl Edges {
     /// Starts the first; [`Edges::ready`] waits for it.
     pub(super) fn start(
-        config: Config,
+        served: Served,
         listeners: Listeners,
         world: World,
         (folder, control): (PathBuf, PathBuf),
         release: Release,
     ) -> Result<Edges> {
-        let state = State { config, listeners: Some(listeners), current: None, draining: Vec::new() };
+        let state = State { served, listeners: Some(listeners), current: None, draining: Vec::new() };
         let inner = Arc::new(Inner {
             world,
             folder,
@@ -105,19 +120,19 @@ impl Edges {
 
     /// Starts a new edge from the program on disk, with this config, and then lets the old one finish. When the new one
     /// does not serve, the old one goes on as before.
-    pub(super) async fn replace(&self, config: Config) -> Result<()> {
+    pub(super) async fn replace(&self, served: Served) -> Result<()> {
         let inner = &self.inner;
         let _changing = inner.changing.lock().await;
         let Some(old) = inner.current() else { bail!("the edge has stopped") };
         let opened = match &inner.state().listeners {
-            Some(listeners) => listeners.moved(&config)?,
+            Some(listeners) => listeners.moved(&served.config)?,
             None => bail!("the edge is stopping"),
         };
         let import = inner.export(&old).await;
-        let (old_config, old_listeners) = {
+        let (old_served, old_listeners) = {
             let mut state = inner.state();
-            let old_config = std::mem::replace(&mut state.config, config);
-            (old_config, opened.map(|opened| state.listeners.replace(opened)))
+            let old_served = std::mem::replace(&mut state.served, served);
+            (old_served, opened.map(|opened| state.listeners.replace(opened)))
         };
         let started = match inner.spawn(import.clone()) {
             Ok(new) => new.ready(READY).await.map(|()| new),
@@ -134,7 +149,7 @@ impl Edges {
             Ok(new) => inner.succeed(&old, new),
             Err(error) => {
                 let mut state = inner.state();
-                state.config = old_config;
+                state.served = old_served;
                 if let Some(listeners) = old_listeners {
                     state.listeners = listeners;
                 }
@@ -169,7 +184,7 @@ impl Edges {
             state.listeners = None;
             let draining = std::mem::take(&mut state.draining).into_iter().map(|(edge, _)| edge);
             let all: Vec<_> = state.current.take().into_iter().chain(draining).collect();
-            (all, state.config.edge.proxy.drain_timeout + OVERTIME)
+            (all, state.served.config.edge.proxy.drain_timeout + OVERTIME)
         };
         let ended = async {
             for edge in &all {
@@ -224,10 +239,12 @@ impl Inner {
     fn spawn(&self, import: Option<PathBuf>) -> Result<EdgeProcess> {
         let state = self.state();
         let Some(listeners) = &state.listeners else { bail!("the edge is stopping") };
+        let upstreams = self.world.upstreams.borrow().clone();
+        let known = |name: &String| Some((name.clone(), upstreams.get(name)?.clone()));
         let start = Start {
             version: VERSION,
-            config: state.config.clone(),
-            upstreams: self.world.upstreams.borrow().clone(),
+            config: state.served.config.clone(),
+            upstreams: state.served.targets.iter().filter_map(known).collect(),
             sockets: self.folder.clone(),
             control: self.control.clone(),
             import,
@@ -238,7 +255,7 @@ impl Inner {
     /// Puts a new edge in the place of the old, which then has until its drain timeout.
     fn succeed(&self, old: &Arc<EdgeProcess>, new: EdgeProcess) {
         let mut state = self.state();
-        let patience = state.config.edge.proxy.drain_timeout + OVERTIME;
+        let patience = state.served.config.edge.proxy.drain_timeout + OVERTIME;
         state.current = Some(Arc::new(new));
         state.draining.push((Arc::clone(old), Instant::now() + patience));
     }

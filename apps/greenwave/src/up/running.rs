@@ -11,7 +11,7 @@ use super::{
     apps::Apps,
     arguments::Settings,
     edge_process::World,
-    edges::Edges,
+    edges::{Edges, Served},
     listeners::Listeners,
     plan::{Plan, PlannedApp, prepare_shop},
 };
@@ -49,7 +49,7 @@ impl Running {
         let (of_apps, releasing) = (Arc::clone(&apps), Arc::clone(&apps));
         let world = World { upstreams: apps.upstreams(), instances: Arc::new(move || of_apps.instances()) };
         let release = Box::new(move |address| releasing.released(address));
-        let edges = Edges::start(config, listeners, world, (folder.into(), control.into()), release)?;
+        let edges = Edges::start(Served::new(config, plan), listeners, world, (folder.into(), control.into()), release)?;
         let (stop, stopped) = (CancellationToken::new(), CancellationToken::new());
         Ok(Running { settings, apps, edges, reloading: Mutex::default(), stop, stopped })
     }
@@ -74,7 +74,7 @@ impl Running {
         let config = self.settings.load()?;
         let plan = Plan::new(&config)?;
         if edge {
-            return self.edges.replace(config).await;
+            return self.edges.replace(Served::new(config, &plan)).await;
         }
         let Some(name) = app else { return self.reload_all(config, &plan).await };
         match plan.apps.iter().find(|app| app.name() == name) {
@@ -93,7 +93,7 @@ impl Running {
             plan.apps.iter().partition(|app| before.iter().any(|name| name == app.name()));
         // The new edge is told of new apps; the old one would have nobody to send their requests to.
         self.apps.start(new.iter().copied())?;
-        if let Err(error) = self.edges.replace(config).await {
+        if let Err(error) = self.edges.replace(Served::new(config, plan)).await {
             self.apps.keep_only(&before).await;
             return Err(error);
         }
