@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use crate::load_balancer::Released;
 use crate::load_balancer::sticky::Sticky;
 use crate::retry_budget::RetryBudget;
-use crate::{BalanceConfig, Error, LoadBalancer, Upstreams};
+use crate::{BalanceConfig, Error, LoadBalancer, OverloadConfig, Upstreams};
 
 /// Upstreams that answer alike, and which requests are theirs.
 ///
@@ -86,7 +86,7 @@ enum Host {
 }
 
 impl Groups {
-    pub(crate) fn new(groups: Vec<Group>) -> Result<Self, Error> {
+    pub(crate) fn new(groups: Vec<Group>, overload: &OverloadConfig) -> Result<Self, Error> {
         let released = Released::default();
         let mut all: Vec<Arc<ActiveGroup>> = Vec::new();
         let mut routes: Vec<(Host, String, Arc<ActiveGroup>)> = Vec::new();
@@ -101,7 +101,12 @@ impl Groups {
                 name: group.name,
                 sticky: Sticky::new(&group.balance.sticky)?,
                 retries: RetryBudget::new(&group.balance),
-                balancer: LoadBalancer::releasing(group.balance, group.upstreams, Arc::clone(&released)),
+                balancer: LoadBalancer::limited(
+                    group.balance,
+                    overload.clone(),
+                    group.upstreams,
+                    Arc::clone(&released),
+                ),
             });
             for route in group.routes {
                 let (host, path) = parse(&route)?;
@@ -228,6 +233,10 @@ mod tests {
         group
     }
 
+    fn all(groups: Vec<Group>) -> Result<Groups, Error> {
+        Groups::new(groups, &OverloadConfig::default())
+    }
+
     fn check(groups: &Groups, host: &str, path: &str, expected: &str) {
         let found = groups.find(host, path).map_or("none", |group| &group.name);
         assert_eq!(found, expected, "{host}{path}");
@@ -235,14 +244,14 @@ mod tests {
 
     #[test]
     fn one_group_without_routes_answers_everything() {
-        let groups = Groups::new(vec![group("all", &[])]).unwrap();
+        let groups = all(vec![group("all", &[])]).unwrap();
         check(&groups, "example.com", "/", "all");
         check(&groups, "", "*", "all");
     }
 
     #[test]
     fn the_most_specific_host_and_then_the_longest_path_counts() {
-        let groups = Groups::new(vec![
+        let groups = all(vec![
             group("any", &[]),
             group("below", &[("*.example.com", "")]),
             group("deep", &[("*.eu.example.com", ""), ("*.example.com", "/deep")]),
@@ -270,14 +279,14 @@ mod tests {
 
     #[test]
     fn without_a_fitting_route_there_is_no_group() {
-        let groups = Groups::new(vec![group("api", &[("[::1]", "/api")])]).unwrap();
+        let groups = all(vec![group("api", &[("[::1]", "/api")])]).unwrap();
         check(&groups, "[::1]:80", "/api", "api");
         check(&groups, "[::1]", "/", "none");
         check(&groups, "[::2]", "/api", "none");
     }
 
     fn refused(groups: Vec<Group>, expected: Expect) {
-        expected.assert_eq(&Groups::new(groups).unwrap_err().to_string());
+        expected.assert_eq(&all(groups).unwrap_err().to_string());
     }
 
     #[test]
@@ -309,7 +318,7 @@ mod tests {
             ("", "/api/*"),
             ("", "/api?x=1"),
         ] {
-            assert!(Groups::new(vec![group("a", &[(host, path)])]).is_err(), "{host}{path}");
+            assert!(all(vec![group("a", &[(host, path)])]).is_err(), "{host}{path}");
         }
         refused(
             vec![group("a", &[("", "api")])],

@@ -32,7 +32,19 @@ impl Turn {
 pub(super) struct Choice<'a> {
     pub(super) snapshot: &'a Snapshot,
     pub(super) config: &'a BalanceConfig,
+    pub(super) turn: &'a Turn,
     pub(super) now: Nanos,
+    /// Whether upstreams that have as many requests as they can take are left out.
+    pub(super) limited: bool,
+}
+
+/// Why there is no upstream for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lack {
+    /// None is usable.
+    Nobody,
+    /// All that are usable have as many requests as they can take.
+    Room,
 }
 
 impl<'a> Choice<'a> {
@@ -41,39 +53,36 @@ impl<'a> Choice<'a> {
         &self,
         stickiness: Option<u64>,
         tried: &[SocketAddr],
-        turn: &Turn,
-    ) -> Option<&'a Arc<UpstreamState>> {
-        let fresh = |state: &UpstreamState| !tried.contains(&state.address);
-        let best = self.best(stickiness, turn, fresh);
-        if best.is_some() || tried.is_empty() { best } else { self.best(stickiness, turn, |_| true) }
+    ) -> Result<&'a Arc<UpstreamState>, Lack> {
+        match self.best(stickiness, |state| !tried.contains(&state.address)) {
+            Err(Lack::Nobody) if !tried.is_empty() => self.best(stickiness, |_| true),
+            found => found,
+        }
     }
 
     fn best(
         &self,
         stickiness: Option<u64>,
-        turn: &Turn,
         allowed: impl Fn(&UpstreamState) -> bool,
-    ) -> Option<&'a Arc<UpstreamState>> {
+    ) -> Result<&'a Arc<UpstreamState>, Lack> {
         let usable =
             |state: &UpstreamState| allowed(state) && state.is_usable(self.now, self.snapshot.closed);
-        if let Some(key) = stickiness
-            && let Some(home) = self.home(key, &usable)
-        {
-            return Some(home);
-        }
-        match self.config.strategy {
-            Strategy::RoundRobin => self.in_turn(turn.next(), &usable),
+        let free = |state: &UpstreamState| usable(state) && (!self.limited || state.has_room());
+        let home = stickiness.and_then(|key| self.home(key, free));
+        home.or_else(|| match self.config.strategy {
+            Strategy::RoundRobin => self.in_turn(free),
             Strategy::LeastLatency => {
                 let cost = |state: &UpstreamState| state.cost(self.now, self.config);
                 let random = rand::random();
-                if self.snapshot.upstreams.len() > MAX_SCANNED
-                    && let Some(better) = self.better_of_two(random, &usable, cost)
-                {
-                    return Some(better);
-                }
-                self.least(random, &usable, cost)
+                let many = self.snapshot.upstreams.len() > MAX_SCANNED;
+                let better = if many { self.better_of_two(random, free, cost) } else { None };
+                better.or_else(|| self.least(random, free, cost))
             }
-        }
+        })
+        .ok_or_else(|| {
+            let full = self.limited && self.snapshot.upstreams.iter().any(|state| usable(state));
+            if full { Lack::Room } else { Lack::Nobody }
+        })
     }
 
     /// Looks at all, from a random one on, so that equals take turns.
@@ -123,15 +132,11 @@ impl<'a> Choice<'a> {
     }
 
     /// One after the other, each as often in a round as its weight says.
-    fn in_turn(
-        &self,
-        turn: usize,
-        usable: impl Fn(&UpstreamState) -> bool,
-    ) -> Option<&'a Arc<UpstreamState>> {
+    pub(super) fn in_turn(&self, usable: impl Fn(&UpstreamState) -> bool) -> Option<&'a Arc<UpstreamState>> {
         let usable = || self.snapshot.upstreams.iter().filter(|state| usable(state));
         let share = |state: &UpstreamState| f64::from(state.share(self.now, self.config.slow_start));
         let total: f64 = usable().map(|state| share(state)).sum();
-        let mut left = turn as f64 % total;
+        let mut left = self.turn.next() as f64 % total;
         let ours = usable().find(|state| {
             left -= share(state);
             left < 0.0

@@ -41,6 +41,12 @@ impl PeakEwma {
         value * weight(stamp, now, decay)
     }
 
+    /// Seconds since it was last updated.
+    pub(super) fn age(&self, now: Nanos) -> f32 {
+        let (_, stamp) = unpack(self.0.load(Ordering::Relaxed));
+        passed(stamp, now) as f32 / STAMPS_PER_SECOND
+    }
+
     fn update(&self, now: Nanos, decay: Duration, next: impl Fn(f32, f32) -> f32) {
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |packed| {
             let (value, stamp) = unpack(packed);
@@ -56,10 +62,15 @@ fn unpack(packed: u64) -> (f32, u32) {
 
 /// What is left of an old value.
 fn weight(stamp: u32, now: Nanos, decay: Duration) -> f32 {
+    match passed(stamp, now) {
+        0 => 1.0,
+        passed => (-(passed as f32) / (STAMPS_PER_SECOND * decay.as_secs_f32())).exp(),
+    }
+}
+
+/// Units since the stamp.
+fn passed(stamp: u32, now: Nanos) -> u32 {
     let passed = ((now >> STAMP_SHIFT) as u32).wrapping_sub(stamp);
     // Another core may be ahead by a moment.
-    if passed == 0 || passed > u32::MAX - (1 << 16) {
-        return 1.0;
-    }
-    (-(passed as f32) / (STAMPS_PER_SECOND * decay.as_secs_f32())).exp()
+    if passed > u32::MAX - (1 << 16) { 0 } else { passed }
 }

@@ -17,11 +17,11 @@ use tokio::time::{Instant, timeout_at};
 pub use config::{BalanceConfig, Strategy};
 pub use pick::Pick;
 
-use crate::overload::Priority;
+use crate::overload::{Load, OverloadConfig, Priority, Queue};
 use crate::proxy::answer::Refusal;
 use crate::telemetry::{self, PROXY_TARGET};
 use crate::{Upstream, Upstreams};
-use choose::Choice;
+use choose::{Choice, Lack, Turn};
 use latency::Nanos;
 use state::{Clock, UpstreamState};
 
@@ -66,7 +66,9 @@ struct Inner {
     config: BalanceConfig,
     clock: Clock,
     snapshot: ArcSwap<Snapshot>,
-    turn: choose::Turn,
+    turn: Turn,
+    // Where requests wait for room, if that is limited.
+    queue: Option<(OverloadConfig, Arc<Queue>)>,
     released: Released,
     // Held to change the snapshot, to eject and to release; in it, what was released.
     changing: Mutex<Vec<SocketAddr>>,
@@ -83,30 +85,32 @@ struct Snapshot {
 }
 
 impl LoadBalancer {
-    /// Balances over what the channel holds at each pick.
+    /// Balances over what the channel holds at each pick, without limits to what an upstream has in flight.
     pub fn new(config: BalanceConfig, upstreams: watch::Receiver<Upstreams>) -> Self {
-        Self::releasing(config, upstreams, Released::default())
+        let unlimited = OverloadConfig { enabled: false, ..OverloadConfig::default() };
+        Self::limited(config, unlimited, upstreams, Released::default())
     }
 
-    /// As [`new`](Self::new), and tells which draining upstreams are idle.
-    pub(crate) fn releasing(
+    /// As [`new`](Self::new), with these limits, and tells which draining upstreams are idle.
+    pub(crate) fn limited(
         config: BalanceConfig,
+        overload: OverloadConfig,
         upstreams: watch::Receiver<Upstreams>,
         released: Released,
     ) -> Self {
-        let clock = Clock::start();
         let inner = Arc::new_cyclic(|this| Inner {
-            config,
-            clock,
             this: Weak::clone(this),
-            snapshot: ArcSwap::from_pointee(Snapshot::new(upstreams, |(_, upstream)| {
-                Arc::new(UpstreamState::new(upstream, clock, Weak::clone(this)))
-            })),
-            turn: choose::Turn::default(),
+            config,
+            clock: Clock::start(),
+            snapshot: ArcSwap::from_pointee(Snapshot::unseen(upstreams)),
+            turn: Turn::default(),
+            queue: overload.enabled.then(|| {
+                let queue = Arc::new(Queue::new(&overload));
+                (overload, queue)
+            }),
             released,
             changing: Mutex::default(),
         });
-        inner.release();
         Self { inner }
     }
 
@@ -116,19 +120,11 @@ impl LoadBalancer {
     /// Requests with the same `stickiness` go to the same upstream for as long as it is usable and has not much more in
     /// flight than others.
     pub fn try_pick(&self, stickiness: Option<u64>, tried: &[SocketAddr]) -> Option<Pick> {
-        loop {
-            let now = self.inner.clock.now();
-            let snapshot = self.inner.snapshot();
-            let choice = Choice { snapshot: &snapshot, config: &self.inner.config, now };
-            let upstream = choice.of_all(stickiness, tried, &self.inner.turn)?;
-            // One that begins to drain at this moment is not chosen again.
-            if let Some(pick) = Pick::begin(upstream, now) {
-                return Some(pick);
-            }
-        }
+        self.inner.seek(stickiness, tried, false).ok()
     }
 
-    /// As [`try_pick`](Self::try_pick), but waits until `deadline` for an upstream to become usable.
+    /// As [`try_pick`](Self::try_pick), but keeps to the upstreams' limits, and waits until `deadline` for one to become
+    /// usable, or in the queue for one that has room. [`Priority::High`] keeps to no limit.
     ///
     /// Cancel safe: nothing is lost when the future is dropped.
     pub(crate) async fn pick(
@@ -138,11 +134,16 @@ impl LoadBalancer {
         deadline: Instant,
         priority: Priority,
     ) -> Result<Pick, Refusal> {
-        match self.try_pick(stickiness, tried) {
-            Some(pick) => Ok(pick),
-            // Rare, and large: it should not make the future of each request so.
-            None => Box::pin(self.wait(stickiness, tried, deadline, priority)).await,
+        let queue =
+            self.inner.queue.as_ref().filter(|_| priority == Priority::Normal).map(|(_, queue)| &**queue);
+        // Nobody passes those who wait.
+        if queue.is_none_or(Queue::is_empty)
+            && let Ok(pick) = self.inner.seek(stickiness, tried, queue.is_some())
+        {
+            return Ok(pick);
         }
+        // Rare, and large: it should not make the future of each request so.
+        Box::pin(self.wait(stickiness, tried, deadline, queue)).await
     }
 
     async fn wait(
@@ -150,24 +151,32 @@ impl LoadBalancer {
         stickiness: Option<u64>,
         tried: &[SocketAddr],
         deadline: Instant,
-        _priority: Priority,
+        queue: Option<&Queue>,
     ) -> Result<Pick, Refusal> {
+        let limited = queue.is_some();
         loop {
             // Taken before looking, so that a change in between wakes us.
             let mut changes = self.inner.snapshot().seen.clone();
-            if let Some(pick) = self.try_pick(stickiness, tried) {
-                return Ok(pick);
+            match (self.inner.lack(tried, limited), queue) {
+                (Some(Lack::Nobody), _) => {}
+                (_, Some(queue)) => {
+                    let take = || self.inner.seek(stickiness, tried, true).ok();
+                    return queue.wait(deadline, self.inner.load(), take).await;
+                }
+                (_, None) => {
+                    if let Ok(pick) = self.inner.seek(stickiness, tried, false) {
+                        return Ok(pick);
+                    }
+                }
             }
-            let next = self.inner.next_usable().map_or(deadline, |next| next.min(deadline));
-            match timeout_at(next, changes.changed()).await {
-                Ok(Ok(())) => {}
-                // The supplier is gone: only time can help.
-                Ok(Err(_)) => tokio::time::sleep_until(next).await,
-                Err(_) if next == deadline => return Err(Refusal::NoUpstream),
-                Err(_) => {}
+            let now = Instant::now();
+            if now >= deadline {
+                return Err(Refusal::NoUpstream);
             }
-            if Instant::now() >= deadline {
-                return self.try_pick(stickiness, tried).ok_or(Refusal::NoUpstream);
+            let next = self.inner.next_usable().map_or(deadline, |next| next.clamp(now, deadline));
+            // Once the supplier of the list is gone only time can help.
+            if let Ok(Err(_)) = timeout_at(next, changes.changed()).await {
+                tokio::time::sleep_until(next).await;
             }
         }
     }
@@ -195,6 +204,36 @@ impl LoadBalancer {
 }
 
 impl Inner {
+    fn seek(&self, stickiness: Option<u64>, tried: &[SocketAddr], limited: bool) -> Result<Pick, Lack> {
+        loop {
+            let now = self.clock.now();
+            let snapshot = self.snapshot();
+            let upstream = self.choice(&snapshot, now, limited).of_all(stickiness, tried)?;
+            // One that begins to drain at this moment is not chosen again.
+            if let Some(pick) = Pick::begin(upstream, now) {
+                return Ok(pick);
+            }
+        }
+    }
+
+    fn choice<'a>(&'a self, snapshot: &'a Snapshot, now: Nanos, limited: bool) -> Choice<'a> {
+        Choice { snapshot, config: &self.config, turn: &self.turn, now, limited }
+    }
+
+    /// What a request would lack now.
+    fn lack(&self, tried: &[SocketAddr], limited: bool) -> Option<Lack> {
+        self.choice(&self.snapshot(), self.clock.now(), limited).of_all(None, tried).err()
+    }
+
+    fn load(&self) -> Load {
+        let snapshot = self.snapshot();
+        let listed = || snapshot.upstreams.iter().filter(|state| state.is_listed());
+        Load {
+            in_flight: listed().map(|state| state.waiting()).fold(0, u32::saturating_add),
+            usual: listed().map(|state| state.usual()).max().unwrap_or_default(),
+        }
+    }
+
     /// The present list.
     fn snapshot(&self) -> Guard<Arc<Snapshot>> {
         let snapshot = self.snapshot.load();
@@ -221,7 +260,7 @@ impl Inner {
                     Arc::clone(state)
                 }
                 None => {
-                    let state = UpstreamState::new(upstream, self.clock, Weak::clone(&self.this));
+                    let state = UpstreamState::new(upstream, self);
                     if !old.upstreams.is_empty() {
                         state.recovers(now);
                     }
@@ -232,6 +271,9 @@ impl Inner {
         snapshot.restore_half(now);
         self.release_from(&snapshot, &mut changing);
         self.snapshot.store(Arc::new(snapshot));
+        if let Some((_, queue)) = &self.queue {
+            queue.wake();
+        }
     }
 
     /// Publishes which draining upstreams have nothing in flight.
@@ -284,6 +326,12 @@ impl Inner {
 }
 
 impl Snapshot {
+    /// Nothing, until somebody looks.
+    fn unseen(mut upstreams: watch::Receiver<Upstreams>) -> Self {
+        upstreams.mark_changed();
+        Self { upstreams: Vec::new(), seen: upstreams, closed: false }
+    }
+
     fn new(
         mut seen: watch::Receiver<Upstreams>,
         state: impl FnMut((usize, &Upstream)) -> Arc<UpstreamState>,
@@ -341,5 +389,7 @@ impl Drop for Counted {
     }
 }
 
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod tests;

@@ -11,9 +11,9 @@ use super::state::UpstreamState;
 
 /// An upstream that was chosen for a request, and how the request fares there.
 ///
-/// The upstream counts the request as in flight until this is dropped: keep it to the end of the answer's body. Say how
-/// it went by one of [`answered`](Self::answered), [`died`](Self::died) and [`refused`](Self::refused). Dropped without
-/// a word, it says only that there was no answer so far.
+/// Say how it went by one of [`answered`](Self::answered), [`died`](Self::died) and [`refused`](Self::refused), and keep
+/// it to the end of the answer's body: until then the upstream counts the request as in flight. Dropped without a word,
+/// it says only that there was no answer so far. Only the first word counts.
 #[derive(Debug)]
 #[must_use = "the request counts as in flight until this is dropped"]
 pub struct Pick {
@@ -25,7 +25,7 @@ pub struct Pick {
 impl Pick {
     /// `None` when the upstream has begun to drain since it was chosen.
     pub(super) fn begin(upstream: &Arc<UpstreamState>, now: Nanos) -> Option<Self> {
-        upstream.begin().then(|| Self { upstream: Arc::clone(upstream), begun: now, settled: false })
+        upstream.begin(now).then(|| Self { upstream: Arc::clone(upstream), begun: now, settled: false })
     }
 
     /// Where the upstream listens.
@@ -42,7 +42,7 @@ impl Pick {
     /// in a row as [`eject_after`](crate::BalanceConfig::eject_after) eject the upstream.
     pub fn answered(&mut self, status: StatusCode) {
         use StatusCode as S;
-        let (latency, now) = self.settle();
+        let Some((latency, now)) = self.settle() else { return };
         if matches!(status, S::BAD_GATEWAY | S::SERVICE_UNAVAILABLE | S::GATEWAY_TIMEOUT) {
             self.upstream.failed(latency, now);
         } else {
@@ -52,29 +52,33 @@ impl Pick {
 
     /// The connection ended before the head of an answer, or that did not come in time. Counts as a failure.
     pub fn died(&mut self) {
-        let (latency, now) = self.settle();
-        self.upstream.failed(latency, now);
+        if let Some((latency, now)) = self.settle() {
+            self.upstream.failed(latency, now);
+        }
     }
 
     /// The upstream could not be connected to. It gets no requests until it passes its next health check, or for a second
     /// where nobody checks it. Counts as a failure.
     pub fn refused(&mut self) {
-        let (latency, now) = self.settle();
-        self.upstream.refused(now);
-        self.upstream.failed(latency, now);
+        if let Some((latency, now)) = self.settle() {
+            self.upstream.refused(now);
+            self.upstream.failed(latency, now);
+        }
     }
 
-    fn settle(&mut self) -> (Duration, Nanos) {
-        self.settled = true;
+    /// How long it took, once.
+    fn settle(&mut self) -> Option<(Duration, Nanos)> {
+        if std::mem::replace(&mut self.settled, true) {
+            return None;
+        }
         let now = self.upstream.clock.now();
-        (Duration::from_nanos(now.saturating_sub(self.begun)), now)
+        Some((Duration::from_nanos(now.saturating_sub(self.begun)), now))
     }
 }
 
 impl Drop for Pick {
     fn drop(&mut self) {
-        if !self.settled {
-            let (latency, now) = self.settle();
+        if let Some((latency, now)) = self.settle() {
             self.upstream.waited(latency, now);
         }
         self.upstream.end();

@@ -17,8 +17,8 @@ const TOLERANCE: f64 = 1.5;
 const FEW: f64 = 4.0;
 /// The share of the limit that is in use when it is the limit that holds requests back.
 const FULL: f64 = 0.8;
-/// Latency falls at least to this share when half of the requests in flight were a queue.
-const FELL: f64 = 0.75;
+/// In flight after a cut, as a share of what was before, from which one can tell whether it helped.
+const TELLING: f64 = 0.75;
 /// Shortest time over which is measured; and the time after which few samples have to do.
 const WINDOW: Duration = Duration::from_millis(100);
 const LONG_WINDOW: Duration = Duration::from_secs(1);
@@ -29,6 +29,8 @@ const FEW_SAMPLES: f64 = 10.0;
 const LEAST_SAMPLES: f64 = 8.0;
 /// How many standard errors are no accident.
 const SIGNIFICANT: f64 = 3.0;
+/// Error of the latency, as a share of it, that is small enough for a probe.
+const CLEAR: f64 = 0.1;
 /// A limit in full use is tried at its half this often, to see how fast the upstream is without a queue.
 const PROBE_EVERY: Duration = Duration::from_secs(15);
 /// The time in which the baseline follows an upstream that becomes slower without being crowded.
@@ -43,7 +45,8 @@ const MEMORY: Duration = Duration::from_secs(30);
 /// - Latencies are averaged by their logarithms, whose spread tells a queue from a service that is merely uneven: only
 ///   a significant rise lowers the limit, and a plain one does so after eight samples.
 /// - A cut is an experiment. If latency has not fallen with what is in flight, then the upstream is not crowded but slow
-///   by nature or for now: the limit is restored, and the latency taken for its own.
+///   by nature or for now: what was in flight is allowed again, and the latency taken for
+///   the upstream's own.
 /// - While the limit holds requests back, it is halved for a moment every 10 s, as often in a row as that makes answers
 ///   faster. So a baseline that crept up with the load is found again.
 ///
@@ -179,9 +182,9 @@ impl Window {
 }
 
 impl Measured {
-    /// Whether fewer in flight have made answers faster.
+    /// Whether fewer in flight have made answers faster: by at least a third of what a mere queue would lose.
     fn fell_from(&self, before: &Self) -> bool {
-        self.latency < before.latency + FELL.ln()
+        before.latency - self.latency > (before.in_flight / self.in_flight).ln() / 3.0
     }
 
     /// Half as much again as the upstream works at, which is what it has in flight without a queue.
@@ -240,7 +243,7 @@ impl Controller {
                 (newest, true)
             }
             // A probe costs throughput: it ends as soon as it is clear.
-            Phase::Probe(..) if error < (1.0 - FELL) / 2.0 => (self.window.measured(self.limit, age), false),
+            Phase::Probe(..) if error < CLEAR => (self.window.measured(self.limit, age), false),
             _ if self.window.is_whole(age) => {
                 let measured = self.window.measured(self.limit, age);
                 (measured, self.is_crowded(&measured, error))
@@ -253,14 +256,15 @@ impl Controller {
         self.window = Window::new(now);
         match self.phase {
             Phase::Probe(first, last) => self.probe(measured, first, last, now),
-            Phase::Cut(before) if measured.in_flight < FELL * before.in_flight => {
+            Phase::Cut(before) if measured.in_flight < TELLING * before.in_flight => {
                 self.phase = Phase::Steady;
                 if measured.fell_from(&before) {
                     self.steer(measured, crowded, now);
                 } else {
                     // Not crowded, but slow.
                     self.baseline = Some(measured.latency);
-                    self.limit = before.limit;
+                    self.limit = before.in_flight.clamp(self.min, before.limit.max(self.min));
+                    self.probed = None;
                 }
             }
             Phase::Cut(_) | Phase::Steady => self.steer(measured, crowded, now),

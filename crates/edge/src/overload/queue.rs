@@ -11,10 +11,16 @@ use tokio::time::Instant;
 use super::OverloadConfig;
 use crate::proxy::answer::Refusal;
 
-/// A queue that has not been empty for this long, or for the time of one answer if that is longer, is no burst.
+/// A queue that has not been empty for so long, and for the time of so many answers, is no burst if it is long besides:
+/// at moderate load as many wait now and then by mere chance.
 const BURST: Duration = Duration::from_millis(100);
-/// While it is none, the queue may hold this share of what is in flight, which lengthens an answer by as much.
-const STANDING: u32 = 4;
+const BURST_ANSWERS: u32 = 5;
+const LONG: usize = 8;
+/// Under overload as many may wait as this part of what is in flight, which makes an answer later by half.
+const STANDING: u32 = 2;
+/// Overload is over when over some bursts' time somebody waited in less than this share.
+const OVER: f64 = 0.6;
+const BURSTS: f64 = 4.0;
 
 /// The queue of a group of upstreams. First come, first served; whoever cannot be served in time is refused at once.
 ///
@@ -22,6 +28,8 @@ const STANDING: u32 = 4;
 /// later and brings none more. So it is kept short then, and those that waited longest are refused, as their clients
 /// are the first to give up. That is CoDel's distinction (RFC 8289) applied to requests, as in "Fail at Scale" (Maurer,
 /// ACM Queue 2015), with a bound by count where theirs is a time, so that it suits fast and slow services alike.
+///
+/// Where it is waited is the edge and not the upstream, so that a client that leaves costs the upstream nothing.
 #[derive(Debug)]
 pub(crate) struct Queue {
     max: usize,
@@ -43,13 +51,18 @@ pub(crate) struct Load {
 #[derive(Debug, Default)]
 struct Line {
     waiters: VecDeque<Arc<Waiter>>,
-    /// Since when somebody waits; and until when, while nobody does.
-    changed: Option<Instant>,
+    /// When somebody last came while nobody waited.
+    begun: Option<Instant>,
     /// When somebody was last served, or, before, began to wait.
     served: Option<Instant>,
     /// Time from one that is served to the next, averaged.
     interval: Duration,
+    /// Whether the queue is kept short.
     overloaded: bool,
+    /// The share of the last time in which somebody waited, when that was reckoned, and how long a burst may last.
+    busy: f64,
+    reckoned: Option<Instant>,
+    burst: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -86,7 +99,7 @@ impl Queue {
         mut take: impl FnMut() -> Option<T>,
     ) -> Result<T, Refusal> {
         let now = Instant::now();
-        let deadline = deadline.min(now + self.timeout);
+        let deadline = now.checked_add(self.timeout).map_or(deadline, |timeout| deadline.min(timeout));
         let place = Place { waiter: self.enter(now, deadline, load)?, queue: self };
         // Whoever frees a place looks at `waiting` afterwards; we look for a place after counting ourselves in there.
         // One of the two sees the other.
@@ -117,14 +130,14 @@ impl Queue {
 
     fn enter(&self, now: Instant, deadline: Instant, load: Load) -> Result<Arc<Waiter>, Refusal> {
         let mut line = self.lock();
-        let standing = (load.in_flight / STANDING).max(1) as usize;
-        line.judge(now, load.usual.max(BURST));
+        let standing = load.in_flight.div_ceil(STANDING).max(1) as usize;
+        line.judge(now, (BURST_ANSWERS * load.usual).max(BURST));
         let most = if line.overloaded { self.max.min(standing) } else { self.max };
         if line.waiters.len() > most {
             line.shorten(most);
         }
         let before = u32::try_from(line.waiters.len()).unwrap_or(u32::MAX);
-        let turn = now.checked_add(line.pace(now).saturating_mul(before));
+        let turn = now.checked_add(line.interval.saturating_mul(before));
         let entered = line.waiters.len() < most && turn.is_some_and(|turn| turn <= deadline);
         let waiter = Arc::new(Waiter::default());
         if entered {
@@ -153,8 +166,13 @@ impl Place<'_> {
 
     fn served(&self) {
         let (mut line, now) = (self.queue.lock(), Instant::now());
-        let pace = line.served.map_or(Duration::ZERO, |served| now.saturating_duration_since(served));
-        line.interval = if line.interval.is_zero() { pace } else { (line.interval + pace) / 2 };
+        let interval = line.served.map_or(Duration::ZERO, |served| now.saturating_duration_since(served));
+        line.interval = if line.interval.is_zero() {
+            interval
+        } else {
+            // One long pause does not make all that follow late.
+            (3 * line.interval + interval.min(4 * line.interval)) / 4
+        };
         line.served = Some(now);
     }
 }
@@ -162,11 +180,9 @@ impl Place<'_> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         let mut line = self.queue.lock();
+        line.reckon(Instant::now());
         line.waiters.retain(|other| !Arc::ptr_eq(other, &self.waiter));
         self.queue.waiting.store(line.waiters.len(), Ordering::Relaxed);
-        if line.waiters.is_empty() {
-            line.changed = Some(Instant::now());
-        }
         // There may be another place, and the turn that this one did not use.
         line.wake_first();
     }
@@ -175,19 +191,27 @@ impl Drop for Place<'_> {
 impl Line {
     /// Tells a burst, which lasts for so long at most, from overload, as one more comes.
     fn judge(&mut self, now: Instant, burst: Duration) {
-        let lasted = self.changed.is_none_or(|changed| now.saturating_duration_since(changed) > burst);
-        if !self.waiters.is_empty() {
-            self.overloaded |= lasted;
-            return;
+        self.burst = burst;
+        self.reckon(now);
+        let lasts = self.begun.map_or(Duration::ZERO, |begun| now.saturating_duration_since(begun));
+        if self.overloaded {
+            self.overloaded = self.busy > OVER;
+        } else if self.waiters.len() >= LONG && lasts > burst {
+            (self.overloaded, self.busy) = (true, 1.0);
         }
-        // Under overload the short queue is empty now and then; it is over when nobody has waited for a while.
-        if lasted {
-            (self.overloaded, self.interval) = (false, Duration::ZERO);
-        }
-        self.changed = Some(now);
-        if !self.overloaded {
+        if self.waiters.is_empty() {
+            self.begun = Some(now);
             self.served = Some(now);
         }
+    }
+
+    /// To be called before the queue becomes empty or ceases to be so.
+    fn reckon(&mut self, now: Instant) {
+        let past = self.reckoned.map_or(Duration::ZERO, |reckoned| now.saturating_duration_since(reckoned));
+        let weight = (past.as_secs_f64() / (BURSTS * self.burst.max(BURST).as_secs_f64())).min(1.0);
+        let busy = if self.waiters.is_empty() { 0.0 } else { 1.0 };
+        self.busy += weight * (busy - self.busy);
+        self.reckoned = Some(now);
     }
 
     /// Refuses those that have waited longest, down to so many.
@@ -199,15 +223,137 @@ impl Line {
         self.wake_first();
     }
 
-    /// Time from one that is served to the next: as it was, or as it is, if nobody has been served for longer.
-    fn pace(&self, now: Instant) -> Duration {
-        let silence = self.served.map_or(Duration::ZERO, |served| now.saturating_duration_since(served));
-        if self.waiters.is_empty() { self.interval } else { self.interval.max(silence) }
-    }
-
     fn wake_first(&self) {
         if let Some(first) = self.waiters.front() {
             first.turn.notify_one();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+
+    const LOAD: Load = Load { in_flight: 4, usual: Duration::ZERO };
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn queue(max_queue: usize) -> Queue {
+        Queue::new(&OverloadConfig { max_queue, queue_timeout: SECOND, ..OverloadConfig::default() })
+    }
+
+    /// Places that are free.
+    struct Places(Cell<u32>);
+
+    impl Places {
+        fn take(&self) -> Option<()> {
+            self.0.set(self.0.get().checked_sub(1)?);
+            Some(())
+        }
+    }
+
+    fn poll<F: Future>(future: std::pin::Pin<&mut F>) -> Poll<F::Output> {
+        future.poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_came_first_is_served_first_and_as_many_as_there_are_places() {
+        let (queue, places, far) = (queue(9), Places(Cell::new(0)), Instant::now() + 60 * SECOND);
+        let mut first = pin!(queue.wait(far, LOAD, || places.take()));
+        let mut second = pin!(queue.wait(far, LOAD, || places.take()));
+        let mut third = pin!(queue.wait(far, LOAD, || places.take()));
+        assert!(poll(first.as_mut()).is_pending());
+        assert!(poll(second.as_mut()).is_pending());
+        assert!(poll(third.as_mut()).is_pending());
+        places.0.set(2);
+        queue.wake();
+        assert!(poll(third.as_mut()).is_pending());
+        assert!(poll(second.as_mut()).is_pending());
+        assert!(poll(first.as_mut()).is_ready());
+        assert!(poll(second.as_mut()).is_ready(), "one wake was enough for two places");
+        assert!(poll(third.as_mut()).is_pending());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_leaves_passes_the_turn_on() {
+        let (queue, places, far) = (queue(9), Places(Cell::new(0)), Instant::now() + 60 * SECOND);
+        let mut first = Box::pin(queue.wait(far, LOAD, || places.take()));
+        let mut second = pin!(queue.wait(far, LOAD, || places.take()));
+        assert!(poll(first.as_mut()).is_pending());
+        assert!(poll(second.as_mut()).is_pending());
+        places.0.set(1);
+        queue.wake();
+        drop(first);
+        assert!(poll(second.as_mut()).is_ready());
+        assert!(queue.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_too_much_or_too_late_is_refused() {
+        let (queue, begun) = (queue(2), Instant::now());
+        let mut first = pin!(queue.wait(begun + 60 * SECOND, LOAD, || None::<()>));
+        let mut second = pin!(queue.wait(begun + SECOND / 2, LOAD, || None::<()>));
+        assert!(poll(first.as_mut()).is_pending());
+        assert!(poll(second.as_mut()).is_pending());
+        assert_eq!(queue.wait(begun + SECOND, LOAD, || Some(())).await, Err(Refusal::Overloaded));
+        assert_eq!(begun.elapsed(), Duration::ZERO, "there was no place to wait in");
+        assert_eq!(second.await, Err(Refusal::Overloaded));
+        assert_eq!(begun.elapsed(), SECOND / 2, "its own deadline");
+        assert_eq!(first.await, Err(Refusal::Overloaded));
+        assert_eq!(begun.elapsed(), SECOND, "the queue's timeout");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_cannot_be_served_in_time_does_not_wait() {
+        let (queue, places, far) = (queue(9), Places(Cell::new(0)), Instant::now() + 60 * SECOND);
+        // One is served each 400 ms.
+        for _ in 0..8 {
+            let mut served = pin!(queue.wait(far, LOAD, || places.take()));
+            assert!(poll(served.as_mut()).is_pending());
+            tokio::time::advance(Duration::from_millis(400)).await;
+            places.0.set(1);
+            queue.wake();
+            assert!(poll(served.as_mut()).is_ready());
+        }
+        let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(queue.wait(far, LOAD, || places.take()))).collect();
+        assert!(waiting.iter_mut().all(|waiting| poll(waiting.as_mut()).is_pending()));
+        let fourth = poll(pin!(queue.wait(far, LOAD, || places.take())));
+        assert_eq!(fourth, Poll::Ready(Err(Refusal::Overloaded)), "its turn is in 1.2 s, the timeout 1 s");
+    }
+
+    #[test]
+    fn a_place_that_becomes_free_on_another_core_is_never_missed() {
+        let queue = Arc::new(queue(1000));
+        let free = Arc::new(AtomicUsize::new(1));
+        let threads: Vec<_> = (0..4)
+            .map(|_| {
+                let (queue, free) = (Arc::clone(&queue), Arc::clone(&free));
+                std::thread::spawn(move || {
+                    let runtime =
+                        tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+                    runtime.block_on(async {
+                        for _ in 0..2000 {
+                            let take = || {
+                                let less = |free: usize| free.checked_sub(1);
+                                free.try_update(Ordering::AcqRel, Ordering::Relaxed, less).ok()
+                            };
+                            let far = Instant::now() + 60 * SECOND;
+                            queue.wait(far, Load { in_flight: 1000, ..LOAD }, take).await.unwrap();
+                            tokio::task::yield_now().await;
+                            free.fetch_add(1, Ordering::AcqRel);
+                            queue.wake();
+                        }
+                    });
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert!(queue.is_empty());
     }
 }

@@ -36,6 +36,7 @@ struct Edge {
     limit: GradientLimit,
     queue: Queue,
     in_flight: Cell<u32>,
+    sent: Cell<usize>,
 }
 
 struct InFlight<'a>(&'a Edge);
@@ -60,6 +61,7 @@ impl Edge {
             limit: GradientLimit::new(&config),
             queue: Queue::new(&config),
             in_flight: Cell::new(0),
+            sent: Cell::new(0),
         })
     }
 
@@ -114,6 +116,7 @@ impl Edge {
         while next < begun + time {
             tokio::time::sleep_until(next).await;
             let edge = Rc::clone(self);
+            edge.sent.set(edge.sent.get() + 1);
             clients.spawn_local(async move {
                 let sent = Instant::now();
                 edge.answer().await.then(|| (sent - begun, sent.elapsed()))
@@ -141,31 +144,115 @@ async fn simulated<T>(run: impl Future<Output = T>) -> T {
 const SERVICE_TIME: Duration = Duration::from_millis(20);
 const SECONDS_20: Duration = Duration::from_secs(20);
 
+fn capacity(workers: u32) -> f64 {
+    f64::from(workers) / SERVICE_TIME.as_secs_f64()
+}
+
 #[tokio::test(start_paused = true)]
-async fn at_one_and_a_half_times_its_capacity_a_service_keeps_its_goodput() {
-    for (workers, warm) in [(1_u32, true), (2, true), (8, true), (50, true), (2, false), (50, false)] {
+async fn at_one_and_a_half_times_its_capacity_a_service_keeps_its_goodput_and_its_latency() {
+    for workers in [1, 2, 8] {
         simulated(async {
-            let capacity = f64::from(workers) / SERVICE_TIME.as_secs_f64();
-            let goodput = |answers: &Answers| {
-                // Requests of the last second may be answered after the end.
-                answers.len() as f64 / capacity / SECONDS_20.as_secs_f64()
-            };
+            let capacity = capacity(workers);
             let bare = Edge::new(workers as usize, SERVICE_TIME, Service::Even, false);
             let without = bare.load(1.5 * capacity, SECONDS_20).await;
             let late = without.iter().filter(|(sent, _)| *sent > SECONDS_20 / 2).count();
             assert_eq!(late, 0, "{workers} workers, without a limit");
 
             let edge = Edge::new(workers as usize, SERVICE_TIME, Service::Even, true);
-            let unloaded =
-                if warm { p99(&edge.load(0.5 * capacity, SECONDS_20 / 2).await) } else { SERVICE_TIME };
+            let unloaded = p99(&edge.load(0.5 * capacity, SECONDS_20 / 2).await);
             let with = edge.load(1.5 * capacity, SECONDS_20).await;
+            let (goodput, p99) = (with.len() as f64 / capacity / SECONDS_20.as_secs_f64(), p99(&with));
             println!(
-                "{workers} {warm} goodput {:.3} p99 {:?} unloaded {unloaded:?} limit {}",
-                goodput(&with),
-                p99(&with),
+                "{workers} workers: goodput {goodput:.3}, p99 {p99:?}, unloaded {unloaded:?}, limit {}",
                 edge.limit.limit()
+            );
+            assert!(goodput >= 0.95, "{workers} workers: goodput {goodput:.3} of capacity");
+            assert!(p99 <= 3 * unloaded, "{workers} workers: p99 {p99:?}, unloaded {unloaded:?}");
+            assert!(edge.limit.limit() <= 2 * workers, "{workers} workers: limit {}", edge.limit.limit());
+        })
+        .await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn overload_from_the_first_request_is_found_out_too() {
+    simulated(async {
+        let edge = Edge::new(2, SERVICE_TIME, Service::Even, true);
+        edge.load(1.5 * capacity(2), SECONDS_20 / 4).await;
+        let later = edge.load(1.5 * capacity(2), SECONDS_20).await;
+        assert!(edge.limit.limit() <= 4, "limit {}", edge.limit.limit());
+        assert!(p99(&later) <= 5 * SERVICE_TIME, "p99 {:?}", p99(&later));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_below_its_capacity_loses_nothing_to_the_limit() {
+    for (workers, service, load) in [
+        (100, Service::Exponential, 0.5),
+        (8, Service::Even, 0.7),
+        (2, Service::Even, 0.5),
+        (20, Service::Exponential, 0.7),
+    ] {
+        simulated(async {
+            let edge = Edge::new(workers as usize, SERVICE_TIME, service, true);
+            let sent = edge.sent.get();
+            let answers = edge.load(load * capacity(workers), SECONDS_20).await;
+            let lost = edge.sent.get() - sent - answers.len();
+            println!("{workers} workers at {load}: {lost} lost of {}", answers.len());
+            assert!(
+                lost * 1000 <= answers.len(),
+                "{workers} workers at {load}: {lost} lost of {}",
+                answers.len()
             );
         })
         .await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wide_service_that_becomes_slow_is_not_strangled_and_recovers() {
+    for service in [Service::Even, Service::Exponential] {
+        simulated(async {
+            let edge = Edge::new(200, SERVICE_TIME, service, true);
+            let per_second = 1000.0;
+            let share =
+                |answers: &Answers| answers.len() as f64 / per_second / (SECONDS_20 / 4).as_secs_f64();
+            let fast = share(&edge.load(per_second, SECONDS_20 / 4).await);
+            // It has room for five times as many: slowness is its nature now.
+            edge.server.mean.set(4 * SERVICE_TIME);
+            let changed = share(&edge.load(per_second, SECONDS_20 / 4).await);
+            let slow = share(&edge.load(per_second, SECONDS_20 / 4).await);
+            edge.server.mean.set(SERVICE_TIME);
+            let again = share(&edge.load(per_second, SECONDS_20 / 4).await);
+            println!("{fast:.3} {changed:.3} {slow:.3} {again:.3} {}", edge.limit.limit());
+            assert!(changed > 0.8, "{changed:.3} while it is found out");
+            assert!(
+                fast.min(slow).min(again) > 0.95,
+                "{fast:.3} fast, {slow:.3} slow, {again:.3} fast again"
+            );
+        })
+        .await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_loses_capacity_for_a_while_has_it_back_afterwards() {
+    simulated(async {
+        let edge = Edge::new(8, SERVICE_TIME, Service::Even, true);
+        let per_second = 0.8 * capacity(8);
+        edge.load(per_second, SECONDS_20 / 4).await;
+        edge.server.mean.set(3 * SERVICE_TIME);
+        let slow = edge.load(per_second, SECONDS_20 / 2).await.len() as f64;
+        edge.server.mean.set(SERVICE_TIME);
+        edge.load(per_second, Duration::from_secs(1)).await;
+        let sent = edge.sent.get();
+        let after = edge.load(per_second, SECONDS_20 / 4).await.len();
+        let lost = edge.sent.get() - sent - after;
+        let share = slow / (capacity(8) / 3.0) / (SECONDS_20 / 2).as_secs_f64();
+        println!("{share:.3} lost {lost} of {after}");
+        assert!(share > 0.95, "{share:.3} of its capacity while it was slow");
+        assert!(lost * 50 < after, "{lost} lost of {after}, afterwards");
+    })
+    .await;
 }

@@ -24,8 +24,8 @@ pub(crate) enum Refusal {
     UpstreamFailed,
     UpstreamAmbiguous,
     UpstreamSilent,
-    TooSlow,
     Overloaded,
+    TooSlow,
 }
 
 impl Refusal {
@@ -62,11 +62,11 @@ impl Refusal {
             Self::UpstreamSilent => {
                 (S::GATEWAY_TIMEOUT, "gateway_timeout", "the service did not answer in time")
             }
-            Self::TooSlow => {
-                (S::GATEWAY_TIMEOUT, "gateway_timeout", "the request took longer than is allowed")
-            }
             Self::Overloaded => {
                 (S::SERVICE_UNAVAILABLE, "overloaded", "the service has more requests than it can answer")
+            }
+            Self::TooSlow => {
+                (S::GATEWAY_TIMEOUT, "gateway_timeout", "the request took longer than is allowed")
             }
         }
     }

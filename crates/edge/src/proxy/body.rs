@@ -1,20 +1,19 @@
 //! Bodies on their way: requests that may have to be sent again, answers whose end is recorded.
 
+use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::StatusCode;
 use http_body_util::Full;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
-use tokio::net::TcpStream;
-use tokio::time::Instant;
 
 use super::context::{Connection, Moved, RequestContext};
 use super::headers;
 use super::sweep::Deadline;
+use super::upstream::{Switched, UpstreamBody};
 
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -22,10 +21,12 @@ pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) enum Body {
     /// All of it is there.
     Full(Full<Bytes>),
+    /// It comes from an upstream as it is.
+    Upstream(UpstreamBody),
     /// It is made on the way: stored, compressed, read along with others.
     Dyn(LocalBody),
-    /// There is none: with a 101, the connection goes on in another protocol, and what was read of it already.
-    Switched(TcpStream, Bytes),
+    /// There is none: with a 101, the connection goes on in another protocol.
+    Switched(Box<Switched>),
 }
 
 /// Any other body, in a box.
@@ -41,6 +42,7 @@ impl HttpBody for Body {
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match &mut *self {
             Self::Full(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Self::Upstream(body) => Pin::new(body).poll_frame(cx),
             Self::Dyn(body) => body.as_mut().poll_frame(cx),
             Self::Switched(..) => Poll::Ready(None),
         }
@@ -49,6 +51,7 @@ impl HttpBody for Body {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Full(body) => body.is_end_stream(),
+            Self::Upstream(body) => body.is_end_stream(),
             Self::Dyn(body) => body.is_end_stream(),
             Self::Switched(..) => true,
         }
@@ -57,26 +60,25 @@ impl HttpBody for Body {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Full(body) => body.size_hint(),
+            Self::Upstream(body) => body.size_hint(),
             Self::Dyn(body) => body.size_hint(),
             Self::Switched(..) => SizeHint::with_exact(0),
         }
     }
 }
 
-/// A request's body, lent to each attempt to send it. As long as no attempt has read from it, it can be
-/// lent once more.
-#[derive(Clone)]
+/// A request's body, lent to each attempt to send it. As long as no attempt has got anything of it, it can be lent once
+/// more.
+#[derive(Clone, Debug)]
 pub(crate) enum RequestBody {
     Empty,
-    Lent(Arc<Mutex<Lent>>),
+    Lent(Rc<RefCell<Lent>>),
 }
 
+#[derive(Debug)]
 pub(crate) struct Lent {
     body: Incoming,
     touched: bool,
-    // Whether whoever sends it on waits for the client at the moment.
-    starved: bool,
-    moved_at: Instant,
 }
 
 impl RequestBody {
@@ -84,8 +86,7 @@ impl RequestBody {
         if body.is_end_stream() {
             return Self::Empty;
         }
-        let lent = Lent { body, touched: false, starved: false, moved_at: Instant::now() };
-        Self::Lent(Arc::new(Mutex::new(lent)))
+        Self::Lent(Rc::new(RefCell::new(Lent { body, touched: false })))
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -94,24 +95,9 @@ impl RequestBody {
 
     /// Whether nothing of it was consumed.
     pub(crate) fn is_whole(&self) -> bool {
-        self.lent().is_none_or(|lent| !lent.touched)
-    }
-
-    /// When something of it last moved.
-    pub(crate) fn moved_at(&self) -> Option<Instant> {
-        self.lent().map(|lent| lent.moved_at)
-    }
-
-    /// Whether its sender waits for the client.
-    pub(crate) fn is_starved(&self) -> bool {
-        self.lent().is_some_and(|lent| lent.starved)
-    }
-
-    fn lent(&self) -> Option<MutexGuard<'_, Lent>> {
         match self {
-            Self::Empty => None,
-            // Poisoned only by a panic in hyper's body, which then reports its own failure.
-            Self::Lent(lent) => Some(lent.lock().unwrap_or_else(PoisonError::into_inner)),
+            Self::Empty => true,
+            Self::Lent(lent) => !lent.borrow().touched,
         }
     }
 }
@@ -124,12 +110,10 @@ impl HttpBody for RequestBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Some(mut lent) = self.lent() else { return Poll::Ready(None) };
-        lent.touched = true;
-        lent.starved = true;
+        let Self::Lent(lent) = &*self else { return Poll::Ready(None) };
+        let mut lent = lent.borrow_mut();
         let mut frame = ready!(Pin::new(&mut lent.body).poll_frame(cx));
-        lent.starved = false;
-        lent.moved_at = Instant::now();
+        lent.touched = true;
         if let Some(trailers) = frame.as_mut().and_then(|frame| frame.as_mut().ok()?.trailers_mut()) {
             headers::clean_trailers(trailers);
         }
@@ -137,11 +121,17 @@ impl HttpBody for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.lent().is_none_or(|lent| lent.body.is_end_stream())
+        match self {
+            Self::Empty => true,
+            Self::Lent(lent) => lent.borrow().body.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.lent().map_or_else(|| SizeHint::with_exact(0), |lent| lent.body.size_hint())
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Lent(lent) => lent.borrow().body.size_hint(),
+        }
     }
 }
 

@@ -96,10 +96,12 @@ impl ClientStream {
         if written.is_pending() {
             return self.poll_patience(Wait::Reader, cx).map(Err);
         }
-        if self.waits == Some(Wait::Reader) {
-            self.waits = None;
-            self.deadline.clear();
-        }
+        // With the last bytes of an answer the wait for the next request begins: hyper need not ask for that, as it knows
+        // that the socket is empty.
+        self.waits = self.waits.filter(|waits| *waits != Wait::Reader);
+        let wait = self.awaited();
+        // One that has passed already is seen at the next look.
+        let _ = self.poll_patience(wait, cx);
         written
     }
 

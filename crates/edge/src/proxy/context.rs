@@ -5,11 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use http::{HeaderValue, request};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::body::InFlight;
 use super::headers;
+use super::upstream::Switched;
 use super::worker::Worker;
 
 /// One client's connection, as its requests share it.
@@ -33,7 +33,7 @@ pub(crate) struct Connection {
     /// What an answer's body did last, for whoever drives it.
     pub(crate) moved: Cell<Option<Moved>>,
     /// Where the connection goes on when its protocol was switched.
-    pub(crate) upgrade: RefCell<Option<(TcpStream, bytes::Bytes, InFlight)>>,
+    pub(crate) upgrade: RefCell<Option<(Box<Switched>, InFlight)>>,
     peer_value: OnceCell<HeaderValue>,
     /// The last `Host`, and the `Forwarded` made of it: most clients name one host only.
     pub(super) forwarded: RefCell<Option<(HeaderValue, HeaderValue)>>,

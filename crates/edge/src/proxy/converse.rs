@@ -21,6 +21,7 @@ use super::client_stream::{ClientStream, Transport};
 use super::context::{Connection, Moved};
 use super::framing::MAX_LINE;
 use super::sweep::{Deadline, within};
+use super::upstream::Switched;
 use super::worker::Worker;
 use super::{proxy_protocol, tunnel};
 use crate::telemetry::PROXY_TARGET;
@@ -92,11 +93,12 @@ async fn http1(connection: Rc<Connection>, transport: Transport) -> io::Result<(
     stream.stop_following();
     let upgrade = connection.upgrade.borrow_mut().take();
     match upgrade {
-        Some((upstream, read, in_flight)) => {
+        Some((upstream, in_flight)) => {
             let silence = config.answer_body_timeout;
-            let passed = tunnel::pass(stream, parts.read_buf, upstream, read, silence);
+            let Switched { stream: there, read, pick } = *upstream;
+            let passed = tunnel::pass(stream, parts.read_buf, there, read, silence);
             let passed = Box::pin(passed).await;
-            drop(in_flight);
+            drop((in_flight, pick));
             passed
         }
         None => Box::pin(linger(&mut stream)).await,

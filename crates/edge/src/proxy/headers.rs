@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, FORWARDED, HOST, TE, TRANSFER_ENCODING, UPGRADE,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, request};
 
 use super::answer::Refusal;
 use super::context::{Connection, RequestContext};
@@ -259,19 +259,6 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
     )
 }
 
-/// Makes an upstream's answer into the one that a client gets.
-pub(super) fn to_client<B>(response: &mut Response<B>) {
-    let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    let headers = response.headers_mut();
-    let upgrade = headers.get(UPGRADE).filter(|_| switches).cloned();
-    remove(headers, is_hop_by_hop);
-    if let Some(upgrade) = upgrade {
-        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(UPGRADE, upgrade);
-    }
-    *response.version_mut() = Version::HTTP_11;
-}
-
 fn remove(headers: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) {
     // Without these the message would mean something else.
     let stays = |name: &HeaderName| *name == HOST || *name == CONTENT_LENGTH || *name == CONTENT_TYPE;
@@ -318,20 +305,6 @@ pub(super) fn clean_trailers(trailers: &mut HeaderMap) {
                     | "x-real-ip"
             )
     });
-}
-
-/// Whether the end of an answer can be read in one way only.
-pub(super) fn has_one_length(headers: &HeaderMap) -> bool {
-    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    let mut encodings = headers.get_all(TRANSFER_ENCODING).iter();
-    match (lengths.next(), encodings.next()) {
-        (None, None) => true,
-        (Some(length), None) => lengths.next().is_none() && digits(length.as_bytes(), 10).is_some(),
-        (None, Some(encoding)) => {
-            encodings.next().is_none() && encoding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")
-        }
-        (Some(_), Some(_)) => false,
-    }
 }
 
 #[cfg(test)]

@@ -81,7 +81,7 @@ pub(super) fn run(shared: Arc<Shared>, listener: std::net::TcpListener, ends: En
             biased;
             () = ends.kill.cancelled() => Ok(0),
             cut = serve(worker, listener, &ends) => Ok(cut),
-            () = sweep::run(|| sweeper.metrics().tell()) => Ok(0),
+            () = sweep::run(|| sweeper.sweep()) => Ok(0),
         }
     })
 }
@@ -89,17 +89,19 @@ pub(super) fn run(shared: Arc<Shared>, listener: std::net::TcpListener, ends: En
 async fn serve(worker: Rc<Worker>, listener: TcpListener, ends: &Ends) -> usize {
     let mut connections = JoinSet::new();
     loop {
-        let accepted = async {
-            let accepted = listener.accept().await;
-            // The semaphore is never closed. Until there is room, further connections wait in the system.
-            (Arc::clone(&worker.shared().places).acquire_owned().await.ok(), accepted)
-        };
         tokio::select! {
             biased;
             () = ends.drain.cancelled() => break,
             Some(_) = connections.join_next() => {}
-            (place, accepted) = accepted => match accepted {
+            accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
+                    // Until there is room, further connections wait in the system.
+                    let room = Arc::clone(&worker.shared().places).acquire_owned();
+                    let place = tokio::select! {
+                        biased;
+                        place = room => place.ok(),
+                        () = ends.drain.cancelled() => None,
+                    };
                     let served = converse::converse(Rc::clone(&worker), stream, peer);
                     connections.spawn_local(async move {
                         served.await;

@@ -15,6 +15,7 @@ mod proxy_protocol;
 pub(crate) mod sweep;
 mod tls;
 mod tunnel;
+mod upstream;
 pub(crate) mod worker;
 
 use std::io;
@@ -83,7 +84,7 @@ impl Proxy {
     pub fn with_groups(config: ProxyConfig, groups: Vec<Group>) -> Result<Self, Error> {
         config.check()?;
         let shared = Shared {
-            groups: Groups::new(groups)?,
+            groups: Groups::new(groups, &config.overload)?,
             tls: Tls::new(&config.tls)?,
             places: Arc::new(Semaphore::new(config.max_connections.min(Semaphore::MAX_PERMITS))),
             active: metrics::gauge!(telemetry::ACTIVE_REQUESTS),

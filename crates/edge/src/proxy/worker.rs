@@ -21,6 +21,7 @@ use super::fetch::Fetch;
 use super::forward::Forwarder;
 use super::sweep::Deadline;
 use super::{ProxyConfig, Shared, headers};
+use crate::load_balancer::sticky::set_cookie;
 use crate::routes::ActiveGroup;
 use crate::telemetry::{self, PROXY_TARGET};
 
@@ -45,6 +46,12 @@ impl Worker {
 
     pub(super) fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// Does what is due every now and then.
+    pub(super) fn sweep(&self) {
+        self.metrics.tell();
+        self.forwarder.sweep();
     }
 
     pub(crate) fn metrics(&self) -> &WorkerMetrics {
@@ -115,11 +122,11 @@ impl Worker {
         let in_flight = in_flight.answered(response.status());
         let (head, body) = response.into_parts();
         match body {
-            Body::Switched(upstream, read) => {
+            Body::Switched(upstream) => {
                 let connection = Rc::clone(in_flight.connection());
                 // It lasts as long as the connection; what hyper gets has no end to record.
                 let body = AnswerBody::empty();
-                *connection.upgrade.borrow_mut() = Some((upstream, read, in_flight));
+                *connection.upgrade.borrow_mut() = Some((upstream, in_flight));
                 Response::from_parts(head, body)
             }
             body => Response::from_parts(head, AnswerBody::new(body, in_flight).until(deadline)),
@@ -141,7 +148,9 @@ impl Worker {
         let group = self.shared.groups.find(headers::host(&head), head.uri.path()).ok_or(Refusal::NoRoute)?;
         let (forwarder, group, context) = (self.forwarder.clone(), Arc::clone(group), Rc::clone(context));
         let fetch = Onward { forwarder, group, context };
-        fetch.fetch(Request::from_parts(head, RequestBody::new(body))).await
+        let mut response = fetch.fetch(Request::from_parts(head, RequestBody::new(body))).await?;
+        set_cookie(&mut response);
+        Ok(response)
     }
 }
 
@@ -162,10 +171,8 @@ impl Fetch for Onward {
         async move {
             let (mut head, body) = request.into_parts();
             headers::to_upstream(&mut head, &this.context);
-            let mut response =
-                this.forwarder.forward(Request::from_parts(head, body), &this.group, &this.context).await?;
-            headers::to_client(&mut response);
-            Ok(response)
+            let request = Request::from_parts(head, body);
+            this.forwarder.forward(request, &this.group, &this.context).await
         }
     }
 }

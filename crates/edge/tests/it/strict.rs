@@ -7,7 +7,7 @@ use greenwave_edge::{ProxyConfig, Upstreams};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::clients::{RunningProxy, read_all, read_head};
+use crate::clients::{LIMIT, RunningProxy, read_all, read_head};
 use crate::upstreams::{OK, Scripted};
 
 /// Sends each request, and a second one behind it, and returns the status of the answer. Nothing may reach
@@ -62,6 +62,9 @@ async fn a_request_without_exactly_one_host_is_refused() {
         "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n",
         "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET / HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost:\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a:b\r\n\r\n",
+        "GET http://a@b/ HTTP/1.1\r\nHost: a@b\r\n\r\n",
     ])
     .await;
     expect![[r#"
@@ -72,6 +75,9 @@ async fn a_request_without_exactly_one_host_is_refused() {
         400 GET / HTTP/1.1\r\nHost: a/b\r\n\r\n
         400 GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n
         400 GET / HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n
+        400 GET / HTTP/1.1\r\nHost:\r\n\r\n
+        400 GET / HTTP/1.1\r\nHost: a:b\r\n\r\n
+        400 GET http://a@b/ HTTP/1.1\r\nHost: a@b\r\n\r\n
     "#]]
     .assert_eq(&refused);
 }
@@ -79,24 +85,44 @@ async fn a_request_without_exactly_one_host_is_refused() {
 #[tokio::test]
 async fn what_is_malformed_or_unsupported_is_refused() {
     let long = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(40_000));
+    let far = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(20_000));
+    let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: x\r\n".repeat(100));
     let mut refused = refusals(&[
         "GET / HTTP/1.1\r\nHost : a\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: a\r\n folded\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: a\r\nX: \0\r\n\r\n",
         "GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
         "CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n",
-        "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nExpect: 200-ok\r\n\r\n",
+        "GET http:a HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET /#x HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET * HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET / HTTP/1.1\nHost: a\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\nX: b\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\n: b\r\n\r\n",
     ])
     .await;
-    refused += &refusals(&[&long]).await[..3];
+    for large in [&long, &far, &many] {
+        refused += &refusals(&[large]).await[..4];
+    }
     expect![[r#"
         400 GET / HTTP/1.1\r\nHost : a\r\n\r\n
         400 GET / HTTP/1.1\r\nHost: a\r\n folded\r\n\r\n
         400 GET / HTTP/1.1\r\nHost: a\r\nX: \u{0}\r\n\r\n
         400 GET  / HTTP/1.1\r\nHost: a\r\n\r\n
         405 CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n
-        501 GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n
-        431"#]]
+        417 GET / HTTP/1.1\r\nHost: a\r\nExpect: 200-ok\r\n\r\n
+        400 GET http:a HTTP/1.1\r\nHost: a\r\n\r\n
+        400 GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n
+        400 GET /#x HTTP/1.1\r\nHost: a\r\n\r\n
+        400 GET * HTTP/1.1\r\nHost: a\r\n\r\n
+        400 GET / HTTP/1.1\nHost: a\r\n\r\n
+        400 GET / HTTP/1.1\r\nHost: a\nX: b\r\n\r\n
+        400 GET / HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n
+        400 GET / HTTP/1.1\r\nHost: a\r\n: b\r\n\r\n
+        431 414 431 "#]]
     .assert_eq(&refused);
 }
 
@@ -112,10 +138,33 @@ async fn the_second_request_of_a_connection_is_held_to_the_same() {
         .await;
     let statuses: Vec<&str> = answer.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
     assert_eq!(statuses, ["200", "400"], "{answer}");
-    assert!(
-        answer.ends_with(r#"{"error":"bad_request","message":"the length of the request is ambiguous"}"#)
-    );
+    assert!(answer.ends_with(r#"{"error":"bad_request","message":"the request can be read in two ways"}"#));
     assert!(upstream.heads().await.iter().all(|head| !head.contains("/2")));
+}
+
+#[tokio::test]
+async fn a_chunk_that_can_be_read_in_two_ways_is_refused() {
+    for chunk in
+        ["2 \r\nok\r\n", "2\nok\r\n", "+2\r\nok\r\n", "2;a\rb\r\nok\r\n", "2\r\nok\n", "2\r\nokX\r\n"]
+    {
+        let head = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let at_once = refusals(&[&format!("{head}{chunk}0\r\n\r\n")]).await;
+        assert!(at_once.starts_with("400 "), "{chunk:?}: {at_once}");
+        // And when the request is on its way already.
+        let upstream = Scripted::start("HTTP/1.1 200 OK\r\n").await;
+        let proxy = RunningProxy::before(&[upstream.address]).await;
+        let mut stream = TcpStream::connect(proxy.address).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        tokio::time::timeout(LIMIT, async {
+            while upstream.heads().await.is_empty() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .unwrap();
+        stream.write_all(format!("{chunk}0\r\n\r\n").as_bytes()).await.unwrap();
+        assert!(read_all(&mut stream).await.starts_with("HTTP/1.1 400 "), "{chunk:?}");
+    }
 }
 
 #[tokio::test]
