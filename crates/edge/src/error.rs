@@ -86,6 +86,22 @@ pub enum Error {
         text: String,
     },
 
+    /// The text is no list of status codes.
+    #[error("no statuses: {text:?}; use codes and ranges, such as 200-399, 404")]
+    InvalidStatuses {
+        /// The text as it was given.
+        text: String,
+    },
+
+    /// The text names no server.
+    #[error(
+        "no server is called {text:?}; use HOST:PORT, and its weight if that is not 1: HOST:PORT weight=2"
+    )]
+    InvalidTarget {
+        /// The text as it was given.
+        text: String,
+    },
+
     /// The text names nothing by which clients could be told apart.
     #[error("clients cannot be told apart by {text:?}; use header:NAME, cookie:NAME or nothing")]
     InvalidSticky {

@@ -20,7 +20,7 @@ mod upstreams;
 pub use access_log::{AccessLogConfig, AccessLogFormat};
 pub use compression::CompressionConfig;
 pub use error::Error;
-pub use health::{CheckConfig, Health, HealthChecker};
+pub use health::{CheckConfig, Health, HealthChecker, Statuses, Target};
 pub use http_cache::CacheConfig;
 pub use load_balancer::{BalanceConfig, LoadBalancer, Pick, Strategy};
 pub use overload::{OverloadConfig, RateLimit};

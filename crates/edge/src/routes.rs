@@ -135,10 +135,6 @@ impl Groups {
         self.routes.iter().find(fits).map(|(.., group)| group)
     }
 
-    pub(crate) fn iter(&self) -> std::slice::Iter<'_, Arc<ActiveGroup>> {
-        self.groups.iter()
-    }
-
     /// Addresses that drain and have nothing in flight.
     pub(crate) fn released(&self) -> watch::Receiver<Vec<SocketAddr>> {
         self.released.subscribe()
@@ -152,6 +148,8 @@ impl Groups {
             followers.spawn(async move { group.balancer.follow().await });
         }
         while followers.join_next().await.is_some() {}
+        // There may be no group.
+        std::future::pending().await
     }
 }
 

@@ -71,8 +71,16 @@ impl Upstreams {
         self.iter().filter(|upstream| upstream.healthy).count()
     }
 
-    pub(crate) fn get_mut(&mut self, index: usize) -> Option<&mut Upstream> {
-        self.0.get_mut(index)
+    pub(crate) fn iter_mut(&mut self) -> std::slice::IterMut<'_, Upstream> {
+        self.0.iter_mut()
+    }
+
+    pub(crate) fn push(&mut self, upstream: Upstream) {
+        self.0.push(upstream);
+    }
+
+    pub(crate) fn retain(&mut self, stays: impl FnMut(&Upstream) -> bool) {
+        self.0.retain(stays);
     }
 }
 

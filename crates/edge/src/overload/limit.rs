@@ -15,22 +15,26 @@ const FIRST: f64 = 64.0;
 const TOLERANCE: f64 = 1.5;
 /// With fewer in flight than this, and than half of the limit, slowness is not our doing.
 const FEW: f64 = 4.0;
+/// Less in flight than this share of what was is less load.
+const FALLING: f64 = 0.9;
 /// The share of the limit that is in use when it is the limit that holds requests back.
-const FULL: f64 = 0.8;
+const FULL: f64 = 0.9;
 /// In flight after a cut, as a share of what was before, from which one can tell whether it helped.
 const TELLING: f64 = 0.75;
-/// Shortest time over which is measured; and the time after which few samples have to do.
+/// Shortest time over which is measured, and the longest if there are some samples.
 const WINDOW: Duration = Duration::from_millis(100);
 const LONG_WINDOW: Duration = Duration::from_secs(1);
-/// Samples of a window: usual, and in a long one.
-const SAMPLES: f64 = 50.0;
-const FEW_SAMPLES: f64 = 10.0;
+/// Errors of a latency, as shares of it: large enough to go on measuring, and small enough to stop before time.
+const VAGUE: f64 = 0.3;
+const CLEAR: f64 = 0.1;
+/// So many samples are enough where nothing is tried.
+const SAMPLES: f64 = 20.0;
 /// The fewest samples from which anything is concluded, which is also how many the newest average is over.
 const LEAST_SAMPLES: f64 = 8.0;
 /// How many standard errors are no accident.
 const SIGNIFICANT: f64 = 3.0;
-/// Error of the latency, as a share of it, that is small enough for a probe.
-const CLEAR: f64 = 0.1;
+/// Answers' time that passes until a change of the limit is measured, beyond that of one, if they vary.
+const SETTLING: f64 = 2.0;
 /// A limit in full use is tried at its half this often, to see how fast the upstream is without a queue.
 const PROBE_EVERY: Duration = Duration::from_secs(15);
 /// The time in which the baseline follows an upstream that becomes slower without being crowded.
@@ -105,6 +109,11 @@ struct Controller {
     variance: f64,
     window: Window,
     phase: Phase,
+    /// What was in flight in the window before, if that was under the same limit.
+    before: f64,
+    /// When the limit last changed, and from when on that shows.
+    changed: Instant,
+    settled: Instant,
     probed: Option<Instant>,
 }
 
@@ -176,15 +185,16 @@ impl Window {
         Measured { limit, in_flight: self.in_flight / self.count, latency: self.latency(), age }
     }
 
-    fn is_whole(&self, age: Duration) -> bool {
-        age >= WINDOW && (self.count >= SAMPLES || (age >= LONG_WINDOW && self.count >= FEW_SAMPLES))
+    fn is_whole(&self, age: Duration, steady: bool) -> bool {
+        let enough = SIGNIFICANT * self.error() < VAGUE || (steady && self.count >= SAMPLES);
+        age >= LONG_WINDOW || (age >= WINDOW && enough)
     }
 }
 
 impl Measured {
-    /// Whether fewer in flight have made answers faster: by at least a third of what a mere queue would lose.
+    /// Whether fewer in flight have made answers faster: by at least half of what a mere queue would lose.
     fn fell_from(&self, before: &Self) -> bool {
-        before.latency - self.latency > (before.in_flight / self.in_flight).ln() / 3.0
+        before.latency - self.latency > (before.in_flight / self.in_flight).ln() / 2.0
     }
 
     /// Half as much again as the upstream works at, which is what it has in flight without a queue.
@@ -209,6 +219,9 @@ impl Controller {
             variance: 0.0,
             window: Window::new(now),
             phase: Phase::Steady,
+            before: 0.0,
+            changed: now,
+            settled: now,
             probed: None,
         }
     }
@@ -220,8 +233,9 @@ impl Controller {
 
     /// Whether the limit may have changed.
     fn sample(&mut self, now: Instant, latency: Duration, in_flight: u32) -> bool {
-        // Of a request that was sent under another limit this window learns nothing.
-        if now.checked_sub(latency).is_none_or(|sent| sent < self.window.begun) {
+        // A request that was sent under another limit says nothing of this one; and at first only fast ones are back.
+        let sent = now.checked_sub(latency);
+        if sent.is_none_or(|sent| sent < self.changed) || now < self.settled {
             return false;
         }
         self.window.add(latency.as_secs_f64().max(1e-6).ln(), in_flight);
@@ -244,16 +258,33 @@ impl Controller {
             }
             // A probe costs throughput: it ends as soon as it is clear.
             Phase::Probe(..) if error < CLEAR => (self.window.measured(self.limit, age), false),
-            _ if self.window.is_whole(age) => {
+            _ if self.window.is_whole(age, matches!(self.phase, Phase::Steady)) => {
                 let measured = self.window.measured(self.limit, age);
                 (measured, self.is_crowded(&measured, error))
             }
             _ => return false,
         };
         if !crowded {
-            self.variance += 0.2 * (self.window.variance() - self.variance);
+            let weight = if self.baseline.is_some() { 0.2 } else { 1.0 };
+            self.variance += weight * (self.window.variance() - self.variance);
         }
+        let limit = self.limit;
+        self.conclude(measured, crowded, now);
+        self.before = self.window.in_flight / self.window.count;
         self.window = Window::new(now);
+        if self.limit != limit {
+            self.before = 0.0;
+            self.changed = now;
+            let settling = Duration::try_from_secs_f64(
+                (1.0 + SETTLING * self.variance.min(1.0)) * measured.latency.exp(),
+            );
+            self.settled = settling.ok().and_then(|settling| now.checked_add(settling)).unwrap_or(now);
+            self.window.begun = self.settled;
+        }
+        true
+    }
+
+    fn conclude(&mut self, measured: Measured, crowded: bool, now: Instant) {
         match self.phase {
             Phase::Probe(first, last) => self.probe(measured, first, last, now),
             Phase::Cut(before) if measured.in_flight < TELLING * before.in_flight => {
@@ -269,12 +300,14 @@ impl Controller {
             }
             Phase::Cut(_) | Phase::Steady => self.steer(measured, crowded, now),
         }
-        true
     }
 
     /// Whether answers take significantly longer than is tolerated while enough are in flight to be the cause.
     fn is_crowded(&self, measured: &Measured, error: f64) -> bool {
-        measured.in_flight >= FEW.min(self.limit / 2.0)
+        // When requests cease, those that come last are the slow ones: that is no rise.
+        let before = (self.window.in_flight / self.window.count).max(self.before);
+        measured.in_flight >= FALLING * before
+            && measured.in_flight >= FEW.min(self.limit / 2.0)
             && self.baseline.is_some_and(|baseline| measured.latency - error > baseline + TOLERANCE.ln())
     }
 

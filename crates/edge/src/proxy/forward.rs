@@ -77,7 +77,9 @@ impl Forwarder {
                             body.hold(pick);
                             Body::Upstream(body)
                         }
-                        Sent::Switched(stream, read) => Body::Switched(Box::new(Switched { stream, read, pick })),
+                        Sent::Switched(stream, read) => {
+                            Body::Switched(Box::new(Switched { stream, read, pick }))
+                        }
                     }));
                 }
                 Err(error) => error,

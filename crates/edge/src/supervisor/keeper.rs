@@ -180,7 +180,7 @@ impl Keeper {
         let Some(address) = address else { return std::future::pending().await };
         loop {
             sleep(config.check.interval).await;
-            let result = check(&config.health, address, config.check.timeout).await;
+            let result = check(&config.health, address, &config.check).await;
             let healthy = judge.record(&result);
             match result {
                 Ok(()) if healthy => self.passed(),
@@ -215,7 +215,7 @@ impl Keeper {
     async fn check_until_ready(&self, judge: &mut Judge, address: SocketAddr) {
         let config = &self.seat.plan.config;
         loop {
-            let result = check(&config.health, address, config.check.timeout).await;
+            let result = check(&config.health, address, &config.check).await;
             if judge.record(&result) {
                 return self.passed();
             }

@@ -116,11 +116,9 @@ fn write_all(file: &mut Rotating, lines: &Receiver<Message>, lost: &AtomicU64) {
             other => other.map_err(|_| ()),
         };
         let Ok(Message::Line(line)) = next else { break };
-        if !file.has_room(batch.len() + line.len()) {
+        if !file.has_room(batch.len(), line.len()) {
             file.write(&mut batch, &mut count, lost);
-            if !file.has_room(line.len()) {
-                file.rotate();
-            }
+            file.rotate();
         }
         batch.extend_from_slice(&line);
         count += 1;
@@ -153,8 +151,10 @@ impl Rotating {
         Ok(Self { config, file, size })
     }
 
-    fn has_room(&self, bytes: usize) -> bool {
-        self.config.max_size == 0 || self.size == 0 || self.size + bytes as u64 <= self.config.max_size
+    /// Whether a line fits after what is written and what is about to be.
+    fn has_room(&self, batch: usize, line: usize) -> bool {
+        let (max, before) = (self.config.max_size, self.size + batch as u64);
+        max == 0 || before == 0 || before + line as u64 <= max
     }
 
     /// Writes these lines and empties the batch; counts them as lost where that fails.

@@ -146,13 +146,11 @@ impl Table {
             change(rows);
             // Inside the outer lock, so that two changes are published in the order in which they happen.
             let now: Upstreams = rows.iter().filter_map(Row::upstream).collect();
-            self.upstreams.send_if_modified(|published| {
-                let changed = *published != now;
-                if changed {
-                    *published = now;
-                }
-                changed
-            });
+            // Looked at first: whoever reads them may be the one who calls.
+            let changed = *self.upstreams.borrow() != now;
+            if changed {
+                self.upstreams.send_replace(now);
+            }
         });
     }
 

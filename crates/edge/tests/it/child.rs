@@ -150,6 +150,10 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Either<Full<Bytes
             std::mem::forget(vec![1_u8; 64 << 20]);
             String::new()
         }
+        "/slow" => {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            std::env::var(NAME).unwrap()
+        }
         "/version" => std::env::var("VERSION").unwrap_or_default(),
         "/length" => request.into_body().collect().await.map_or(0, |body| body.to_bytes().len()).to_string(),
         _ => std::env::var(NAME).unwrap(),

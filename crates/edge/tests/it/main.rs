@@ -13,6 +13,7 @@ mod reload;
 mod oracle;
 mod retries;
 mod rig;
+mod rolling;
 mod slow;
 mod starved;
 mod strict;

@@ -32,7 +32,8 @@ fn release(supervisor: &Arc<Supervisor>) -> JoinHandle<()> {
     let (supervisor, mut upstreams) = (Arc::clone(supervisor), supervisor.upstreams());
     tokio::spawn(async move {
         while upstreams.changed().await.is_ok() {
-            for upstream in upstreams.borrow_and_update().iter().filter(|upstream| upstream.draining) {
+            let list = upstreams.borrow_and_update().clone();
+            for upstream in list.iter().filter(|upstream| upstream.draining) {
                 supervisor.released(upstream.address);
             }
         }

@@ -68,7 +68,17 @@ impl UpstreamBody {
             Framing::UntilClose => Place::UntilClose,
         };
         let keeps = answer.keeps;
-        Ok(Self::Streamed(Box::new(Streamed { read: Some((read, deadline)), rest, place, keeps, uploading, home, patience, waits: false, pick: None })))
+        Ok(Self::Streamed(Box::new(Streamed {
+            read: Some((read, deadline)),
+            rest,
+            place,
+            keeps,
+            uploading,
+            home,
+            patience,
+            waits: false,
+            pick: None,
+        })))
     }
 }
 
@@ -116,7 +126,9 @@ impl Body for UpstreamBody {
             Self::Whole { trailers, .. } => {
                 Poll::Ready(trailers.take().map(|trailers| Ok(Frame::trailers(*trailers))))
             }
-            Self::Streamed(body) => body.poll_frame(cx).map(|frame| frame.transpose().map(|frame| frame.map_err(Into::into))),
+            Self::Streamed(body) => {
+                body.poll_frame(cx).map(|frame| frame.transpose().map(|frame| frame.map_err(Into::into)))
+            }
         }
     }
 

@@ -132,7 +132,8 @@ impl Chunked {
         };
         let mut trailers = HeaderMap::with_capacity(fields.len());
         for field in fields {
-            let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| "the trailers are malformed")?;
+            let name =
+                HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| "the trailers are malformed")?;
             let value = HeaderValue::from_maybe_shared(bytes.slice_ref(field.value))
                 .map_err(|_| "the trailers are malformed")?;
             trailers.append(name, value);

@@ -43,8 +43,9 @@ pub(super) struct Connection {
 
 impl Connection {
     pub(super) async fn open(address: SocketAddr, within: Duration) -> Result<Self, SendError> {
-        let failed =
-            |error: io::Error| if is_local(&error) { SendError::Local(error) } else { SendError::Unreachable(error) };
+        let failed = |error: io::Error| {
+            if is_local(&error) { SendError::Local(error) } else { SendError::Unreachable(error) }
+        };
         let connected = sweep::within(within, pin!(TcpStream::connect(address))).await;
         let stream = connected.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into())).map_err(failed)?;
         // A port nobody listens on may be the very one that the system gives this end.
@@ -148,9 +149,10 @@ impl<'a> Exchange<'a> {
                 return Poll::Ready(Ok(Answered { answer, rest, unsent, broken: self.broken }));
             }
         }
-        self.connection.deadline.poll_expired(cx).map(|()| {
-            Err(if self.starved { SendError::ClientSilent } else { SendError::Silent })
-        })
+        self.connection
+            .deadline
+            .poll_expired(cx)
+            .map(|()| Err(if self.starved { SendError::ClientSilent } else { SendError::Silent }))
     }
 
     fn send(&mut self, cx: &mut Context<'_>) -> Result<(), SendError> {
@@ -184,7 +186,8 @@ impl<'a> Exchange<'a> {
             let seen = self.partial.len().saturating_sub(3);
             self.partial.extend_from_slice(&bytes);
             let tail = &self.partial[seen..];
-            let whole = tail.windows(2).any(|end| end == b"\n\n") || tail.windows(3).any(|end| end == b"\n\r\n");
+            let whole =
+                tail.windows(2).any(|end| end == b"\n\n") || tail.windows(3).any(|end| end == b"\n\r\n");
             if !whole && self.partial.len() < MAX_HEAD {
                 return Ok(None);
             }
@@ -208,4 +211,3 @@ impl<'a> Exchange<'a> {
         }
     }
 }
-
