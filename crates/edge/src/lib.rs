@@ -21,7 +21,7 @@ pub use access_log::{AccessLogConfig, AccessLogFormat};
 pub use compression::CompressionConfig;
 pub use error::Error;
 pub use health::{CheckConfig, Health, HealthChecker, Statuses, Target};
-pub use http_cache::CacheConfig;
+pub use http_cache::{CacheConfig, CacheStats, HttpCache};
 pub use load_balancer::{BalanceConfig, LoadBalancer, Pick, Strategy};
 pub use overload::{OverloadConfig, RateLimit};
 pub use proxy::{Proxy, ProxyConfig, TlsConfig, TrustConfig, listen};

@@ -16,6 +16,21 @@ pub const EJECTIONS: &str = "greenwave.edge.ejections";
 /// Gauge: upstreams that pass their health checks.
 pub const UPSTREAMS_HEALTHY: &str = "greenwave.edge.upstreams.healthy";
 
+/// Counter: requests that came to the response cache. Label [`RESULT`].
+pub const CACHE_REQUESTS: &str = "greenwave.edge.cache.requests";
+
+/// Counter: answers kept.
+pub const CACHE_STORED: &str = "greenwave.edge.cache.stored";
+
+/// Counter: answers dropped to make room.
+pub const CACHE_EVICTED: &str = "greenwave.edge.cache.evicted";
+
+/// Gauge: bytes of answers that are kept.
+pub const CACHE_BYTES: &str = "greenwave.edge.cache.bytes";
+
+/// Label: how a request was answered, `hit`, `stale`, `revalidated`, `collapsed`, `miss` or `pass`.
+pub const RESULT: &str = "greenwave.edge.cache.result";
+
 /// Label: the status code of the answer.
 pub const STATUS: &str = "http.response.status_code";
 
@@ -26,4 +41,14 @@ pub const SUPERVISOR_TARGET: &str = "greenwave_edge::supervisor";
 pub const PROXY_TARGET: &str = "greenwave_edge::proxy";
 
 /// All metrics, for tables and checks.
-pub const METRICS: &[&str] = &[REQUEST_DURATION, ACTIVE_REQUESTS, RETRIES, EJECTIONS, UPSTREAMS_HEALTHY];
+pub const METRICS: &[&str] = &[
+    REQUEST_DURATION,
+    ACTIVE_REQUESTS,
+    RETRIES,
+    EJECTIONS,
+    UPSTREAMS_HEALTHY,
+    CACHE_REQUESTS,
+    CACHE_STORED,
+    CACHE_EVICTED,
+    CACHE_BYTES,
+];

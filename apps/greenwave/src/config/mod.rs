@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) use app::{App, Instances, Port};
 pub(crate) use load::{data_dir, load};
 pub(crate) use reference::reference;
-use routes::{Route, UpstreamGroup};
+use routes::Route;
+pub(crate) use routes::UpstreamGroup;
 
 /// Everything that `greenwave.toml` may say.
 ///

@@ -13,7 +13,8 @@ use super::Config;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct UpstreamGroup {
-    /// Where they listen, as HOST:PORT; a name is looked up again and again, and stands for all its addresses.
+    /// Where they listen, as HOST:PORT, and `weight=3` after it where one gets a larger share. A name is looked up again
+    /// and again, and stands for all its addresses.
     pub addresses: Vec<String>,
     /// What tells that one is well: "tcp", a path that answers 2xx to GET, or "none". Default: "tcp".
     pub health: String,

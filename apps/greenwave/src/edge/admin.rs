@@ -10,7 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use greenwave_edge::InstanceStatus;
+use greenwave_edge::{CacheStats, HttpCache, InstanceStatus};
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -23,19 +23,30 @@ use crate::{
 struct Admin {
     control: Arc<PathBuf>,
     instances: watch::Receiver<Vec<InstanceStatus>>,
+    cache: HttpCache,
 }
 
-/// `POST /admin/purge` with `{"url": …}`, `{"prefix": …}`, `{"tag": …}` or `"all"`, and `GET /admin/instances`.
-pub(super) fn router(control: PathBuf, instances: watch::Receiver<Vec<InstanceStatus>>) -> Router {
+/// `POST /admin/purge` with `{"url": …}`, `{"prefix": …}`, `{"tag": …}` or `"all"`; `GET /admin/cache` for what the
+/// cache has done; `GET /admin/instances`.
+pub(super) fn router(
+    control: PathBuf,
+    instances: watch::Receiver<Vec<InstanceStatus>>,
+    cache: HttpCache,
+) -> Router {
     Router::new()
         .route("/admin/purge", post(purge))
+        .route("/admin/cache", get(stats))
         .route("/admin/instances", get(list))
         .layer(middleware::from_fn(refuse_other_sites))
-        .with_state(Admin { control: Arc::new(control), instances })
+        .with_state(Admin { control: Arc::new(control), instances, cache })
 }
 
 async fn list(State(admin): State<Admin>) -> Json<Vec<InstanceStatus>> {
     Json(admin.instances.borrow().clone())
+}
+
+async fn stats(State(admin): State<Admin>) -> Json<CacheStats> {
+    Json(admin.cache.stats())
 }
 
 /// By way of the supervisor, which knows of every edge that still serves from a cache.

@@ -50,7 +50,7 @@ pub(crate) async fn run() -> Result<()> {
         bail!("this is started by `greenwave up`, not by hand");
     };
     let sender = link.sender();
-    match Edge::start(*start, sockets) {
+    match Edge::start(*start, sockets).await {
         Ok(edge) => edge.serve(messages, sender).await?,
         // The supervisor says it.
         Err(error) => sender.send(FromEdge::Failed(greenwave_shop::error_chain(&*error).to_string())),
@@ -90,7 +90,7 @@ struct Edge {
 }
 
 impl Edge {
-    fn start(start: Start, mut sockets: Vec<TcpListener>) -> Result<Edge> {
+    async fn start(start: Start, mut sockets: Vec<TcpListener>) -> Result<Edge> {
         if start.version != VERSION {
             bail!(
                 "the supervisor speaks version {} and this program {VERSION}: restart greenwave instead",
@@ -98,8 +98,11 @@ impl Edge {
             );
         }
         let monitor = Monitor::install().context("cannot measure")?;
-        let groups = Groups::start(&start.config, start.upstreams)?;
-        let proxy = Proxy::with_groups(start.config.edge.proxy.clone(), groups.list())?;
+        let (groups, proxy) = Groups::start(&start.config, start.upstreams)?;
+        if let Some(file) = start.import {
+            let cache = proxy.cache();
+            tokio::task::spawn_blocking(move || cache::import(&cache, file)).await?;
+        }
         let board = sockets.remove(0);
         board.set_nonblocking(true)?;
         let board = net::TcpListener::from_std(board)?;
@@ -109,7 +112,7 @@ impl Edge {
         // Whether another edge goes on with the sockets is known only at the end: until then it is supposed.
         let serving = tokio::spawn(proxy.clone().with_successor().serve(listeners, drain.clone()));
         let source = dashboard::source(seen.clone(), monitor, &start.sockets);
-        let admin = admin::router(start.control, seen);
+        let admin = admin::router(start.control, seen, proxy.cache());
         let token = Some(start.config.dashboard.token).filter(|token| !token.is_empty());
         let dashboard = tokio::spawn(dashboard::serve(board, token, source, admin, stop_dashboard.clone()));
         Ok(Edge { groups, proxy, sockets, serving, drain, instances, dashboard, stop_dashboard })
@@ -161,10 +164,10 @@ impl Edge {
             ToEdge::Upstreams(lists) => self.groups.update(lists),
             ToEdge::Instances(instances) => drop(self.instances.send_replace(instances)),
             ToEdge::Ask { id, question } => {
-                let (proxy, sender) = (self.proxy.clone(), sender.clone());
+                let (cache, sender) = (self.proxy.cache(), sender.clone());
                 // It may take a while, and new upstreams must not wait for it.
-                tokio::spawn(async move {
-                    let answer = cache::answer(&proxy, question).await;
+                tokio::task::spawn_blocking(move || {
+                    let answer = cache::answer(&cache, question).map_err(|error| format!("{error:#}"));
                     sender.send(FromEdge::Answer { id, answer });
                 });
             }

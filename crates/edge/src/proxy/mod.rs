@@ -32,7 +32,7 @@ pub use listen::listen;
 
 use crate::routes::Groups;
 use crate::telemetry;
-use crate::{Error, Group, Upstreams};
+use crate::{Error, Group, HttpCache, Upstreams};
 use listen::Ends;
 use tls::Tls;
 
@@ -58,6 +58,7 @@ pub struct Proxy {
 pub(crate) struct Shared {
     pub(crate) config: ProxyConfig,
     pub(crate) groups: Groups,
+    pub(crate) cache: HttpCache,
     tls: Option<Tls>,
     // Room for connections of clients.
     places: Arc<Semaphore>,
@@ -86,6 +87,7 @@ impl Proxy {
         let shared = Shared {
             groups: Groups::new(groups, &config.overload)?,
             tls: Tls::new(&config.tls)?,
+            cache: HttpCache::new(config.cache.clone()),
             places: Arc::new(Semaphore::new(config.max_connections.min(Semaphore::MAX_PERMITS))),
             active: metrics::gauge!(telemetry::ACTIVE_REQUESTS),
             config,
@@ -97,6 +99,12 @@ impl Proxy {
     /// be ended.
     pub fn released(&self) -> watch::Receiver<Vec<SocketAddr>> {
         self.shared.groups.released()
+    }
+
+    /// The response cache: to purge, to read its counts, to hand it over to a successor.
+    #[must_use]
+    pub fn cache(&self) -> HttpCache {
+        self.shared.cache.clone()
     }
 
     /// Leaves the listeners to a successor: another process that has inherited them and goes on to accept. Connections

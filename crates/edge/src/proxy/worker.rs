@@ -146,9 +146,10 @@ impl Worker {
         let (head, body) = request.into_parts();
         headers::check_request(&head)?;
         let group = self.shared.groups.find(headers::host(&head), head.uri.path()).ok_or(Refusal::NoRoute)?;
-        let (forwarder, group, context) = (self.forwarder.clone(), Arc::clone(group), Rc::clone(context));
-        let fetch = Onward { forwarder, group, context };
-        let mut response = fetch.fetch(Request::from_parts(head, RequestBody::new(body))).await?;
+        let (forwarder, group, owned) = (self.forwarder.clone(), Arc::clone(group), Rc::clone(context));
+        let fetch = Onward { forwarder, group, context: owned };
+        let request = Request::from_parts(head, RequestBody::new(body));
+        let mut response = self.shared.cache.answer(request, context, fetch).await?;
         set_cookie(&mut response);
         Ok(response)
     }
