@@ -14,9 +14,7 @@ use tokio::net::{
     unix::{OwnedReadHalf, OwnedWriteHalf},
 };
 
-use crate::{
-    control::{Call, Place, Reader, Reply, Request, VERSION, connect, send},
-};
+use crate::control::{Call, Place, Reader, Reply, Request, VERSION, connect, send};
 pub(crate) use command::ClientCommand;
 
 /// Runs one of these commands, at the socket given or that of this data directory.

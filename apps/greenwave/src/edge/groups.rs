@@ -47,7 +47,11 @@ impl Groups {
         Ok((groups, proxy))
     }
 
-    fn proxy(&self, config: &Config, elsewhere: &BTreeMap<String, watch::Receiver<Upstreams>>) -> Result<Proxy> {
+    fn proxy(
+        &self,
+        config: &Config,
+        elsewhere: &BTreeMap<String, watch::Receiver<Upstreams>>,
+    ) -> Result<Proxy> {
         let list = |name: &str| {
             let app = self.apps.get(name).map(watch::Sender::subscribe);
             app.or_else(|| elsewhere.get(name).cloned())

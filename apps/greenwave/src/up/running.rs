@@ -49,7 +49,13 @@ impl Running {
         let (of_apps, releasing) = (Arc::clone(&apps), Arc::clone(&apps));
         let world = World { upstreams: apps.upstreams(), instances: Arc::new(move || of_apps.instances()) };
         let release = Box::new(move |address| releasing.released(address));
-        let edges = Edges::start(Served::new(config, plan), listeners, world, (folder.into(), control.into()), release)?;
+        let edges = Edges::start(
+            Served::new(config, plan),
+            listeners,
+            world,
+            (folder.into(), control.into()),
+            release,
+        )?;
         let (stop, stopped) = (CancellationToken::new(), CancellationToken::new());
         Ok(Running { settings, apps, edges, reloading: Mutex::default(), stop, stopped })
     }

@@ -1,7 +1,7 @@
 //! Load over keep-alive connections, of which every failure is counted.
 
 use std::{
-    io::{BufRead, BufReader, Read, Write},
+    io::{BufRead, BufReader, Write},
     net::TcpStream,
     sync::{
         Arc, Mutex,

@@ -3,6 +3,7 @@
 
 mod advise;
 mod any_command;
+mod cache;
 mod client;
 mod control;
 mod dashboard;
