@@ -4,7 +4,7 @@ use std::{
     env,
     fs::{self, DirBuilder, Permissions},
     io,
-    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf, absolute},
     process::id,
     time::Duration,
@@ -141,6 +141,10 @@ fn private_folder(folder: &Path, ours: bool) -> Result<()> {
 
 /// Whether somebody listens there; removes what a dead process left.
 async fn is_taken(path: &Path) -> Result<bool> {
+    // A file of another kind refuses connections too, and is somebody's.
+    if fs::symlink_metadata(path).is_ok_and(|found| !found.file_type().is_socket()) {
+        bail!("{} is no socket; choose another path with --socket", path.display());
+    }
     match timeout(CONNECT, UnixStream::connect(path)).await {
         Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -187,6 +191,9 @@ mod tests {
         assert!(Listener::bind(&Place::Given(path.clone())).await.is_err());
         drop(first);
         assert!(!path.exists());
+        fs::write(&path, "a file of somebody's").unwrap();
+        assert!(Listener::bind(&Place::Given(path.clone())).await.is_err());
+        assert!(path.exists());
     }
 
     #[tokio::test]

@@ -111,9 +111,7 @@ fn read_answer(answers: &mut impl BufRead) -> std::io::Result<bool> {
     if answers.read_line(&mut line)? == 0 {
         return Err(std::io::Error::other("closed before an answer"));
     }
-    if !line.starts_with("HTTP/1.1 200 ") {
-        return Err(std::io::Error::other(line));
-    }
+    let status = line.trim().to_owned();
     while line != "\r\n" {
         let header = line.to_ascii_lowercase();
         if let Some(value) = header.strip_prefix("content-length:") {
@@ -123,6 +121,10 @@ fn read_answer(answers: &mut impl BufRead) -> std::io::Result<bool> {
         line.clear();
         answers.read_line(&mut line)?;
     }
-    answers.read_exact(&mut vec![0; length])?;
+    let mut body = vec![0; length];
+    answers.read_exact(&mut body)?;
+    if !status.starts_with("HTTP/1.1 200 ") {
+        return Err(std::io::Error::other(format!("{status}: {}", String::from_utf8_lossy(&body))));
+    }
     Ok(ends)
 }
