@@ -63,7 +63,7 @@ fn parse(text: &str) -> Option<Target> {
     let is_name = |name: &str| {
         let sound = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
         // What ends in a number is an address, and this one is none.
-        let numeric = |label: &str| label.bytes().all(|byte| byte.is_ascii_digit());
+        let numeric = |label: &str| !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_digit());
         !name.is_empty() && name.bytes().all(sound) && !name.rsplit('.').next().is_some_and(numeric)
     };
     let sound = match &place {

@@ -3,16 +3,17 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use greenwave_edge::{InstanceState, ProxyConfig, SupervisorConfig};
+use greenwave_edge::{BalanceConfig, InstanceState, ProxyConfig, Strategy, SupervisorConfig};
 use http::{Method, Request};
 use http_body_util::Full;
 use rustix::process::{Signal, kill_process};
+use tokio::task::JoinSet;
 
 use crate::child::{children, until};
-use crate::clients::{LIMIT, RunningProxy, client, send};
+use crate::clients::{LIMIT, RunningProxy, TestClient, client, send};
 use crate::supervised::pid;
 
 #[tokio::test]
@@ -29,9 +30,9 @@ async fn requests_take_turns_over_all_instances() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_get_fails_when_one_of_three_instances_is_killed_under_load() {
+async fn no_get_fails_when_one_of_four_instances_is_killed_under_load() {
     let supervisor =
-        children("serve", SupervisorConfig { instances: 3, ..Default::default() }).start().unwrap();
+        children("serve", SupervisorConfig { instances: 4, ..Default::default() }).start().unwrap();
     supervisor.ready(LIMIT).await.unwrap();
     let proxy = RunningProxy::start(ProxyConfig::default(), supervisor.upstreams()).await;
     let (done, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
@@ -88,6 +89,73 @@ async fn a_get_waits_for_the_only_instance_to_come_back() {
     kill_process(pid(supervisor.instances()[0].pid.unwrap()), Signal::KILL).unwrap();
     assert_eq!(proxy.get("/").await.into_body(), "app-0");
     assert_eq!(supervisor.instances()[0].restarts, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_that_stalls_hardly_shows_in_p99() {
+    let supervisor =
+        children("stall", SupervisorConfig { instances: 4, ..Default::default() }).start().unwrap();
+    supervisor.ready(LIMIT).await.unwrap();
+    let in_turn = BalanceConfig { strategy: Strategy::RoundRobin, ..Default::default() };
+    let in_turn = ProxyConfig { balance: in_turn, ..Default::default() };
+    // Both at the same time, so that whatever else this machine does hits both.
+    let proxies = [
+        RunningProxy::start(in_turn, supervisor.upstreams()).await,
+        RunningProxy::start(ProxyConfig::default(), supervisor.upstreams()).await,
+    ];
+    let client = client();
+    let mut ratios = Vec::new();
+    for _ in 0..3 {
+        let mut requests = [JoinSet::new(), JoinSet::new()];
+        let mut ticks = tokio::time::interval(Duration::from_millis(4));
+        // At a steady rate: clients that wait for their answers would stop asking just when it matters.
+        for _ in 0..600 {
+            ticks.tick().await;
+            for (proxy, requests) in proxies.iter().zip(&mut requests) {
+                let request = Request::get(format!("http://{}/work", proxy.address));
+                requests.spawn(timed(client.clone(), request.body(Full::default()).unwrap()));
+            }
+        }
+        let [in_turn, ours] = requests;
+        ratios.push(p99(ours).await.div_duration_f64(p99(in_turn).await));
+    }
+    ratios.sort_by(f64::total_cmp);
+    assert!(ratios[1] <= 0.4, "p99 ÷ that by turns: {ratios:?}");
+}
+
+async fn timed(client: TestClient, request: Request<Full<Bytes>>) -> Duration {
+    let begun = Instant::now();
+    assert_eq!(send(&client, request).await.unwrap().status(), 200);
+    begun.elapsed()
+}
+
+async fn p99(requests: JoinSet<Duration>) -> Duration {
+    let mut times = requests.join_all().await;
+    times.sort_unstable();
+    times[times.len() * 99 / 100]
+}
+
+#[tokio::test]
+async fn a_client_with_a_cookie_stays_at_its_instance() {
+    let supervisor =
+        children("serve", SupervisorConfig { instances: 4, ..Default::default() }).start().unwrap();
+    supervisor.ready(LIMIT).await.unwrap();
+    let balance = BalanceConfig { sticky: "cookie:home".into(), ..Default::default() };
+    let proxy =
+        RunningProxy::start(ProxyConfig { balance, ..Default::default() }, supervisor.upstreams()).await;
+    let mut homes = BTreeSet::new();
+    for _ in 0..16 {
+        let first = proxy.get("/").await;
+        let cookie = first.headers()["set-cookie"].to_str().unwrap().split(';').next().unwrap().to_owned();
+        for _ in 0..4 {
+            let request = Request::get(format!("http://{}/", proxy.address)).header("cookie", &cookie);
+            let again = send(&client(), request.body(Full::default()).unwrap()).await.unwrap();
+            assert_eq!(again.body(), first.body());
+            assert!(!again.headers().contains_key("set-cookie"));
+        }
+        homes.insert(first.into_body());
+    }
+    assert!(homes.len() > 1, "all clients are at {homes:?}");
 }
 
 #[tokio::test]

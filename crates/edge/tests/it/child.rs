@@ -54,6 +54,10 @@ fn process() {
             "stubborn" => serve(own_port().await, true).await,
             "socket" => serve(inherited("http"), false).await,
             "notify" => tell().await,
+            "stall" => {
+                tokio::spawn(stall());
+                serve(own_port().await, false).await;
+            }
             "crash" => {
                 eprintln!("no database at db:5432");
                 std::process::exit(7);
@@ -129,11 +133,25 @@ async fn serve(listener: TcpListener, stubborn: bool) {
     }
 }
 
+/// The first instance stands still about once a second.
+async fn stall() {
+    for pause in [700, 500, 900].into_iter().cycle() {
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        if std::env::var(NAME).unwrap().ends_with("-0") {
+            std::thread::sleep(Duration::from_millis(150));
+        }
+    }
+}
+
 static SICK: AtomicBool = AtomicBool::new(false);
 
 async fn answer(request: Request<Incoming>) -> Result<Response<Either<Full<Bytes>, Incoming>>, Infallible> {
     let text = match request.uri().path() {
         "/echo" => return Ok(Response::new(Either::Right(request.into_body()))),
+        "/work" => {
+            tokio::time::sleep(Duration::from_millis(3)).await;
+            String::new()
+        }
         "/exit" => std::process::exit(3),
         "/sick" => {
             SICK.store(true, Ordering::SeqCst);

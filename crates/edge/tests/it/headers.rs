@@ -163,10 +163,10 @@ async fn headers_of_the_upstreams_connection_do_not_reach_the_client() {
     let answer = proxy.raw("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
     expect![[r#"
         HTTP/1.1 200 Fine
+        content-length: 2
+        date: then
         set-cookie: a=1
         set-cookie: b=2
-        date: then
-        content-length: 2
         connection: close
 
         ok"#]]

@@ -7,6 +7,7 @@ mod clients;
 mod corpus;
 mod documented;
 mod drain;
+mod ejection;
 mod headers;
 mod instances;
 mod reload;

@@ -269,3 +269,31 @@ async fn files_that_cannot_be_used_are_named_at_the_start() {
     let error = Proxy::new(bad, Upstreams::default().into_watch()).unwrap_err();
     assert!(matches!(&error, Error::InvalidConfig { key, .. } if key == "max_connections"), "{error}");
 }
+
+/// A frame of HTTP/2.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+#[tokio::test]
+async fn a_client_that_resets_stream_after_stream_is_told_to_calm_down() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let identity = Identity::new();
+    let proxy = start(&identity, ProxyConfig::default(), silent.local_addr().unwrap()).await;
+    let mut client = identity.connect(proxy.address, b"h2").await.unwrap();
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend(frame(4, 0, 0, &[]));
+    for stream in (1..2000).step_by(2) {
+        // GET https://a/, and that it is wanted no more.
+        bytes.extend(frame(1, 5, stream, b"\x82\x87\x84\x41\x01a"));
+        bytes.extend(frame(3, 0, stream, &8_u32.to_be_bytes()));
+    }
+    client.write_all(&bytes).await.unwrap();
+    let mut answer = Vec::new();
+    let read = client.read_to_end(&mut answer);
+    let _ = tokio::time::timeout(LIMIT, read).await.expect("the connection stays open");
+    let calm = frame(7, 0, 0, &[])[3..5].to_vec();
+    assert!(answer.windows(2).any(|pair| pair == calm), "no GOAWAY: {answer:?}");
+    assert!(answer.windows(4).any(|code| code == 11_u32.to_be_bytes()), "not ENHANCE_YOUR_CALM: {answer:?}");
+}

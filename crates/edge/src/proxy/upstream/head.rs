@@ -192,7 +192,10 @@ impl Hops {
         } else if *name == UPGRADE {
             self.protocol = Some(value.clone());
         } else {
-            return Ok(matches!(name.as_str(), "keep-alive" | "proxy-connection" | "te" | "proxy-authenticate"));
+            return Ok(matches!(
+                name.as_str(),
+                "keep-alive" | "proxy-connection" | "te" | "proxy-authenticate"
+            ));
         }
         Ok(true)
     }
@@ -278,7 +281,10 @@ mod tests {
             ("Content-Length: 2\r\nTransfer-Encoding: chunked", Err("the length of the answer is ambiguous")),
             ("Transfer-Encoding: gzip, chunked", Err("the answer is encoded in a way that is not known")),
             ("Transfer-Encoding: identity", Err("the answer is encoded in a way that is not known")),
-            ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", Err("the answer is encoded in a way that is not known")),
+            (
+                "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+                Err("the answer is encoded in a way that is not known"),
+            ),
         ] {
             let answer = read(&format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n"));
             assert_eq!(answer.map(|answer| answer.framing), expected, "{fields}");
@@ -322,7 +328,10 @@ mod tests {
         let mut names: Vec<&str> = answer.head.headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["trailer", "x-kept"]);
-        assert_eq!(answer.head.extensions.get::<ReasonPhrase>().map(|reason| reason.as_ref()), Some(&b"Fine"[..]));
+        assert_eq!(
+            answer.head.extensions.get::<ReasonPhrase>().map(|reason| reason.as_ref()),
+            Some(&b"Fine"[..])
+        );
         for (head, keeps) in [
             ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", true),
             ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: Close\r\n\r\n", false),
@@ -336,7 +345,8 @@ mod tests {
 
     #[test]
     fn a_request_says_its_length_once() {
-        let request = Request::post("http://a?q=1").header("content-length", "7").header("connection", "x").body(());
+        let request =
+            Request::post("http://a?q=1").header("content-length", "7").header("connection", "x").body(());
         let (head, ()) = request.unwrap().into_parts();
         let address = SocketAddr::from(([127, 0, 0, 1], 80));
         for (sized, expected) in [
