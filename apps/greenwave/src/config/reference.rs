@@ -100,6 +100,14 @@ mod tests {
         assert_eq!(config, Config::template());
     }
 
+    #[test]
+    fn the_config_in_the_guide_is_right() {
+        let guide = include_str!("../../../../docs/guides/from-nginx-and-pm2.md");
+        let text = guide.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        let config: Config = toml::from_str(text).unwrap();
+        assert_eq!(config.routes_by_target(&["api"]).unwrap().len(), 2);
+    }
+
     /// Not a sentence that has ` = ` in it.
     fn is_toml(line: &&str) -> bool {
         line.parse::<toml::Table>().is_ok()
