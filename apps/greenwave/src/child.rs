@@ -7,6 +7,7 @@ use std::{
     os::unix::{fs::MetadataExt, process::CommandExt},
     path::PathBuf,
     process::{Command, id},
+    sync::OnceLock,
 };
 
 use anyhow::{Context, Result, bail};
@@ -22,16 +23,17 @@ pub(crate) struct ChildArguments {
     command: Vec<OsString>,
 }
 
-/// This program's own file.
+/// This program's own file, where it was when it started: one that replaces it there is found by the same path.
 pub(crate) fn this_program() -> Result<String> {
-    let program = env::current_exe().context("cannot find this program's own file")?;
+    static PATH: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let program = PATH.get_or_init(|| env::current_exe().ok()).clone();
+    let program = program.context("cannot find this program's own file")?;
     program.into_os_string().into_string().ok().context("this program's path is not UTF-8")
 }
 
-/// The command line that runs `command` so that the kernel ends it when this process ends, however that ends.
-pub(crate) fn tied_to_this_process(command: &[String]) -> Result<Vec<String>> {
-    let start = [this_program()?, "child".into(), "--parent".into(), id().to_string(), "--".into()];
-    Ok(start.into_iter().chain(command.iter().cloned()).collect())
+/// Words before a command by which the kernel ends it when this process ends, however that ends.
+pub(crate) fn wrapper() -> Result<Vec<String>> {
+    Ok(vec![this_program()?, "child".into(), "--parent".into(), id().to_string(), "--".into()])
 }
 
 /// Fails when there is no such program; `child` itself would only find out once it has been started.
@@ -59,5 +61,10 @@ pub(crate) fn become_command(arguments: &ChildArguments) -> Result<()> {
         bail!("the supervisor has ended");
     }
     let [program, rest @ ..] = arguments.command.as_slice() else { bail!("no command is given") };
-    Err(Command::new(program).args(rest).exec()).with_context(|| format!("cannot run {}", program.display()))
+    let mut command = Command::new(program);
+    if env::var_os("LISTEN_FDS").is_some() {
+        // Inherited sockets are for the process that bears this number, which the command keeps.
+        command.env("LISTEN_PID", id().to_string());
+    }
+    Err(command.args(rest).exec()).with_context(|| format!("cannot run {}", program.display()))
 }

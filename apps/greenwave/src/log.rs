@@ -5,7 +5,8 @@ use std::{
     io::{IsTerminal, Write, stderr},
 };
 
-use greenwave_edge::LogLine;
+use anyhow::{Context, Result};
+use greenwave_edge::{LogFile, LogFileConfig, LogFormat, LogLine};
 use tracing_appender::{
     non_blocking,
     non_blocking::{NonBlocking, WorkerGuard},
@@ -22,28 +23,37 @@ use tracing_subscriber::{
 /// not read must not stop the balancer.
 pub(crate) struct Log {
     writer: NonBlocking,
+    // Where lines of instances go instead.
+    file: Option<LogFile>,
+    format: LogFormat,
     _flushed_on_drop: WorkerGuard,
 }
 
 impl Log {
     /// Starts it. `RUST_LOG` sets the level, INFO by default; colours are for terminals.
-    pub(crate) fn start() -> Log {
+    pub(crate) fn start(instances: LogFileConfig) -> Result<Log> {
         let (writer, guard) = non_blocking(stderr());
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
         let colours = stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let lines = fmt::layer().with_writer(writer.clone()).with_ansi(colours).with_target(false).compact();
         // A second start, in a test, keeps the first.
         let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
-        Log { writer, _flushed_on_drop: guard }
+        let (path, format) = (instances.path.clone(), instances.format);
+        let file = if path.as_os_str().is_empty() { None } else { Some(LogFile::open(instances)) };
+        let file =
+            file.transpose().with_context(|| format!("logs.path: cannot write to {}", path.display()))?;
+        Ok(Log { writer, file, format, _flushed_on_drop: guard })
     }
 
     /// Takes the lines of instances, each after the instance's name.
-    pub(crate) fn of_instances(&self) -> impl Fn(&LogLine<'_>) + Send + Sync + 'static {
-        let writer = self.writer.clone();
-        move |line| {
-            let text = [line.instance.as_bytes(), b" | ", line.bytes, b"\n"].concat();
-            // One write a line; it only fails when the log has ended.
-            let _ = writer.clone().write_all(&text);
+    pub(crate) fn of_instances(&self) -> Box<dyn Fn(&LogLine<'_>) + Send + Sync> {
+        if let Some(file) = &self.file {
+            return Box::new(file.sink());
         }
+        let (writer, format) = (self.writer.clone(), self.format);
+        Box::new(move |line| {
+            // One write a line; it only fails when the log has ended.
+            let _ = writer.clone().write_all(&line.format(format));
+        })
     }
 }

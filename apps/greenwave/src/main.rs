@@ -2,7 +2,10 @@
 
 mod advise;
 mod child;
+mod client;
 mod config;
+mod control;
+mod edge;
 mod log;
 mod up;
 
@@ -23,6 +26,9 @@ struct Arguments {
     /// The file with the settings [default: greenwave.toml, if there is one].
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// The control socket, as `greenwave up` prints it; GREENWAVE_SOCKET sets it too [default: by the data directory].
+    #[arg(long, global = true, value_name = "PATH")]
+    socket: Option<PathBuf>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -31,6 +37,8 @@ const EXAMPLES: &str = "\
 Examples:
   greenwave                                       the shop, with its dashboard
   greenwave up --instances max -- node server.js  your own service, an instance a core
+  greenwave ps                                    what runs, and how it is
+  greenwave reload                                the config and the program anew, without losing a request
   greenwave lab                                   techniques to measure on this machine
   greenwave lab index                             what an index is worth on it
   greenwave advise --database postgres://…/shop   which indexes a database's statements want
@@ -41,6 +49,10 @@ Examples:
 enum Command {
     /// Run instances of a command behind a load balancer, with a live dashboard.
     Up(up::UpArguments),
+    #[command(flatten)]
+    Client(client::ClientCommand),
+    /// Say whether `greenwave up` would start with these settings, without starting anything.
+    Check(up::UpArguments),
     /// The reference service, alone.
     #[command(subcommand)]
     Shop(greenwave_shop::cli::Command),
@@ -54,12 +66,17 @@ enum Command {
         #[arg(long)]
         reference: bool,
     },
+    /// Serves requests, on sockets that it is given.
+    #[command(hide = true)]
+    Edge,
     /// Becomes COMMAND, which then ends with the process that started it.
     #[command(hide = true)]
     Child(child::ChildArguments),
 }
 
 fn main() -> ExitCode {
+    // While the file is still this program's.
+    let _ = child::this_program();
     match run(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -72,7 +89,22 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> Result<()> {
     let config = arguments.config.as_deref();
     match arguments.command.unwrap_or_else(|| Command::Up(up::UpArguments::default())) {
-        Command::Up(options) => block_on(up::run(options.over(config::load(config)?)?)),
+        Command::Up(options) => {
+            block_on(up::run(up::Settings::new(options, arguments.config, arguments.socket)))
+        }
+        Command::Client(command) => {
+            let data_dir = config::data_dir(config);
+            block_on(client::run(command, arguments.socket.as_deref(), &data_dir))
+        }
+        Command::Check(options) => {
+            let settings = up::Settings::new(options, arguments.config, None);
+            up::check(&settings.load()?)?;
+            println!("the settings are right");
+            Ok(())
+        }
+        Command::Edge => {
+            tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(edge::run())
+        }
         Command::Shop(command) => {
             block_on(greenwave_shop::cli::run(command, config::load(config)?.shop_defaults()))
         }

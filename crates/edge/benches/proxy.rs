@@ -219,7 +219,9 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 
 fn nginx(config: &Path) -> Command {
     let mut command = Command::new("nginx");
-    command.args(["-g", "daemon off;", "-e", "stderr", "-c"]).arg(config);
+    // Its own file, for nginx removes it when it ends.
+    let directives = format!("daemon off; pid {};", config.with_extension("pid").display());
+    command.args(["-g", &directives, "-e", "stderr", "-c"]).arg(config);
     command
 }
 
@@ -229,7 +231,7 @@ fn haproxy(config: &Path) -> Command {
     command
 }
 
-const NGINX: &str = "pid /dev/null; error_log stderr crit; worker_rlimit_nofile 8192;
+const NGINX: &str = "error_log stderr crit; worker_rlimit_nofile 8192;
 events { worker_connections 4096; }";
 
 fn nginx_upstreams(addresses: &[SocketAddr]) -> String {

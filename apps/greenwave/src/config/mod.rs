@@ -1,17 +1,22 @@
 //! One TOML file, environment overrides above it, flags above both.
 
+mod app;
 mod load;
 mod reference;
+mod routes;
 
-use std::{num::NonZeroU16, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf};
 
-use greenwave_edge::ProxyConfig;
+use greenwave_edge::{LogFileConfig, ProxyConfig, RateLimit};
 use greenwave_shop::cli::Defaults;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use load::load;
+pub(crate) use app::{App, Instances, Port};
+pub(crate) use load::{data_dir, load};
 pub(crate) use reference::reference;
+use routes::Route;
+pub(crate) use routes::UpstreamGroup;
 
 /// Everything that `greenwave.toml` may say.
 ///
@@ -24,11 +29,19 @@ pub(crate) struct Config {
     pub data_dir: PathBuf,
     /// What is run.
     pub app: App,
+    /// Several services, each under a name; none by default. Each has the keys of `app`.
+    pub apps: BTreeMap<String, App>,
+    /// Servers that run elsewhere, in groups; none by default.
+    pub upstreams: BTreeMap<String, UpstreamGroup>,
+    /// Which requests go where; none by default: all go to the one app or group that there is.
+    pub routes: Vec<Route>,
+    /// Where the lines go that instances write: to standard error, or to a file where `path` names one.
+    pub logs: LogFileConfig,
     /// Where requests come in, and how they are passed on.
     pub edge: Edge,
     /// The live dashboard.
     pub dashboard: Dashboard,
-    /// The reference service, which runs when `app.command` is empty.
+    /// The reference service, which runs when nothing else is configured.
     pub shop: Shop,
 }
 
@@ -37,42 +50,13 @@ impl Default for Config {
         Config {
             data_dir: "greenwave-data".into(),
             app: App::default(),
+            apps: BTreeMap::new(),
+            upstreams: BTreeMap::new(),
+            routes: Vec::new(),
+            logs: LogFileConfig::default(),
             edge: Edge::default(),
             dashboard: Dashboard::default(),
             shop: Shop::default(),
-        }
-    }
-}
-
-/// The service that is supervised.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct App {
-    /// The command and its arguments, in any language; each instance listens on the port in its `PORT`.
-    /// Default: `[]`, the shop.
-    pub command: Vec<String>,
-    /// How many instances run: a number, or "max" for one a core. Default: `2`.
-    pub instances: Instances,
-    /// What tells that an instance is well: "tcp", or a path that answers 2xx to GET. Default: "tcp" (the shop: "/health").
-    pub health: String,
-    /// How long a start may take; an instance that takes longer than this, and than a minute, is started anew. Default: `30s`.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "String")]
-    pub ready_timeout: Duration,
-    /// How long an instance may finish its work after SIGTERM, before SIGKILL. Default: `10s`.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "String")]
-    pub grace: Duration,
-}
-
-impl Default for App {
-    fn default() -> Self {
-        App {
-            command: Vec::new(),
-            instances: Instances::Count(NonZeroU16::MIN.saturating_add(1)),
-            health: "tcp".into(),
-            ready_timeout: Duration::from_secs(30),
-            grace: Duration::from_secs(10),
         }
     }
 }
@@ -121,47 +105,26 @@ pub(crate) struct Shop {
     pub naive: bool,
 }
 
-/// How many instances run.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged, expecting = "expected a number from 1 to 65535, or \"max\"")]
-pub(crate) enum Instances {
-    /// So many.
-    Count(NonZeroU16),
-    /// One a core.
-    Max(Max),
-}
-
-/// The word `max`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Max {
-    /// One a core.
-    Max,
-}
-
-impl Instances {
-    /// The number, on this machine.
-    pub(crate) fn count(self) -> usize {
-        match self {
-            Instances::Count(count) => usize::from(count.get()),
-            Instances::Max(_) => std::thread::available_parallelism().map_or(1, usize::from),
-        }
-    }
-}
-
-impl std::str::FromStr for Instances {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.parse() {
-            Ok(count) => Ok(Instances::Count(count)),
-            Err(_) if text == "max" => Ok(Instances::Max(Max::Max)),
-            Err(_) => Err("a number from 1 to 65535, or \"max\"".into()),
-        }
-    }
-}
+/// The name that stands for any in [`Config::template`].
+pub(crate) const ANY: &str = "NAME";
 
 impl Config {
+    /// The defaults, with one entry in each map and list: what keys there are.
+    fn template() -> Config {
+        let mut template = Config::default();
+        template.app.env.insert(ANY.into(), String::new());
+        template.apps.insert(ANY.into(), template.app.clone());
+        template.upstreams.insert(ANY.into(), UpstreamGroup::default());
+        template.routes.push(Route::default());
+        template.edge.proxy.rate_limits.push(RateLimit::default());
+        template
+    }
+
+    /// Whether the shop runs: nothing else does.
+    pub(crate) fn runs_shop(&self) -> bool {
+        self.app.command.is_empty() && self.apps.is_empty() && self.upstreams.is_empty()
+    }
+
     /// What the shop's own commands do where neither a flag nor the environment says otherwise: the same as `up`.
     pub(crate) fn shop_defaults(&self) -> Defaults {
         let given = |url: &str| Some(url.to_owned()).filter(|url| !url.is_empty());
@@ -177,6 +140,10 @@ impl Config {
         let mut shown = self.clone();
         if !shown.dashboard.token.is_empty() {
             shown.dashboard.token = "***".into();
+        }
+        // Nobody can tell which of them are secrets.
+        for app in shown.apps.values_mut().chain([&mut shown.app]) {
+            app.env.values_mut().for_each(|value| *value = "***".into());
         }
         for url in [&mut shown.shop.database_url, &mut shown.shop.redis_url] {
             *url = redact(url);

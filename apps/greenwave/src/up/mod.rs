@@ -1,84 +1,112 @@
-//! `greenwave up`: instances behind a balancer, with a dashboard.
+//! `greenwave up`: the process that owns the sockets and starts, watches and replaces everything else.
 
+mod apps;
 mod arguments;
 mod banner;
-mod dashboard;
-mod service;
+mod edge_process;
+mod edges;
+mod listeners;
+mod notify;
+mod plan;
+mod running;
+mod server;
 
-use std::{fs, future::pending, os::unix::fs::PermissionsExt, time::Duration};
+use std::{fs, future::pending, os::unix::fs::PermissionsExt, sync::Arc};
 
 use anyhow::{Context, Result, bail};
-use greenwave_edge::Proxy;
-use greenwave_monitor::Monitor;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tempfile::TempDir;
-use tokio::{
-    net::TcpListener,
-    signal::unix::{Signal, SignalKind, signal},
-    time::timeout,
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{error, info};
+
+use crate::{
+    config::Config,
+    control::{Listener, Place},
+    log::Log,
 };
-use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+pub(crate) use arguments::{Settings, UpArguments};
+use listeners::Listeners;
+use notify::notify;
+use plan::{Plan, prepare_shop};
+use running::Running;
 
-use crate::{config::Config, log::Log};
-pub(crate) use arguments::UpArguments;
-use service::Service;
+/// Refuses what would not start, without starting anything.
+pub(crate) fn check(config: &Config) -> Result<()> {
+    Plan::new(config).map(drop)
+}
 
-/// How long the dashboard's viewers may hold its end up.
-const DASHBOARD_GRACE: Duration = Duration::from_secs(2);
-
-/// Runs until SIGINT or SIGTERM, then drains. A second signal ends it at once.
-pub(crate) async fn run(config: Config) -> Result<()> {
-    let log = Log::start();
+/// Runs until SIGINT, SIGTERM or `greenwave stop`, then drains. A second signal ends it at once.
+pub(crate) async fn run(settings: Settings) -> Result<()> {
+    let config = settings.load()?;
+    let log = Log::start(config.logs.clone())?;
     raise_open_files();
-    let monitor = Monitor::install().context("cannot measure")?;
     let mut signals = Signals::new()?;
+    let hangup = listen_for(SignalKind::hangup())?;
     // Whatever can be wrong is found before anything is started.
-    let edge = listen(&config.edge.listen, "--listen").await?;
-    let board = listen(&config.dashboard.listen, "--dashboard").await?;
-    let addresses = (edge.local_addr()?, board.local_addr()?);
-    dashboard::refuse_public_without_token(&board, &config.dashboard)?;
-    let sockets = private_folder()?;
-
-    let service = tokio::select! {
-        service = Service::start(&config, sockets.path(), &log) => service?,
-        () = signals.next() => return Ok(()),
-    };
-    let (drain, stop_dashboard) = (CancellationToken::new(), CancellationToken::new());
-    let proxy = Proxy::new(config.edge.proxy.clone(), service.upstreams())?;
-    let proxy = tokio::spawn(proxy.serve(vec![edge.into_std()?], drain.clone()));
-    let source = dashboard::source(service.handles(), monitor, sockets.path());
-    let token = Some(config.dashboard.token.clone()).filter(|token| !token.is_empty());
-    let mut dashboard = tokio::spawn(dashboard::serve(board, token, source, stop_dashboard.clone()));
+    let plan = Plan::new(&config)?;
+    let listeners = Listeners::open(&config)?;
+    if config.runs_shop() {
+        tokio::select! {
+            prepared = prepare_shop(&config) => prepared?,
+            () = signals.end() => return Ok(()),
+        }
+    }
+    let control = Listener::bind(&Place::new(settings.socket(), &config.data_dir)?).await?;
+    let folder = private_folder()?;
+    let addresses = listeners.addresses();
+    let running = Arc::new(Running::start(
+        settings,
+        config.clone(),
+        &plan,
+        listeners,
+        (folder.path(), &control.path),
+        log,
+    )?);
+    let mut server = Box::pin(server::serve(&control, Arc::clone(&running)));
 
     let ready = tokio::select! {
-        ready = service.ready(config.app.ready_timeout) => Some(ready),
-        () = signals.next() => None,
+        ready = running.ready(&plan) => Some(ready),
+        () = signals.end() => None,
+        () = running.stop.cancelled() => None,
+        () = &mut server => None,
     };
     if let Some(Ok(())) = ready {
-        banner::print(&service, addresses);
-        signals.next().await;
-        info!("draining; a second signal stops at once");
+        banner::print(&plan, &config, addresses, &control.path);
+        notify("READY=1");
+        tokio::select! {
+            () = signals.end() => info!("draining; a second signal stops at once"),
+            () = running.stop.cancelled() => info!("draining"),
+            () = reload_on(hangup, &running) => {}
+            () = &mut server => {}
+        }
     }
+    notify("STOPPING=1");
     let finish = async {
-        drain.cancel();
-        match proxy.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!("{error}"),
-            Err(error) => warn!("the balancer failed: {error}"),
-        }
-        service.shutdown().await;
-        stop_dashboard.cancel();
-        if timeout(DASHBOARD_GRACE, &mut dashboard).await.is_err() {
-            dashboard.abort();
-        }
+        running.shutdown().await;
+        running.stopped.cancel();
     };
     tokio::select! {
-        () = finish => info!("stopped"),
-        // What still runs is killed as the supervisors are dropped.
-        () = signals.next() => bail!("stopped at once by a second signal; requests may have been cut"),
+        // Whoever asked for it is told.
+        ((), ()) = async { tokio::join!(finish, server) } => info!("stopped"),
+        // What still runs is killed as its owners are dropped.
+        () = signals.end() => bail!("stopped at once by a second signal; requests may have been cut"),
     }
     ready.unwrap_or(Ok(()))
+}
+
+/// Reloads everything at each such signal.
+async fn reload_on(mut signal: Signal, running: &Arc<Running>) {
+    while signal.recv().await.is_some() {
+        let running = Arc::clone(running);
+        // In a task of its own: whoever stops meanwhile does not leave half a reload behind.
+        tokio::spawn(async move {
+            match running.reload(false, None).await {
+                Ok(()) => info!("reloaded"),
+                Err(error) => error!("not reloaded: {error:#}"),
+            }
+        });
+    }
+    pending().await
 }
 
 /// A folder for the instances' sockets, which nobody else may look into.
@@ -96,18 +124,8 @@ fn raise_open_files() {
     let _ = setrlimit(Resource::Nofile, limit);
 }
 
-async fn listen(address: &str, flag: &str) -> Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => {
-            anyhow::anyhow!(
-                "{address} is in use: stop what listens there, or choose another address with {flag}"
-            )
-        }
-        std::io::ErrorKind::InvalidInput => {
-            anyhow::anyhow!("{address} is no address: write HOST:PORT, as in 127.0.0.1:8080, for {flag}")
-        }
-        _ => anyhow::anyhow!("cannot listen on {address}: {error}; choose another address with {flag}"),
-    })
+fn listen_for(kind: SignalKind) -> Result<Signal> {
+    signal(kind).context("cannot listen for signals")
 }
 
 /// The signals that end a program.
@@ -118,14 +136,13 @@ struct Signals {
 
 impl Signals {
     fn new() -> Result<Signals> {
-        let listen = |kind| signal(kind).context("cannot listen for signals");
         Ok(Signals {
-            interrupt: listen(SignalKind::interrupt())?,
-            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen_for(SignalKind::interrupt())?,
+            terminate: listen_for(SignalKind::terminate())?,
         })
     }
 
-    async fn next(&mut self) {
+    async fn end(&mut self) {
         let next = async |signal: &mut Signal| match signal.recv().await {
             Some(()) => {}
             None => pending().await,

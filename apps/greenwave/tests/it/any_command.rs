@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Answers with its process and port; `/slow` after a second, `/stuck` after a minute.
-const SERVER: &str = r#"
+pub(crate) const SERVER: &str = r#"
 use IO::Socket::INET;
 my $listener = IO::Socket::INET->new(LocalAddr => "127.0.0.1", LocalPort => $ENV{PORT}, Listen => 64) or die $!;
 while (1) {

@@ -3,10 +3,14 @@
 
 mod advise;
 mod any_command;
+mod cache;
 mod client;
+mod control;
 mod dashboard;
 mod errors;
+mod keep_alive;
 mod killed;
 mod program;
+mod reload;
 mod shop;
 mod truth;

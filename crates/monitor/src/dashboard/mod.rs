@@ -119,6 +119,12 @@ where
         .layer(middleware::from_fn_with_state(doors, access::check))
 }
 
+/// Other routes behind the dashboard's door: answered to those who show the token or, without one, only under a name of
+/// this machine. Whoever changes something there must also refuse the pages of other sites.
+pub fn guarded(router: Router, token: Option<String>) -> Router {
+    router.layer(middleware::from_fn_with_state(Arc::new(access::Doors::new(token)), access::check))
+}
+
 async fn page() -> Response {
     let nonce = format!("{:032x}", rand::random::<u128>());
     let policy = format!(

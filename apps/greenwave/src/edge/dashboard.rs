@@ -1,43 +1,33 @@
-//! Feeds the dashboard, and serves it.
+//! Feeds the dashboard, and serves it with the admin API beside it.
 
 use std::{
     path::{Path, PathBuf},
     pin::Pin,
-    sync::Arc,
 };
 
-use anyhow::{Result, bail};
-use greenwave_edge::{InstanceStatus, Supervisor};
+use axum::Router;
+use greenwave_edge::InstanceStatus;
 use greenwave_monitor::{
     Monitor, Snapshot,
-    dashboard::{DashboardConfig, InstanceRow, Sources, router_until},
+    dashboard::{DashboardConfig, InstanceRow, Sources, guarded, router_until},
 };
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::config::Dashboard;
-
-pub(crate) fn refuse_public_without_token(listener: &TcpListener, config: &Dashboard) -> Result<()> {
-    if config.token.is_empty() && !listener.local_addr()?.ip().is_loopback() {
-        let address = &config.listen;
-        bail!(
-            "the dashboard would be public on {address}: set dashboard.token, or let it listen on 127.0.0.1"
-        );
-    }
-    Ok(())
-}
-
-pub(crate) async fn serve<F, Fut>(
+/// Serves until `stop`.
+pub(super) async fn serve<F, Fut>(
     listener: TcpListener,
     token: Option<String>,
     source: F,
+    admin: Router,
     stop: CancellationToken,
 ) where
     F: Fn() -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Sources> + Send + 'static,
 {
-    let router = router_until(DashboardConfig { token, ..Default::default() }, source, stop.clone());
+    let config = DashboardConfig { token: token.clone(), ..Default::default() };
+    let router = router_until(config, source, stop.clone()).merge(guarded(admin, token));
     let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await;
     if let Err(error) = served {
         warn!("the dashboard ended: {error}");
@@ -45,14 +35,14 @@ pub(crate) async fn serve<F, Fut>(
 }
 
 /// What the dashboard shows: every instance, and what all of them and this process have measured.
-pub(crate) fn source(
-    supervisors: Vec<Arc<Supervisor>>,
+pub(super) fn source(
+    instances: watch::Receiver<Vec<InstanceStatus>>,
     monitor: Monitor,
     sockets: &Path,
 ) -> impl Fn() -> Pin<Box<dyn Future<Output = Sources> + Send>> + Send + Sync + 'static {
     let sockets = sockets.to_path_buf();
     move || {
-        let statuses: Vec<_> = supervisors.iter().flat_map(|supervisor| supervisor.instances()).collect();
+        let statuses = instances.borrow().clone();
         let (monitor, sockets) = (monitor.clone(), sockets.clone());
         Box::pin(async move {
             let mut snapshots = monitor.snapshot();
