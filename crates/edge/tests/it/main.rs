@@ -1,9 +1,11 @@
 #![allow(clippy::unwrap_used)]
 //! The crate from outside, with real processes and real sockets.
 
+mod access_log;
 mod balanced;
 mod child;
 mod clients;
+mod compression;
 mod corpus;
 mod documented;
 mod drain;
@@ -15,6 +17,7 @@ mod instances;
 mod reload;
 mod oracle;
 mod retries;
+mod overload;
 mod rig;
 mod rolling;
 mod slow;
