@@ -131,7 +131,7 @@ where
         let ttl = self.found_ttl(kept.seal, kept.fresh_for);
         let weight = self.memory.weigh(key, kept.value.as_ref());
         let item = Item { value: kept.value.clone(), tags: kept.tags, seal: Some(kept.seal) };
-        let removed = claim.store(|| self.memory.insert(key, item, weight, ttl));
+        let removed = claim.store_last(|| self.memory.insert(key, item, weight, ttl));
         self.metrics.evictions.increment(removed.as_ref().map_or(0, |removed| removed.evicted));
         Some(kept.value)
     }

@@ -9,7 +9,7 @@
 //! When the connection breaks, changes go unheard: each connection is an epoch, and a seal is good in its own only.
 
 use std::{
-    hash::{BuildHasher, RandomState},
+    hash::BuildHasher,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use quick_cache::DefaultHashBuilder;
 use tokio::time::Instant;
 
 /// One mebibyte of stamps for each remote. With as many entries, a change takes one other entry along.
@@ -24,7 +25,7 @@ const STAMPS: usize = 1 << 18;
 
 pub(crate) struct Coherence {
     stamps: Box<[AtomicU32]>,
-    hasher: RandomState,
+    hasher: DefaultHashBuilder,
     /// Even while changes are heard, odd while they are not.
     epoch: AtomicU32,
     lost: Mutex<Instant>,
@@ -60,7 +61,7 @@ impl Coherence {
     pub(crate) fn new(untracked_ttl: Duration) -> Coherence {
         Coherence {
             stamps: (0..STAMPS).map(|_| AtomicU32::new(0)).collect(),
-            hasher: RandomState::new(),
+            hasher: DefaultHashBuilder::default(),
             epoch: AtomicU32::new(1),
             lost: Mutex::new(Instant::now()),
             untracked_ttl,
