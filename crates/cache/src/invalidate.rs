@@ -129,8 +129,13 @@ impl<K: Hash + Eq + Clone, F> Table<K, F> {
         let idle = || Work { generation: 0, claims: 0, flight: None, remote_writes: None };
         let work = shard.entry(key.clone()).or_insert_with(idle);
         work.claims += 1;
-        let claim =
-            Claim { table: Arc::clone(self), key: key.clone(), place, generation: work.generation, held: true };
+        let claim = Claim {
+            table: Arc::clone(self),
+            key: key.clone(),
+            place,
+            generation: work.generation,
+            held: true,
+        };
         (claim, work)
     }
 

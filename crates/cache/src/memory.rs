@@ -259,7 +259,9 @@ impl<K: Hash + Eq, V> Memory<K, V> {
     pub(crate) fn read(&self, key: &K) -> Result<Option<Arc<V>>, Look<V>> {
         match self.entries.get(key) {
             // A clock that stands still is past every end, and started by the second look.
-            Some(Entry::Plain { value, times }) if self.clock.shown() < times >> WEIGHT_BITS => Ok(Some(value)),
+            Some(Entry::Plain { value, times }) if self.clock.shown() < times >> WEIGHT_BITS => {
+                Ok(Some(value))
+            }
             entry => self.read_twice(key, entry),
         }
     }

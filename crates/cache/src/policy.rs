@@ -76,6 +76,11 @@ impl Policy {
         Life { memory: jittered(memory), remote: jittered(remote) }
     }
 
+    /// Whether memory keeps anything of what the remote holds.
+    pub(crate) fn keeps_found(&self) -> bool {
+        !self.ttl.is_zero()
+    }
+
     /// How long memory keeps what the remote holds for `fresh_for` more.
     pub(crate) fn found(&self, fresh_for: Duration) -> Duration {
         self.life(true, None).memory.min(fresh_for)
