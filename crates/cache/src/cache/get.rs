@@ -9,6 +9,8 @@ use std::{
 use super::Inner;
 use crate::memory::Look;
 
+type Elsewhere<'c, V> = Pin<Box<dyn Future<Output = Option<Arc<V>>> + Send + 'c>>;
+
 /// Looks into memory when it is first polled, and waits for the remote if there is nothing.
 ///
 /// An async function would do the same. But one that may wait for a remote has a large frame, a jump to where it stopped
@@ -18,7 +20,7 @@ pub(super) struct Get<'c, K, V> {
     inner: &'c Inner<K, V>,
     /// Until it is looked for.
     key: Option<&'c K>,
-    elsewhere: Option<Pin<Box<dyn Future<Output = Option<Arc<V>>> + Send + 'c>>>,
+    elsewhere: Option<Elsewhere<'c, V>>,
 }
 
 impl<'c, K, V> Get<'c, K, V>
