@@ -10,7 +10,9 @@ mod common;
 use std::{sync::Arc, time::Duration};
 
 use common::is_trial;
-use greenwave_cache::{Cache, CacheConfig};
+use greenwave_cache::{Cache, CacheConfig, Loaded};
+
+const TAGS: [&str; 4] = ["spring", "summer", "autumn", "winter"];
 
 type Moka = moka::future::Cache<u64, Arc<u64>>;
 
@@ -27,6 +29,14 @@ async fn main() {
         ours.insert(key, key).await;
     }
     report("greenwave, TTL, weigher", "≤ 160", before, ours.stats().entries);
+
+    let before = resident();
+    let config = CacheConfig { max_entries: entries, ..Default::default() };
+    let tagged = Cache::<u64, u64>::builder("tagged").config(config).build();
+    for key in 0..3 * entries as u64 {
+        tagged.insert_loaded(key, Loaded::value(key).tags([TAGS[key as usize % TAGS.len()]])).await;
+    }
+    report("greenwave, TTL, a tag", "≤ 160", before, tagged.stats().entries);
 
     let before = resident();
     let bare = quick_cache::sync::Cache::<u64, Arc<u64>>::new(entries);

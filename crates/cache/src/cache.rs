@@ -1,4 +1,5 @@
 mod fetch;
+mod get;
 mod get_many;
 mod keep;
 
@@ -13,11 +14,12 @@ use tokio::{runtime::Handle, task::JoinSet};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span};
 
+use self::get::Get;
 use crate::{
     CacheBuilder, LoadError, Loaded,
     invalidate::Table,
     loaded::Answer,
-    memory::{Look, Memory},
+    memory::Memory,
     remote::Tier,
     singleflight::{Flight, Load},
     tags::Tags,
@@ -140,11 +142,11 @@ where
         Fut: Future<Output = Result<R, E>> + Send + 'static,
     {
         match self.inner.memory.read(key) {
-            Look::Fresh(value) => {
+            Ok(value) => {
                 self.inner.metrics.hits.increment(1);
                 Ok(value)
             }
-            look => self.inner.fetch(key, look.old(), || Load::begin(load)).await,
+            Err(look) => self.inner.fetch(key, look.old(), || Load::begin(load)).await,
         }
     }
 
@@ -192,11 +194,11 @@ where
         Fut: Future<Output = Result<R, E>> + Send + 'static,
     {
         match self.inner.memory.read(key) {
-            Look::Fresh(value) => {
+            Ok(value) => {
                 self.inner.metrics.hits.increment(1);
                 Ok(value)
             }
-            look => self.inner.fetch(key, look.old(), || Load::revalidation(load)).await,
+            Err(look) => self.inner.fetch(key, look.old(), || Load::revalidation(load)).await,
         }
     }
 
@@ -207,14 +209,8 @@ where
     /// # Cancel safety
     ///
     /// Dropping this future changes nothing.
-    pub async fn get(&self, key: &K) -> Option<Arc<V>> {
-        match self.inner.memory.read(key) {
-            Look::Fresh(value) => {
-                self.inner.metrics.hits.increment(1);
-                value
-            }
-            look => self.inner.get_elsewhere(key, look).await,
-        }
+    pub fn get<'a>(&'a self, key: &'a K) -> impl Future<Output = Option<Arc<V>>> + Send + 'a {
+        Get::new(&self.inner, key)
     }
 
     /// Puts a value into memory and the remote. It replaces what is there, and what a running load will bring.

@@ -58,6 +58,12 @@ impl Clock {
         }
     }
 
+    /// The time, if the ticker runs; else later than any.
+    #[inline]
+    pub(crate) fn shown(&self) -> u64 {
+        self.shared.now.load(Ordering::Relaxed)
+    }
+
     /// Calls `f` about every 100 ms while the ticker runs.
     pub(crate) fn on_tick(&self, f: Box<dyn Fn() + Send + Sync>) {
         // Fails only for a second one.

@@ -24,7 +24,7 @@ pub(crate) struct Table<K, F> {
     hasher: Hashing,
 }
 
-type Shard<K, F> = HashMap<K, Work<F>>;
+type Shard<K, F> = HashMap<K, Work<F>, Hashing>;
 
 /// What goes on about one key.
 struct Work<F> {
@@ -46,13 +46,13 @@ pub(crate) enum Entrance<K: Hash + Eq, F, P> {
 
 impl<K: Hash + Eq + Clone, F> Table<K, F> {
     pub(crate) fn new() -> Table<K, F> {
-        let shard = |_| Mutex::new(HashMap::new());
+        let shard = |_| Mutex::new(HashMap::default());
         Table { shards: (0..SHARDS).map(shard).collect(), hasher: Hashing::default() }
     }
 
     pub(crate) fn claim(self: &Arc<Self>, key: &K) -> Claim<K, F> {
-        let mut shard = self.shard(key);
-        self.claim_in(&mut shard, key).0
+        let place = self.place(key);
+        self.claim_in(&mut self.shard(place), key, place).0
     }
 
     /// Joins the load of `key`, if `joins` lets it, or claims the key to lead one.
@@ -68,7 +68,8 @@ impl<K: Hash + Eq + Clone, F> Table<K, F> {
         begin: impl FnOnce() -> F,
     ) -> Entrance<K, F, P> {
         let mut left = None;
-        let mut shard = self.shard(key);
+        let place = self.place(key);
+        let mut shard = self.shard(place);
         if let Some(work) = shard.get_mut(key)
             && let Some(flight) = &work.flight
         {
@@ -83,7 +84,7 @@ impl<K: Hash + Eq + Clone, F> Table<K, F> {
             Some(present) => Entrance::Present(present),
             None => {
                 let flight = Arc::new(begin());
-                let (claim, work) = self.claim_in(&mut shard, key);
+                let (claim, work) = self.claim_in(&mut shard, key, place);
                 work.flight = Some(Arc::clone(&flight));
                 Entrance::Lead(claim, flight)
             }
@@ -119,11 +120,22 @@ impl<K: Hash + Eq + Clone, F> Table<K, F> {
         self.hasher.hash_one(key)
     }
 
-    fn claim_in<'s>(self: &Arc<Self>, shard: &'s mut Shard<K, F>, key: &K) -> (Claim<K, F>, &'s mut Work<F>) {
+    fn claim_in<'s>(
+        self: &Arc<Self>,
+        shard: &'s mut Shard<K, F>,
+        key: &K,
+        place: usize,
+    ) -> (Claim<K, F>, &'s mut Work<F>) {
         let idle = || Work { generation: 0, claims: 0, flight: None, remote_writes: None };
         let work = shard.entry(key.clone()).or_insert_with(idle);
         work.claims += 1;
-        let claim = Claim { table: Arc::clone(self), key: key.clone(), generation: work.generation };
+        let claim = Claim {
+            table: Arc::clone(self),
+            key: key.clone(),
+            place,
+            generation: work.generation,
+            held: true,
+        };
         (claim, work)
     }
 
@@ -134,9 +146,13 @@ impl<K: Hash + Eq + Clone, F> Table<K, F> {
 }
 
 impl<K: Hash, F> Table<K, F> {
-    fn shard(&self, key: &K) -> MutexGuard<'_, Shard<K, F>> {
-        let index = self.hasher.hash_one(key) as usize % SHARDS;
-        self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
+    /// In which shard a key is.
+    fn place(&self, key: &K) -> usize {
+        self.hasher.hash_one(key) as usize % SHARDS
+    }
+
+    fn shard(&self, place: usize) -> MutexGuard<'_, Shard<K, F>> {
+        self.shards[place].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Raises the key's generation, and does `apply` in the same moment, which is told what it was.
@@ -145,7 +161,7 @@ impl<K: Hash, F> Table<K, F> {
         K: Eq,
     {
         let (mut before, mut left) = (None, None);
-        let mut shard = self.shard(key);
+        let mut shard = self.shard(self.place(key));
         if let Some(work) = shard.get_mut(key) {
             before = Some(work.generation);
             work.generation += 1;
@@ -162,7 +178,10 @@ impl<K: Hash, F> Table<K, F> {
 pub(crate) struct Claim<K: Hash + Eq, F> {
     table: Arc<Table<K, F>>,
     key: K,
+    place: usize,
     generation: u64,
+    /// Until it is given up.
+    held: bool,
 }
 
 impl<K: Hash + Eq, F> Claim<K, F> {
@@ -176,9 +195,21 @@ impl<K: Hash + Eq, F> Claim<K, F> {
 
     /// Does `store` if the claim is still good, in the same moment; `None` if it is not.
     pub(crate) fn store<R>(&self, store: impl FnOnce() -> R) -> Option<R> {
-        let shard = self.table.shard(&self.key);
+        let shard = self.table.shard(self.place);
         let current = shard.get(&self.key).is_some_and(|work| work.generation == self.generation);
         current.then(store)
+    }
+
+    /// As [`Claim::store`], and gives the claim up, under one lock.
+    pub(crate) fn store_last<R>(mut self, store: impl FnOnce() -> R) -> Option<R> {
+        let mut shard = self.table.shard(self.place);
+        let current = shard.get(&self.key).is_some_and(|work| work.generation == self.generation);
+        let stored = current.then(store);
+        let idle = give_up(&mut shard, &self.key);
+        drop(shard);
+        drop(idle);
+        self.held = false;
+        stored
     }
 
     /// As [`Table::outdate`], and tells `apply` whether this claim was still good.
@@ -188,7 +219,7 @@ impl<K: Hash + Eq, F> Claim<K, F> {
 
     /// As [`Claim::store`], and whoever comes later no longer joins `flight`.
     pub(crate) fn land<R>(&self, flight: &Arc<F>, store: impl FnOnce() -> R) -> Option<R> {
-        let mut shard = self.table.shard(&self.key);
+        let mut shard = self.table.shard(self.place);
         let work = shard.get_mut(&self.key)?;
         // After an invalidation, the flight that stands there is another.
         let left = work.flight.take_if(|boarding| Arc::ptr_eq(boarding, flight));
@@ -202,7 +233,7 @@ impl<K: Hash + Eq, F> Claim<K, F> {
     ///
     /// Removals share it: they need no order among them, and must not queue up where the remote hangs.
     pub(crate) fn remote_writes(&self) -> Arc<RwLock<()>> {
-        let mut shard = self.table.shard(&self.key);
+        let mut shard = self.table.shard(self.place);
         let lock = shard.get_mut(&self.key).map(|work| {
             let lock = work.remote_writes.get_or_insert_with(|| Arc::new(RwLock::new(())));
             Arc::clone(lock)
@@ -212,13 +243,21 @@ impl<K: Hash + Eq, F> Claim<K, F> {
     }
 }
 
+/// Returns what is to be dropped when the lock is released.
+fn give_up<K: Hash + Eq, F>(shard: &mut Shard<K, F>, key: &K) -> Option<(K, Work<F>)> {
+    let work = shard.get_mut(key)?;
+    work.claims -= 1;
+    if work.claims > 0 {
+        return None;
+    }
+    shard.remove_entry(key)
+}
+
 impl<K: Hash + Eq, F> Drop for Claim<K, F> {
     fn drop(&mut self) {
-        let mut shard = self.table.shard(&self.key);
-        let Some(work) = shard.get_mut(&self.key) else { return };
-        work.claims -= 1;
-        if work.claims == 0 {
-            let idle = shard.remove_entry(&self.key);
+        if self.held {
+            let mut shard = self.table.shard(self.place);
+            let idle = give_up(&mut shard, &self.key);
             drop(shard);
             drop(idle);
         }

@@ -254,28 +254,32 @@ impl<K: Hash + Eq, V> Memory<K, V> {
         }
     }
 
-    /// What a request gets; its key may be one whose reads are noted.
+    /// What a request gets; its key may be one whose reads are noted. What is not fresh is the error.
     #[inline]
-    pub(crate) fn read(&self, key: &K) -> Look<V> {
+    pub(crate) fn read(&self, key: &K) -> Result<Option<Arc<V>>, Look<V>> {
         match self.entries.get(key) {
-            Some(Entry::Plain { value, times }) if self.clock.now() < times >> WEIGHT_BITS => {
-                Look::Fresh(Some(value))
+            // A clock that stands still is past every end, and started by the second look.
+            Some(Entry::Plain { value, times }) if self.clock.shown() < times >> WEIGHT_BITS => {
+                Ok(Some(value))
             }
             entry => self.read_twice(key, entry),
         }
     }
 
     #[inline(never)]
-    fn read_twice(&self, key: &K, entry: Option<Entry<V>>) -> Look<V> {
+    fn read_twice(&self, key: &K, entry: Option<Entry<V>>) -> Result<Option<Arc<V>>, Look<V>> {
         let Some(entry) = entry else {
             self.note(self.sampler.sample(key), &Look::Nothing, 0);
-            return Look::Nothing;
+            return Err(Look::Nothing);
         };
         let rich = entry.into_rich();
         let (sampled, weight) = (rich.sampled, rich.weight);
         let look = self.look_twice(rich);
         self.note(sampled, &look, weight);
-        look
+        match look {
+            Look::Fresh(value) => Ok(value),
+            look => Err(look),
+        }
     }
 
     fn note(&self, sampled: Option<Sampled>, look: &Look<V>, weight: u32) {

@@ -63,10 +63,10 @@ impl Policy {
 
     /// The life of an answer, of which the source may have said how long it is fresh.
     pub(crate) fn life(&self, is_there: bool, ttl: Option<Duration>) -> Life {
-        let part = 1.0 - self.ttl_jitter * rand::random::<f64>();
-        let jittered = |ttl: Duration| match self.ttl_jitter > 0.0 {
-            true => Duration::try_from_secs_f64(ttl.as_secs_f64() * part).unwrap_or(ttl),
-            false => ttl,
+        let part = (self.ttl_jitter > 0.0).then(|| 1.0 - self.ttl_jitter * rand::random::<f64>());
+        let jittered = |ttl: Duration| match part {
+            Some(part) => Duration::try_from_secs_f64(ttl.as_secs_f64() * part).unwrap_or(ttl),
+            None => ttl,
         };
         let (memory, remote) = match (ttl, is_there) {
             (Some(ttl), _) => (ttl, ttl),
@@ -74,6 +74,11 @@ impl Policy {
             (None, false) => (self.absent_ttl, self.absent_ttl.min(self.remote_ttl)),
         };
         Life { memory: jittered(memory), remote: jittered(remote) }
+    }
+
+    /// Whether memory keeps anything of what the remote holds.
+    pub(crate) fn keeps_found(&self) -> bool {
+        !self.ttl.is_zero()
     }
 
     /// How long memory keeps what the remote holds for `fresh_for` more.

@@ -2,6 +2,8 @@
 
 mod codec;
 mod coherence;
+#[cfg(test)]
+mod coherence_tests;
 mod compress;
 mod connection;
 mod envelope;
@@ -44,7 +46,7 @@ pub(crate) use self::{
     tier::{MakeKey, Tier, display},
 };
 use self::{link::Link, session::Session, target::Target};
-use crate::{Error, RemoteConfig};
+use crate::{Error, RemoteConfig, sync};
 
 /// How many keys are deleted at a time.
 const FORGOTTEN_AT_ONCE: usize = 512;

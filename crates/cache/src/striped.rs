@@ -8,7 +8,7 @@ use std::{
 
 /// How many threads may count without sharing; those beyond it share one count.
 const OWN: usize = 63;
-const SHARED: usize = 0;
+const SHARED: usize = OWN;
 const UNKNOWN: usize = usize::MAX;
 
 /// A count that many threads raise at once, without handing one cache line from core to core.
@@ -16,7 +16,8 @@ const UNKNOWN: usize = usize::MAX;
 /// A thread owns a place in every count for as long as it lives, so there it needs no atomic addition: that alone would
 /// cost a tenth of a hit.
 pub(crate) struct Striped {
-    places: Box<[Place]>,
+    places: Box<[Place; OWN]>,
+    shared: AtomicU64,
 }
 
 /// Two cache lines, since processors fetch neighbours in pairs.
@@ -35,30 +36,33 @@ static FREE: Mutex<(Vec<usize>, usize)> = Mutex::new((Vec::new(), 0));
 
 impl Striped {
     pub(crate) fn new() -> Striped {
-        Striped { places: (0..=OWN).map(|_| Place::default()).collect() }
+        Striped { places: Box::new(std::array::from_fn(|_| Place::default())), shared: AtomicU64::new(0) }
     }
 
     #[inline]
     pub(crate) fn increment(&self, by: u64) {
-        match PLACE.get() {
-            SHARED => drop(self.places[SHARED].0.fetch_add(by, Ordering::Relaxed)),
-            own => match self.places.get(own) {
-                Some(Place(count)) => count.store(count.load(Ordering::Relaxed) + by, Ordering::Relaxed),
-                None => self.first_increment(by),
-            },
+        match self.places.get(PLACE.get()) {
+            Some(Place(count)) => count.store(count.load(Ordering::Relaxed) + by, Ordering::Relaxed),
+            None => self.increment_elsewhere(by),
         }
     }
 
     #[cold]
-    fn first_increment(&self, by: u64) {
-        // Where a thread ends already, it shares.
-        PLACE.set(SHARED);
-        let _ = TENURE.try_with(|tenure| PLACE.set(tenure.0));
-        self.increment(by);
+    fn increment_elsewhere(&self, by: u64) {
+        if PLACE.get() == UNKNOWN {
+            // Where a thread ends already, it shares.
+            PLACE.set(SHARED);
+            let _ = TENURE.try_with(|tenure| PLACE.set(tenure.0));
+        }
+        match PLACE.get() {
+            SHARED => drop(self.shared.fetch_add(by, Ordering::Relaxed)),
+            _ => self.increment(by),
+        }
     }
 
     pub(crate) fn get(&self) -> u64 {
-        self.places.iter().map(|place| place.0.load(Ordering::Relaxed)).sum()
+        let own = self.places.iter().map(|place| place.0.load(Ordering::Relaxed));
+        own.sum::<u64>() + self.shared.load(Ordering::Relaxed)
     }
 }
 
@@ -73,7 +77,7 @@ impl Tenure {
                 return SHARED;
             }
             *given += 1;
-            *given
+            *given - 1
         }))
     }
 }

@@ -82,16 +82,16 @@ where
         let (mut wanted, mut ripe) = (Vec::new(), Vec::new());
         for key in keys.iter().collect::<HashSet<_>>() {
             match inner.memory.read(key) {
-                Look::Fresh(value) => {
+                Ok(value) => {
                     inner.metrics.hits.increment(1);
                     found.extend(value.map(|value| (key.clone(), value)));
                 }
-                Look::Old(old) if old.is_served() => {
+                Err(Look::Old(old)) if old.is_served() => {
                     ripe.extend(inner.refresh(key, &old));
                     inner.count_old(&old);
                     found.extend(old.value.map(|value| (key.clone(), value)));
                 }
-                look => wanted.push(Wanted { key: key.clone(), old: look.old(), refused: None }),
+                Err(look) => wanted.push(Wanted { key: key.clone(), old: look.old(), refused: None }),
             }
         }
         inner.launch_many(ripe, load_many(Arc::clone(&load)));

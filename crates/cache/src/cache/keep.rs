@@ -126,13 +126,16 @@ where
 
     async fn look_remotely(&self, key: &K) -> Option<Option<Arc<V>>> {
         let remote = self.remote.as_ref()?;
-        let claim = self.table.claim(key);
+        // Where memory keeps nothing, nobody needs to know whether it may.
+        let claim = self.policy().keeps_found().then(|| self.table.claim(key));
         let kept = remote.get(key).await.filter(|kept| !kept.fresh_for.is_zero())?;
-        let ttl = self.found_ttl(kept.seal, kept.fresh_for);
-        let weight = self.memory.weigh(key, kept.value.as_ref());
-        let item = Item { value: kept.value.clone(), tags: kept.tags, seal: Some(kept.seal) };
-        let removed = claim.store(|| self.memory.insert(key, item, weight, ttl));
-        self.metrics.evictions.increment(removed.as_ref().map_or(0, |removed| removed.evicted));
+        if let Some(claim) = claim {
+            let ttl = self.found_ttl(kept.seal, kept.fresh_for);
+            let weight = self.memory.weigh(key, kept.value.as_ref());
+            let item = Item { value: kept.value.clone(), tags: kept.tags, seal: Some(kept.seal) };
+            let removed = claim.store_last(|| self.memory.insert(key, item, weight, ttl));
+            self.metrics.evictions.increment(removed.as_ref().map_or(0, |removed| removed.evicted));
+        }
         Some(kept.value)
     }
 

@@ -133,7 +133,7 @@ impl Link {
     {
         let (session, limit) = match self.look() {
             Some(looked) => (looked?, self.config.timeout),
-            None => self.first().await?,
+            None => Box::pin(self.first()).await?,
         };
         let limit = left_of(limit).ok_or(Failure::Skipped)?;
         let number = session.number;

@@ -158,7 +158,8 @@ impl<K, V: 'static> Tier<K, V> {
     /// A seal from before there is a connection is good for nothing. So who comes first waits for one.
     async fn meet(&self) {
         if !self.met.load(Ordering::Relaxed) {
-            let _ = self.remote.ask::<Value>(&redis::cmd("PING")).await;
+            // What is rare is in a box, here and below: else all who wait would carry room for it.
+            let _ = Box::pin(self.remote.ask::<Value>(&redis::cmd("PING"))).await;
             self.met.store(true, Ordering::Relaxed);
         }
     }
@@ -254,7 +255,7 @@ impl<K, V: 'static> Tier<K, V> {
         if let Some(mut names) = unknown {
             names.sort_unstable();
             names.dedup();
-            tags.look(&names).await;
+            Box::pin(tags.look(&names)).await;
         }
     }
 

@@ -29,6 +29,8 @@ mod bad_days;
 #[cfg(feature = "redis")]
 mod codecs;
 #[cfg(feature = "redis")]
+mod coherence_model;
+#[cfg(feature = "redis")]
 mod connections;
 #[cfg(feature = "redis")]
 mod fleet;
