@@ -1,5 +1,5 @@
 //! The stamps and the epoch by which memory knows whether it still has what the remote has, under loom. The file is the
-//! library's own; only its locks and atomics are loom's. All keys share the one stamp there is.
+//! library's own; only its locks and atomics are loom's. There is one key.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,7 +21,7 @@ mod sync {
     pub(crate) use loom::sync::{Mutex, atomic::AtomicU32};
 
     pub(crate) type Hashing = BuildHasherDefault<DefaultHasher>;
-    pub(crate) const STAMPS: usize = 1;
+    pub(crate) const STAMPS: usize = 2;
 }
 
 const KEY: &[u8] = b"key";
