@@ -171,8 +171,7 @@ fn varnish(folder: &Path, origin: SocketAddr) -> Server {
 
 fn nginx(folder: &Path, name: &str, address: SocketAddr, config: &str) -> Server {
     let file = folder.join(format!("{name}.conf"));
-    let head =
-        "pid /dev/null; error_log stderr crit; worker_processes 1; events { worker_connections 4096; }";
+    let head = "error_log stderr crit; worker_processes 1; events { worker_connections 4096; }";
     // A worker of another user could not enter the folder.
     let user = if fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0) { "user root;" } else { "" };
     fs::write(
@@ -181,7 +180,9 @@ fn nginx(folder: &Path, name: &str, address: SocketAddr, config: &str) -> Server
     )
     .unwrap();
     let mut command = Command::new("nginx");
-    command.args(["-g", "daemon off;", "-e", "stderr", "-c"]).arg(file);
+    // A pid file of its own, for nginx removes it when it ends.
+    let directives = format!("daemon off; pid {};", file.with_extension("pid").display());
+    command.args(["-g", &directives, "-e", "stderr", "-c"]).arg(file);
     Server::spawn(command, address)
 }
 
