@@ -13,7 +13,7 @@ pub const RETRIES: &str = "greenwave.edge.retries";
 /// Counter: upstreams left alone for a while because they failed too often.
 pub const EJECTIONS: &str = "greenwave.edge.ejections";
 
-/// Gauge: upstreams that pass their health checks.
+/// Gauge: upstreams that pass their health checks and do not drain, of all groups.
 pub const UPSTREAMS_HEALTHY: &str = "greenwave.edge.upstreams.healthy";
 
 /// Counter: requests that came to the response cache. Label [`RESULT`].

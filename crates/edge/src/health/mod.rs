@@ -24,6 +24,7 @@ use crate::Error;
 /// In text and configuration: `tcp`, `none`, or the path of the HTTP check, such as `/health`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
+#[non_exhaustive]
 pub enum Health {
     /// It accepts a connection.
     #[default]

@@ -102,6 +102,7 @@ pub struct SupervisorConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Port {
     /// It finds a free loopback port in `PORT`, another one at each start, and listens there itself.
     #[default]
@@ -118,6 +119,7 @@ pub enum Port {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 #[serde(rename_all = "UPPERCASE")]
+#[non_exhaustive]
 #[allow(missing_docs)] // Each says all there is to say.
 pub enum StopSignal {
     #[default]

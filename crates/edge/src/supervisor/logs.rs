@@ -36,6 +36,7 @@ impl fmt::Display for LogStream {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum LogFormat {
     /// `app-0 | what it wrote`, byte for byte.
     #[default]
