@@ -13,9 +13,7 @@ use crate::{
     program::{Up, is_gone, until},
 };
 
-/// Without the limit of requests in flight: these servers take one at a time, and 64 clients are more than it lets wait.
-const CONFIG: &str =
-    "[edge.proxy.overload]\nenabled = false\n[apps.a]\ncommand = SERVER\ninstances = 4\nhealth = \"/\"\n";
+const CONFIG: &str = "[apps.a]\ncommand = SERVER\ninstances = 4\nhealth = \"/\"\n";
 const CLIENTS: usize = 64;
 
 fn edge(ps: &Value) -> Pid {
