@@ -35,7 +35,8 @@ const OVERTIME: Duration = Duration::from_secs(5);
 /// An edge that lived longer than this starts again at once when it dies.
 const STABLE: Duration = Duration::from_secs(10);
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
-const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// Short: nobody is served meanwhile, and a start is cheap.
+const MAX_BACKOFF: Duration = Duration::from_millis(500);
 /// How often it is looked whether a draining edge is overdue.
 const TIDY: Duration = Duration::from_secs(1);
 

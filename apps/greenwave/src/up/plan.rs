@@ -139,6 +139,10 @@ fn planned(name: String, app: &App, key: &str, config: &Config) -> Result<Planne
                 bail!("{key}: what takes requests needs a check: tcp, or a path such as /health");
             }
             ensure!(takes_requests, "{key}: a worker has no port that could be checked");
+            ensure!(
+                app.port != Port::Socket || health != Health::Tcp,
+                "{key}: an inherited socket accepts before the command does: give a path such as /health, or \"notify\""
+            );
             health
         }
     };

@@ -131,6 +131,8 @@ fn a_config_is_checked_without_starting_anything() {
     assert!(
         refused(&folder, &["check"]).contains("routes[0].to: nothing that takes requests is called \"c\"")
     );
+    configure(&folder, "[apps.a]\ncommand = SERVER\nport = \"socket\"");
+    assert!(refused(&folder, &["check"]).contains("apps.a.health: an inherited socket accepts before"));
     configure(&folder, "[edge.proxy.tls]\ncertificate = \"missing.pem\"\nkey = \"missing.key\"");
     assert!(refused(&folder, &["check"]).contains("missing.pem"));
     configure(&folder, "[apps.a]\ncommand = SERVER");

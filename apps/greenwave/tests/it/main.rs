@@ -12,5 +12,6 @@ mod keep_alive;
 mod killed;
 mod program;
 mod reload;
+mod settings;
 mod shop;
 mod truth;
