@@ -21,6 +21,7 @@ mod progress;
 
 use std::convert::Infallible;
 use std::io::Write;
+use std::iter::once;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ use clap::{Args, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::experiments::{self, Source};
+use crate::experiments::{self, Source, instances};
 use crate::{Finding, Lab, Report, Runner, Settings};
 
 /// What `greenwave lab --help` says first.
@@ -129,8 +130,19 @@ impl RunArgs {
 ///
 /// When there is no such experiment, when it cannot be run, and when its verdict is refused.
 pub async fn run(args: LabArgs) -> anyhow::Result<()> {
-    let source = Source { database: args.database, redis: args.redis, orders: args.orders };
+    if instances::serve_if_asked().await? {
+        return Ok(());
+    }
+    let source =
+        Source { database: args.database, redis: args.redis, orders: args.orders, instance: again() };
     run_in(&experiments::all(&source), args.run).await
+}
+
+/// This program once more, with its own arguments.
+fn again() -> Vec<String> {
+    let Ok(program) = std::env::current_exe() else { return Vec::new() };
+    let arguments = std::env::args_os().skip(1);
+    once(program.into_os_string()).chain(arguments).map(|word| word.to_string_lossy().into_owned()).collect()
 }
 
 /// Runs an experiment of `lab`, with progress on standard error and the report on standard output.

@@ -1,6 +1,7 @@
 //! The experiments that come with this crate: a technique each.
 
-mod instances;
+mod http;
+pub(crate) mod instances;
 mod redis;
 mod rows;
 mod shops;
@@ -13,6 +14,8 @@ pub mod balance;
 pub mod batch;
 #[path = "../experiments/cache_aside.rs"]
 pub mod cache_aside;
+#[path = "../experiments/edge_cache.rs"]
+pub mod edge_cache;
 #[path = "../experiments/group_commit.rs"]
 pub mod group_commit;
 #[path = "../experiments/index.rs"]
@@ -25,6 +28,9 @@ pub mod scale_out;
 pub mod stale;
 #[path = "../experiments/stampede.rs"]
 pub mod stampede;
+
+/// Set in processes that are instances, to how long a request takes them.
+const INSTANCE: &str = "GREENWAVE_LAB_INSTANCE";
 
 /// What the experiments are done on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,11 +47,15 @@ pub struct Source {
     pub redis: Option<String>,
     /// Orders in the data set; a fifth as many customers. Default 500,000.
     pub orders: u64,
+    /// The command that becomes an instance of a service for `balance` and `scale-out`, which need one: a program that
+    /// calls [`cli::run`](crate::cli::run) finds in its environment that it is to be one. Default none; the command line
+    /// sets it to its own program.
+    pub instance: Vec<String>,
 }
 
 impl Default for Source {
     fn default() -> Self {
-        Source { database: None, redis: None, orders: 500_000 }
+        Source { database: None, redis: None, orders: 500_000, instance: Vec::new() }
     }
 }
 
@@ -61,6 +71,7 @@ pub fn all(source: &Source) -> Lab {
         .with(cache_aside::levels(source.clone()))
         .with(stampede::experiment(source.clone()))
         .with(stale::experiment(source.clone()))
-        .with(balance::experiment())
-        .with(scale_out::experiment())
+        .with(balance::experiment(source.clone()))
+        .with(scale_out::experiment(source.clone()))
+        .with(edge_cache::experiment(source.clone()))
 }

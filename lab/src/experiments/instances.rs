@@ -1,109 +1,105 @@
-//! Instances of a service that waits, and proxies before them.
+//! Instances of a service that waits, each a process of its own, and proxies before them.
 
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::env;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
-use greenwave_edge::{BalanceConfig, OverloadConfig, Proxy, ProxyConfig, Upstreams, listen};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use anyhow::Context;
+use greenwave_edge::{BalanceConfig, OverloadConfig, ProxyConfig, Supervisor, SupervisorConfig};
+use rustix::process::{Signal, set_parent_process_death_signal};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 use tokio::time::sleep;
-use tokio_util::sync::CancellationToken;
 
+use super::http::{self, Client};
+use super::{INSTANCE, Source};
 use crate::{BoxError, Setup, Workload};
 
 /// Requests that an instance takes at once.
-pub(crate) const WORKERS: usize = 2;
+pub(super) const WORKERS: usize = 2;
 /// How long each takes.
 const WORK: Duration = Duration::from_millis(4);
 
-const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: lab\r\n\r\n";
+/// Time in which an instance must listen.
+const START: Duration = Duration::from_secs(30);
+
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
-const END: &[u8] = b"\r\n\r\n";
 
 /// The instances, for as long as the experiment runs.
-pub(crate) struct Service(Vec<SocketAddr>);
+pub(super) struct Service(Vec<SocketAddr>);
 
 impl Service {
     /// Starts an instance for each of these, which say how many times slower than others it is.
-    pub(crate) async fn start(setup: &Setup, slowness: &[u32]) -> Result<Self, BoxError> {
-        setup.fact("a request", format!("waits {WORK:?}"));
-        let mut instances = JoinSet::new();
-        let mut addresses = Vec::new();
-        for times in slowness {
-            let listener = TcpListener::bind("127.0.0.1:0").await?;
-            addresses.push(listener.local_addr()?);
-            instances.spawn(serve(listener, WORK * *times));
+    pub(super) async fn start(setup: &Setup, source: &Source, slowness: &[u32]) -> Result<Self, BoxError> {
+        if source.instance.is_empty() {
+            return Err("there is no command to start instances with: see `Source::instance`".into());
         }
-        setup.on_end("stop the instances", async move {
-            instances.shutdown().await;
-            Ok(())
-        });
-        Ok(Self(addresses))
+        if env::var_os(INSTANCE).is_some() {
+            return Err(format!("{INSTANCE} is set: this is an instance, and starts no others").into());
+        }
+        setup.fact("a request", format!("waits {WORK:?}"));
+        let mut service = Self(Vec::new());
+        for times in slowness {
+            service.0.push(start(setup, source, WORK * *times).await?);
+        }
+        let ports: Vec<String> = service.0.iter().map(|address| address.port().to_string()).collect();
+        setup.note(&format!("started instances on ports {}, which are ended at the end", ports.join(", ")));
+        Ok(service)
     }
 
     /// Requests to the first instances through a proxy of their own.
-    pub(crate) fn behind(
+    pub(super) fn behind(
         &self,
         setup: &Setup,
         count: usize,
         balance: BalanceConfig,
     ) -> Result<Workload, BoxError> {
-        let upstreams = Upstreams::fixed(self.0.iter().take(count).copied()).into_watch();
         // What an overloaded service refuses is not what is asked here.
         let overload = OverloadConfig { enabled: false, ..OverloadConfig::default() };
-        let proxy = Proxy::new(ProxyConfig { balance, overload, ..ProxyConfig::default() }, upstreams)?;
-        let listeners = listen(SocketAddr::from(([127, 0, 0, 1], 0)), 1)?;
-        let address = listeners.first().ok_or("no listener was opened")?.local_addr()?;
-        let served = tokio::spawn(proxy.serve(listeners, CancellationToken::new()));
-        setup.on_end("stop the proxy", async move {
-            served.abort();
-            Ok(())
-        });
-        let idle = Arc::new(Mutex::new(Vec::<TcpStream>::new()));
-        Ok(Workload::over(idle, move |idle, _| async move {
-            let kept = idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let mut stream = match kept {
-                Some(stream) => stream,
-                None => TcpStream::connect(address).await?,
-            };
-            stream.write_all(REQUEST).await?;
-            let head = read_head(&mut stream).await?;
-            if !head.starts_with(b"HTTP/1.1 200") {
-                return Err(String::from_utf8_lossy(&head).into());
-            }
-            idle.lock().unwrap_or_else(PoisonError::into_inner).push(stream);
-            Ok(())
-        }))
+        let config = ProxyConfig { balance, overload, ..ProxyConfig::default() };
+        let client = Client::of_proxy(setup, self.0.iter().take(count).copied(), config)?;
+        Ok(Workload::over(client, |client, _| async move { client.get("/").await.map(drop) }))
     }
 }
 
-async fn serve(listener: TcpListener, work: Duration) {
+/// Starts one instance, promises its end, and returns where it listens.
+async fn start(setup: &Setup, source: &Source, work: Duration) -> Result<SocketAddr, BoxError> {
+    let config = SupervisorConfig {
+        name: "instance".to_owned(),
+        command: source.instance.clone(),
+        env: [(INSTANCE, humantime::format_duration(work).to_string())].into_iter().collect(),
+        ..SupervisorConfig::default()
+    };
+    let supervisor = Supervisor::new(config).logs(|_| ()).start()?;
+    let ready = supervisor.ready(START).await;
+    let address = supervisor.upstreams().borrow().iter().next().map(|upstream| upstream.address);
+    setup.on_end("stop an instance", async move {
+        supervisor.shutdown().await;
+        Ok(())
+    });
+    ready?;
+    Ok(address.ok_or("an instance has no address")?)
+}
+
+/// Serves as an instance, if this process was started as one; else returns at once.
+pub(crate) async fn serve_if_asked() -> anyhow::Result<bool> {
+    let Ok(work) = env::var(INSTANCE) else { return Ok(false) };
+    let work = humantime::parse_duration(&work).context(INSTANCE)?;
+    let port = env::var("PORT").context("an instance finds its port in PORT")?;
+    let port: u16 = port.parse().context("PORT")?;
+    // However the lab ends.
+    set_parent_process_death_signal(Some(Signal::KILL)).context("cannot tie an instance to the lab")?;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
     let workers = Arc::new(Semaphore::new(WORKERS));
-    let mut connections = JoinSet::new();
-    while let Ok((mut stream, _)) = listener.accept().await {
+    let serving = http::serve(listener, move |_head| {
         let workers = Arc::clone(&workers);
-        connections.spawn(async move {
-            while read_head(&mut stream).await.is_ok() {
-                let _worker = workers.acquire().await;
-                sleep(work).await;
-                if stream.write_all(ANSWER).await.is_err() {
-                    return;
-                }
-            }
-        });
-    }
-}
-
-/// Reads one message, which has no body.
-async fn read_head(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
-    let mut head = Vec::new();
-    while !head.ends_with(END) {
-        if stream.read_buf(&mut head).await? == 0 {
-            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        async move {
+            let _worker = workers.acquire().await?;
+            sleep(work).await;
+            Ok(ANSWER.to_vec())
         }
-    }
-    Ok(head)
+    });
+    serving.await;
+    Ok(true)
 }

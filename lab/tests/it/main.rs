@@ -3,6 +3,7 @@
 
 mod batch;
 mod cache;
+mod edge;
 mod errors;
 mod group_commit;
 mod index;
