@@ -33,11 +33,13 @@ pub enum Program {
     Openssl,
     /// The extension by which PostgreSQL plans with indexes that do not exist.
     Hypopg,
+    /// Attacks by being slow.
+    Slowhttptest,
 }
 
 impl Program {
     /// All of them.
-    pub const ALL: [Program; 12] = [
+    pub const ALL: [Program; 13] = [
         Program::Initdb,
         Program::Postgres,
         Program::Psql,
@@ -50,6 +52,7 @@ impl Program {
         Program::Pgbouncer,
         Program::Openssl,
         Program::Hypopg,
+        Program::Slowhttptest,
     ];
 
     fn name(self) -> &'static str {
@@ -66,6 +69,7 @@ impl Program {
             Program::Pgbouncer => "pgbouncer",
             Program::Openssl => "openssl",
             Program::Hypopg => "hypopg.control",
+            Program::Slowhttptest => "slowhttptest",
         }
     }
 
@@ -84,6 +88,7 @@ impl Program {
             Program::Curl => "curl",
             Program::Pgbouncer => "pgbouncer",
             Program::Openssl => "openssl",
+            Program::Slowhttptest => "slowhttptest",
             Program::Hypopg => return format!("postgresql-{}-hypopg", postgres_version()),
         };
         package.to_owned()

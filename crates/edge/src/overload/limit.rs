@@ -20,7 +20,7 @@ const FEW: f64 = 4.0;
 /// Less in flight than this share of what was is less load.
 const FALLING: f64 = 0.9;
 /// The share of the limit that is in use when it is the limit that holds requests back.
-const FULL: f64 = 0.9;
+const FULL: f64 = 0.95;
 /// In flight after a cut, as a share of what was before, from which one can tell whether it helped.
 const TELLING: f64 = 0.75;
 /// Shortest time over which is measured, and the longest if there are some samples.
@@ -51,9 +51,8 @@ const MEMORY: Duration = Duration::from_secs(30);
 /// - Latencies are averaged by their logarithms, whose spread tells a queue from a service that is merely uneven: only
 ///   a significant rise lowers the limit, and a plain one does so after eight samples.
 /// - A cut is an experiment. If latency has not fallen with what is in flight, then the upstream is not crowded but slow
-///   by nature or for now: what was in flight is allowed again, and the latency taken for
-///   the upstream's own.
-/// - While the limit holds requests back, it is halved for a moment every 10 s, as often in a row as that makes answers
+///   by nature or for now: what was in flight is allowed again, and the latency taken for the upstream's own.
+/// - While the limit holds requests back, it is halved for a moment every 15 s, as often in a row as that makes answers
 ///   faster. So a baseline that crept up with the load is found again.
 ///
 /// In flight is a request that waits for the head of its answer; a long body is no load that could be measured so.
@@ -143,6 +142,8 @@ struct Measured {
     limit: f64,
     in_flight: f64,
     latency: f64,
+    /// By how much the latency may be off by mere chance.
+    error: f64,
     age: Duration,
 }
 
@@ -184,7 +185,13 @@ impl Window {
     }
 
     fn measured(&self, limit: f64, age: Duration) -> Measured {
-        Measured { limit, in_flight: self.in_flight / self.count, latency: self.latency(), age }
+        Measured {
+            limit,
+            in_flight: self.in_flight / self.count,
+            latency: self.latency(),
+            error: SIGNIFICANT * self.error(),
+            age,
+        }
     }
 
     fn is_whole(&self, age: Duration, steady: bool) -> bool {
@@ -249,20 +256,20 @@ impl Controller {
             limit: self.limit,
             in_flight: self.window.newest.in_flight,
             latency: self.window.newest.latency,
+            error: SIGNIFICANT * (self.variance / LEAST_SAMPLES).sqrt(),
             age,
         };
-        let error = SIGNIFICANT * self.window.error();
+        let mut all = self.window.measured(self.limit, age);
+        // Those that wait besides vary less in proportion, which makes nothing more certain.
+        if !matches!(self.phase, Phase::Probe(..)) {
+            all.error = all.error.max(SIGNIFICANT * (self.variance / self.window.count).sqrt());
+        }
         let (measured, crowded) = match self.phase {
-            Phase::Steady
-                if self.is_crowded(&newest, SIGNIFICANT * (self.variance / LEAST_SAMPLES).sqrt()) =>
-            {
-                (newest, true)
-            }
+            Phase::Steady if self.is_crowded(&newest) => (newest, true),
             // A probe costs throughput: it ends as soon as it is clear.
-            Phase::Probe(..) if error < CLEAR => (self.window.measured(self.limit, age), false),
+            Phase::Probe(..) if all.error < CLEAR => (all, false),
             _ if self.window.is_whole(age, matches!(self.phase, Phase::Steady)) => {
-                let measured = self.window.measured(self.limit, age);
-                (measured, self.is_crowded(&measured, error))
+                (all, self.is_crowded(&all))
             }
             _ => return false,
         };
@@ -305,31 +312,31 @@ impl Controller {
     }
 
     /// Whether answers take significantly longer than is tolerated while enough are in flight to be the cause.
-    fn is_crowded(&self, measured: &Measured, error: f64) -> bool {
+    fn is_crowded(&self, measured: &Measured) -> bool {
         // When requests cease, those that come last are the slow ones: that is no rise.
         let before = (self.window.in_flight / self.window.count).max(self.before);
         measured.in_flight >= FALLING * before
             && measured.in_flight >= FEW.min(self.limit / 2.0)
             && self.baseline.is_some_and(|baseline| {
-                let latency = measured.latency - error;
+                let latency = measured.latency - measured.error;
                 latency > baseline + TOLERANCE.ln() && latency.exp() > baseline.exp() + UNFELT
             })
     }
 
     fn steer(&mut self, measured: Measured, crowded: bool, now: Instant) {
         let baseline = *self.baseline.get_or_insert(measured.latency);
-        let wanted = measured.wanted(baseline);
         let probe = self.probed.is_none_or(|probed| now.saturating_duration_since(probed) >= PROBE_EVERY);
-        if probe && measured.is_full() && self.limit > 1.0 {
+        if probe && measured.is_full() && self.limit > self.min {
             self.phase = Phase::Probe(measured, measured);
-            self.limit = (self.limit / 2.0).max(1.0);
+            self.limit = (self.limit / 2.0).max(self.min);
             return;
         }
         if crowded {
             if !matches!(self.phase, Phase::Cut(_)) {
                 self.phase = Phase::Cut(measured);
             }
-            self.limit = wanted.clamp(self.min, self.limit.max(self.min));
+            // What may be chance is no reason to cut further.
+            self.limit = measured.wanted(baseline + measured.error).clamp(self.min, self.limit.max(self.min));
             return;
         }
         self.phase = Phase::Steady;
@@ -340,15 +347,15 @@ impl Controller {
             self.baseline = Some(baseline + weight * (measured.latency - baseline));
         }
         if measured.is_full() {
-            self.limit = wanted.clamp(self.limit, self.max);
+            self.limit = measured.wanted(baseline).clamp(self.limit, self.max);
         }
     }
 
     fn probe(&mut self, measured: Measured, first: Measured, last: Measured, now: Instant) {
         let faster = measured.fell_from(&last);
-        if faster && self.limit > 1.0 {
+        if faster && self.limit > self.min {
             self.phase = Phase::Probe(first, measured);
-            self.limit = (self.limit / 2.0).max(1.0);
+            self.limit = (self.limit / 2.0).max(self.min);
             return;
         }
         self.phase = Phase::Steady;

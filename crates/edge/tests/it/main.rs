@@ -21,6 +21,7 @@ mod retries;
 mod rig;
 mod rolling;
 mod slow;
+mod slowhttptest;
 mod starved;
 mod streaming;
 mod strict;

@@ -33,11 +33,7 @@ impl Balanced {
         let supervisor = SupervisorConfig { instances, ..Default::default() };
         let supervisor = Arc::new(children("serve", supervisor).start().unwrap());
         supervisor.ready(LIMIT).await.unwrap();
-        let mut config = ProxyConfig::default();
-        // 64 clients that never pause may well be more than a small machine can serve, and then some would be refused,
-        // restart or not.
-        config.overload.enabled = false;
-        let proxy = Proxy::new(config, supervisor.upstreams()).unwrap();
+        let proxy = Proxy::new(ProxyConfig::default(), supervisor.upstreams()).unwrap();
         let mut released = proxy.released();
         let told = Arc::clone(&supervisor);
         tokio::spawn(async move {
