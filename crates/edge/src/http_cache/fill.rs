@@ -13,7 +13,7 @@ use super::entry::{Entry, Head};
 use super::flight::{Lead, Progress};
 use super::growing::{Growing, Reader, Writer};
 use super::key::Key;
-use super::policy::Arrival;
+use super::policy::{Arrival, is_silent};
 use super::store::{Epoch, Store};
 use crate::proxy::answer::Refusal;
 use crate::proxy::body::{Body, RequestBody};
@@ -113,7 +113,7 @@ impl<F: Fetch> Asking<F> {
             }
             None => {
                 // It holds for this request, and is kept no longer.
-                self.store.pass(&self.key, &self.head.headers, arrival.came);
+                self.store.pass(&self.key, &self.head.headers, arrival.came, false);
                 Outcome::Passed(entry.to_response(news))
             }
         }
@@ -139,7 +139,8 @@ impl<F: Fetch> Asking<F> {
                 let is_telling = !parts.status.is_server_error()
                     && !matches!(parts.status.as_u16(), 206 | 304 | 412 | 416);
                 if is_telling && self.head.method == Method::GET {
-                    self.store.pass(&self.key, &self.head.headers, arrival.came);
+                    let silent = is_silent(&parts.headers);
+                    self.store.pass(&self.key, &self.head.headers, arrival.came, silent);
                 }
                 Outcome::Passed(Response::from_parts(parts, body))
             }
@@ -199,7 +200,7 @@ pub(super) async fn pump<F>(
         if is_kept && held > max_bytes {
             is_kept = false;
             lead = None;
-            store.pass(key, &asking.head.headers, Instant::now());
+            store.pass(key, &asking.head.headers, Instant::now(), false);
         }
         if !is_kept && growing.pass_on(max_bytes).await.is_err() {
             return;

@@ -2,12 +2,12 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::header::{AGE, DATE, ETAG, EXPIRES, LAST_MODIFIED, SET_COOKIE};
+use http::header::{AGE, CACHE_CONTROL, DATE, ETAG, EXPIRES, LAST_MODIFIED, SET_COOKIE};
 use http::{HeaderMap, HeaderName, StatusCode};
 use tokio::time::Instant;
 
 use super::CacheConfig;
-use super::directives::{Directives, seconds};
+use super::directives::{CDN_CACHE_CONTROL, Directives, GREENWAVE_CACHE_CONTROL, SURROGATE_CONTROL, seconds};
 
 /// When an answer was asked for, and when its head was there.
 #[derive(Clone, Copy, Debug)]
@@ -101,6 +101,13 @@ impl Policy {
             || headers.contains_key(EXPIRES);
         (useful && explicit).then_some(Self { freshness, withheld: directives.withheld })
     }
+}
+
+/// Whether an answer says nothing of caching, so that it is not kept, whatever the request.
+pub(super) fn is_silent(headers: &HeaderMap) -> bool {
+    ![CACHE_CONTROL, EXPIRES, GREENWAVE_CACHE_CONTROL, CDN_CACHE_CONTROL, SURROGATE_CONTROL]
+        .iter()
+        .any(|name| headers.contains_key(name))
 }
 
 fn may_keep(directives: &Directives, request: &HeaderMap, status: StatusCode, headers: &HeaderMap) -> bool {

@@ -16,7 +16,7 @@ use super::entry::{Entry, hide};
 use super::fill::{Asking, Outcome, Reply, fly, pump};
 use super::flight::{Lead, Progress, Seat};
 use super::key::{Key, KeyRef};
-use super::policy::Arrival;
+use super::policy::{Arrival, is_silent};
 use super::respond::not_kept;
 use super::stats::Answered;
 use super::status::{self, Forward, Status};
@@ -45,13 +45,13 @@ impl HttpCache {
         now: Instant,
         fetch: F,
     ) -> Result<Response<Body>, Refusal> {
-        let Some(store) = &self.store else { return fetch.fetch(request).await };
+        let Some(store) = &self.store else { return Box::pin(fetch.fetch(request)).await };
         if !suits(&request) {
-            return pass(store, request, secure, fetch).await;
+            return Box::pin(pass(store, request, secure, fetch)).await;
         }
         let (head, _) = request.into_parts();
         let Some(key) = KeyRef::of(&head.uri, &head.headers, secure, &store.config) else {
-            return fetch.fetch(Request::from_parts(head, RequestBody::Empty)).await;
+            return Box::pin(fetch.fetch(Request::from_parts(head, RequestBody::Empty))).await;
         };
         let found = store.find(&key, &head.headers, now);
         if let Found::Entry(entry) = &found
@@ -62,7 +62,11 @@ impl HttpCache {
             store.counters.answered(Answered::Hit);
             return Ok(entry.answer(&head, Status::Hit, now));
         }
-        let key = Arc::new(key.to_key());
+        let key = key.to_key();
+        if matches!(found, Found::Silent) && is_plain(&head) {
+            return Box::pin(pass_again(Arc::clone(store), key, head, fetch)).await;
+        }
+        let key = Arc::new(key);
         // In a box, so that a hit carries nothing of it.
         Box::pin(Miss { store: Arc::clone(store), key, head, fetch, now }.answer(found)).await
     }
@@ -77,6 +81,28 @@ fn suits(request: &Request<RequestBody>) -> bool {
         && !headers.contains_key(IF_MATCH)
         && !headers.contains_key(IF_UNMODIFIED_SINCE)
         && !headers.contains_key(UPGRADE)
+}
+
+/// Whether nothing in the request changes how it is to be answered from a cache.
+fn is_plain(head: &request::Parts) -> bool {
+    head.method == Method::GET
+        && ![CACHE_CONTROL, PRAGMA, RANGE].iter().any(|name| head.headers.contains_key(name))
+}
+
+/// Sends a request on where the answer before said nothing of caching: the usual case for what is not kept, in which
+/// nothing is prepared for keeping it. If this answer says something, the next is treated as the first of all.
+async fn pass_again<F: Fetch>(
+    store: Arc<Store>,
+    key: Key,
+    head: request::Parts,
+    fetch: F,
+) -> Result<Response<Body>, Refusal> {
+    let response = fetch.fetch(Request::from_parts(head, RequestBody::Empty)).await?;
+    store.counters.answered(Answered::Missed);
+    if !is_silent(response.headers()) {
+        store.forget_pass(&key);
+    }
+    Ok(passed(&store, response, Forward::UriMiss))
 }
 
 /// Sends a request on whose answer is not kept, and drops what it makes invalid.
@@ -187,7 +213,7 @@ impl<F: Fetch> Miss<F> {
             let request = Request::from_parts(self.head, RequestBody::Empty);
             return Ok(passed(&self.store, self.fetch.fetch(request).await?, Forward::Request));
         }
-        let is_shared = !matches!(found, Found::Pass);
+        let is_shared = !matches!(found, Found::Pass | Found::Silent);
         let (why, kept, vary) = match found {
             Found::Entry(entry) => match judge(&entry, &wishes, self.now) {
                 Use::Give(how) => return Ok(self.give(&entry, how, Status::Hit)),
@@ -201,7 +227,7 @@ impl<F: Fetch> Miss<F> {
                 }
             },
             Found::Other(vary) => (Forward::VaryMiss, None, vary),
-            Found::Pass | Found::Nothing => (Forward::UriMiss, None, Vary::default()),
+            Found::Pass | Found::Silent | Found::Nothing => (Forward::UriMiss, None, Vary::default()),
         };
         if wishes.only_if_cached {
             self.count(Answered::Missed);

@@ -34,7 +34,7 @@ enum Slot {
     /// The answers to it, the youngest first.
     Kept(Arc<[Entry]>),
     /// Its answers are not for sharing.
-    Pass { until: Instant },
+    Pass { until: Instant, silent: bool },
 }
 
 /// What a look brings.
@@ -44,6 +44,8 @@ pub(super) enum Found {
     /// Answers for other requests, which varied by these fields.
     Other(Vary),
     Pass,
+    /// The answer before said nothing of caching, not long ago.
+    Silent,
     Nothing,
 }
 
@@ -163,7 +165,8 @@ impl Store {
     pub(super) fn find(&self, key: &KeyRef<'_>, request: &HeaderMap, now: Instant) -> Found {
         match self.slots.get(key) {
             None => Found::Nothing,
-            Some(Slot::Pass { until }) if now < until => Found::Pass,
+            Some(Slot::Pass { until, silent: true }) if now + PASS_FOR / 2 < until => Found::Silent,
+            Some(Slot::Pass { until, .. }) if now < until => Found::Pass,
             Some(Slot::Pass { .. }) => Found::Nothing,
             Some(Slot::Kept(entries)) => {
                 match (entries.iter().find(|entry| entry.head.vary.matches(request)), entries.first()) {
@@ -211,19 +214,30 @@ impl Store {
     }
 
     /// Remembers that an answer to this request was not for sharing. What was kept for it no longer counts.
-    pub(super) fn pass(&self, key: &Arc<Key>, request: &HeaderMap, now: Instant) {
+    pub(super) fn pass(&self, key: &Arc<Key>, request: &HeaderMap, now: Instant, silent: bool) {
         let _stripe = self.stripe(key);
         let others: Vec<Entry> = match self.slots.peek(key) {
             // It is remembered for long enough.
-            Some(Slot::Pass { until }) if until > now + PASS_FOR / 2 => return,
+            Some(Slot::Pass { until, .. }) if until > now + PASS_FOR / 2 => return,
             Some(Slot::Kept(entries)) => {
                 entries.iter().filter(|entry| !entry.head.vary.matches(request)).cloned().collect()
             }
             _ => Vec::new(),
         };
-        let slot =
-            if others.is_empty() { Slot::Pass { until: now + PASS_FOR } } else { Slot::Kept(others.into()) };
+        let slot = if others.is_empty() {
+            Slot::Pass { until: now + PASS_FOR, silent }
+        } else {
+            Slot::Kept(others.into())
+        };
         self.slots.insert(Arc::clone(key), slot);
+    }
+
+    /// Forgets that an answer was not for sharing.
+    pub(super) fn forget_pass(&self, key: &Key) {
+        let _stripe = self.stripe(key);
+        if let Some(Slot::Pass { .. }) = self.slots.peek(&key.borrowed()) {
+            self.slots.remove(&key.borrowed());
+        }
     }
 
     /// Drops what is kept under this key, and what is being fetched for it.

@@ -1,6 +1,5 @@
 //! One connection of a client, from its first byte to its last.
 
-use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
@@ -78,8 +77,7 @@ async fn http1(connection: Rc<Connection>, transport: Transport) -> io::Result<(
     let stream = ClientStream::new(transport, Rc::clone(&connection));
     let service = service_fn(|request| {
         // In a box of its own: what is needed for a request does not lie idle in each connection.
-        let answer = Worker::answer(request, Rc::clone(&connection));
-        Box::pin(async move { Ok::<_, Infallible>(answer.await) })
+        Box::pin(Worker::answer(request, Rc::clone(&connection)))
     });
     let config = connection.worker.config();
     let mut http = http1::Builder::new();
@@ -87,8 +85,10 @@ async fn http1(connection: Rc<Connection>, transport: Transport) -> io::Result<(
     if config.max_headers != USUAL_HEADERS {
         http.max_headers(config.max_headers);
     }
-    let served = http.serve_connection(TokioIo::new(stream), service).without_shutdown().await;
-    let parts = served.map_err(io::Error::other)?;
+    // Not hyper's own `without_shutdown`, whose future has room for two of these, in every idle connection.
+    let mut served = http.serve_connection(TokioIo::new(stream), service);
+    poll_fn(|cx| served.poll_without_shutdown(cx)).await.map_err(io::Error::other)?;
+    let parts = served.into_parts();
     let mut stream = parts.io.into_inner();
     stream.stop_following();
     let upgrade = connection.upgrade.borrow_mut().take();
@@ -125,10 +125,7 @@ async fn linger(stream: &mut ClientStream) -> io::Result<()> {
 
 async fn http2(connection: Rc<Connection>, transport: Transport) -> io::Result<()> {
     let stream = ClientStream::new(transport, Rc::clone(&connection));
-    let service = service_fn(|request| {
-        let answer = Worker::answer(request, Rc::clone(&connection));
-        async move { Ok::<_, Infallible>(answer.await) }
-    });
+    let service = service_fn(|request| Worker::answer(request, Rc::clone(&connection)));
     let worker = &connection.worker;
     let mut http = http2::Builder::new(Streams(Rc::clone(&connection)));
     http.max_concurrent_streams(STREAMS)

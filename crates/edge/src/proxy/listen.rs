@@ -102,9 +102,10 @@ async fn serve(worker: Rc<Worker>, listener: TcpListener, ends: &Ends) -> usize 
                         place = room => place.ok(),
                         () = ends.drain.cancelled() => None,
                     };
-                    let served = converse::converse(Rc::clone(&worker), stream, peer);
+                    let worker = Rc::clone(&worker);
                     connections.spawn_local(async move {
-                        served.await;
+                        // Made here, as a future that is captured and then awaited takes its room twice.
+                        converse::converse(worker, stream, peer).await;
                         drop(place);
                     });
                 }

@@ -1,9 +1,10 @@
 //! What one thread of the proxy does with each request.
 
 use std::cell::{Cell, OnceCell};
+use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::IpAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -85,7 +86,7 @@ impl Worker {
     pub(super) async fn answer(
         request: Request<Incoming>,
         connection: Rc<Connection>,
-    ) -> Response<AnswerBody> {
+    ) -> Result<Response<AnswerBody>, Infallible> {
         let sound = connection.take_up();
         let (mut head, body) = request.into_parts();
         let context = RequestContext::new(&mut head, connection);
@@ -93,10 +94,11 @@ impl Worker {
         let worker = &context.connection.worker;
         let deadline = worker.total_deadline();
         let (quotas, allowed) = worker.limit(&head, &context);
-        let answer = async {
+        // Pinned where it is made: each move of so large a future is felt, and so is each copy in the one around it.
+        let answer = pin!(async {
             allowed?;
             worker.stack(Request::from_parts(head, body), sound, &context).await
-        };
+        });
         let mut response = match or_expired(answer, deadline.as_ref()).await {
             Ok(response) => {
                 if let Some(entry) = &mut *context.entry.borrow_mut() {
@@ -115,7 +117,7 @@ impl Worker {
         if worker.is_draining() && !context.connection.http2 && !response.status().is_informational() {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        response
+        Ok(response)
     }
 
     /// Counts a request, unless it goes first.
@@ -211,11 +213,10 @@ impl Fetch for Onward {
 
 /// What the future gives, or that it was too slow.
 async fn or_expired<T>(
-    future: impl Future<Output = Result<T, Refusal>>,
+    mut future: Pin<&mut impl Future<Output = Result<T, Refusal>>>,
     deadline: Option<&Deadline>,
 ) -> Result<T, Refusal> {
     let Some(deadline) = deadline else { return future.await };
-    let mut future = pin!(future);
     poll_fn(|cx| match future.as_mut().poll(cx) {
         Poll::Pending => deadline.poll_expired(cx).map(|()| Err(Refusal::TooSlow)),
         ready => ready,

@@ -127,7 +127,11 @@ impl UpstreamPool {
     ) -> Result<Response<Sent>, SendError> {
         let (mut connection, reused) = match self.idle.take(address) {
             Some(connection) => (connection, true),
-            None => (Connection::open(address, patience.at_most(patience.connect)).await?, false),
+            // In a box: rare, and large beside the rest.
+            None => {
+                let opening = Connection::open(address, patience.at_most(patience.connect));
+                (Box::pin(opening).await?, false)
+            }
         };
         let mut exchange = Exchange::new(&mut connection, reused, address, head, body, patience);
         let mut answered = poll_fn(|cx| exchange.poll(cx)).await.inspect_err(|error| {
