@@ -27,9 +27,8 @@ use crate::telemetry::PROXY_TARGET;
 
 /// hyper's own limit, with which it needs no memory apart for the headers of a request.
 const USUAL_HEADERS: usize = 100;
-/// How long, and how much, is still read of a client that does not know yet that its connection has ended.
+/// How long is still read of a client that does not know yet that its connection has ended.
 const LINGER: Duration = Duration::from_secs(2);
-const LINGER_BYTES: usize = 1024 * 1024;
 
 // What a client of HTTP/2 may have under way at once, and what it may make this side keep for it.
 const STREAMS: u32 = 128;
@@ -109,17 +108,8 @@ async fn http1(connection: Rc<Connection>, transport: Transport) -> io::Result<(
 /// takes away what the client has not read yet.
 async fn linger(stream: &mut ClientStream) -> io::Result<()> {
     stream.shutdown().await?;
-    let mut rest = [0; 1024];
-    let drain = async {
-        let mut left = LINGER_BYTES;
-        while let Ok(read @ 1..) = stream.read(&mut rest).await {
-            left = left.saturating_sub(read);
-            if left == 0 {
-                break;
-            }
-        }
-    };
-    within(LINGER, drain).await;
+    let mut rest = [0; 8 * 1024];
+    within(LINGER, async { while let Ok(1..) = stream.read(&mut rest).await {} }).await;
     Ok(())
 }
 

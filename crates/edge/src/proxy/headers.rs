@@ -136,9 +136,11 @@ pub(super) fn to_upstream(head: &mut request::Parts, context: &RequestContext) {
     let connection = &context.connection;
     let headers = &mut head.headers;
     let chunked = headers.contains_key(TRANSFER_ENCODING);
-    // The switch that the client asks for. What is no HTTP/1.1 has none, and HTTP/2 is not spoken by this door.
+    // The switch that the client asks for. What is no HTTP/1.1 has none, and HTTP/2 is not spoken by this door. Of a list
+    // it is not known which one becomes of it.
     let upgrade = headers.get(UPGRADE).filter(|to| {
-        head.version == Version::HTTP_11 && !to.as_bytes().to_ascii_lowercase().starts_with(b"h2")
+        let to = to.as_bytes().to_ascii_lowercase();
+        head.version == Version::HTTP_11 && !to.starts_with(b"h2") && !to.contains(&b',')
     });
     let upgrade = upgrade.filter(|_| connection_names(headers, "upgrade")).cloned();
     let trailers = headers.get(TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));

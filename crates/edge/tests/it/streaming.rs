@@ -81,23 +81,31 @@ async fn a_client_that_sends_all_before_it_reads_gets_an_answer_that_began_meanw
     let head = format!("POST / HTTP/1.1\nHost: a\nContent-Length: {LARGE}\n\n");
     let (_proxy, _listener, mut client, server) = begun(ProxyConfig::default(), &head).await;
     let (mut reads, mut writes) = server.into_split();
-    let answering = tokio::spawn(async move {
+    let serving = tokio::spawn(async move {
         let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {LARGE}\r\n\r\n");
         writes.write_all(head.as_bytes()).await.unwrap();
-        writes.write_all(&vec![b'a'; LARGE]).await.unwrap();
-        writes
-    });
-    let reading = tokio::spawn(async move {
-        let mut body = vec![0; LARGE];
-        reads.read_exact(&mut body).await.unwrap();
-        (body.iter().all(|byte| *byte == b'q'), reads)
+        let (answer, mut body) = (vec![b'a'; LARGE], vec![0; LARGE]);
+        // All but the last byte, which comes when all was read: a request is not sent on once it is answered.
+        let (wrote, read) = tokio::join!(writes.write_all(&answer[1..]), reads.read_exact(&mut body));
+        wrote.and(read).unwrap();
+        writes.write_all(&answer[..1]).await.unwrap();
+        (body.iter().all(|byte| *byte == b'q'), reads, writes)
     });
     tokio::time::timeout(LIMIT, client.write_all(&vec![b'q'; LARGE])).await.expect("both wait").unwrap();
     assert!(read_head(&mut client).await.starts_with("HTTP/1.1 200 "));
     let mut body = vec![0; LARGE];
     tokio::time::timeout(LIMIT, client.read_exact(&mut body)).await.unwrap().unwrap();
-    assert!(body.iter().all(|byte| *byte == b'a') && reading.await.unwrap().0);
-    answering.await.unwrap();
+    assert!(body.iter().all(|byte| *byte == b'a') && serving.await.unwrap().0);
+}
+
+#[tokio::test]
+async fn a_client_that_sends_all_before_it_reads_gets_an_answer_that_wants_nothing_of_it() {
+    let head = format!("POST / HTTP/1.1\nHost: a\nContent-Length: {LARGE}\n\n");
+    let (_proxy, _listener, mut client, mut server) = begun(ProxyConfig::default(), &head).await;
+    server.write_all(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno").await.unwrap();
+    assert_eq!(read_rest(&mut server).await, b"");
+    tokio::time::timeout(LIMIT, client.write_all(&vec![b'q'; LARGE])).await.expect("nobody reads").unwrap();
+    assert!(read_all(&mut client).await.starts_with("HTTP/1.1 413 "));
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::clients::{LIMIT, RunningProxy, read_all, read_head};
-use crate::upstreams::Scripted;
+use crate::upstreams::{Scripted, shown};
 
 // The example of RFC 6455, section 1.3, with a first message right behind the handshake.
 const HANDSHAKE: &[u8] = b"GET /chat HTTP/1.1\r\nHost: server.example.com\r\nUpgrade: websocket\r\n\
@@ -37,6 +37,7 @@ async fn opened(config: ProxyConfig) -> (RunningProxy, TcpStream, TcpStream) {
     expect![[r#"
         GET /chat HTTP/1.1
         host: server.example.com
+        traceparent: BEGUN
         sec-websocket-version: 13
         sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==
         x-real-ip: 127.0.0.1
@@ -47,8 +48,16 @@ async fn opened(config: ProxyConfig) -> (RunningProxy, TcpStream, TcpStream) {
         connection: upgrade
         upgrade: websocket
 
+    "#]upgrade: websocket
+
+    "#]upgrade: websocket
+
+    "#]upgrade: websocket
+
+    "#]upgrade: websocket
+
     "#]]
-    .assert_eq(&head.replace('\r', ""));
+    .assert_eq(&shown(&head));
     server.write_all(SWITCHED).await.unwrap();
     let head = read_head(&mut client).await;
     assert!(head.starts_with("HTTP/1.1 101 Switching Protocols\r\n"), "{head}");

@@ -33,6 +33,11 @@ impl Scripted {
     pub(crate) async fn heads(&self) -> Vec<String> {
         self.heads.lock().await.clone()
     }
+
+    /// All heads as tables show them.
+    pub(crate) async fn shown(&self) -> String {
+        shown(&self.heads().await.concat())
+    }
 }
 
 async fn converse(mut stream: TcpStream, answer: &'static str, seen: Arc<Mutex<Vec<String>>>) {
@@ -46,6 +51,15 @@ async fn converse(mut stream: TcpStream, answer: &'static str, seen: Arc<Mutex<V
             return;
         }
     }
+}
+
+/// A head without carriage returns, and with one word for the trace that was begun for it.
+pub(crate) fn shown(head: &str) -> String {
+    let line = |line: &str| match line.strip_prefix("traceparent: ") {
+        Some(_) => "traceparent: BEGUN\n".to_owned(),
+        None => format!("{line}\n"),
+    };
+    head.lines().map(line).collect()
 }
 
 /// An address where nobody listens.

@@ -17,7 +17,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Response, StatusCode, request};
+use http::header::UPGRADE;
+use http::{HeaderValue, Response, StatusCode, request};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -140,9 +141,16 @@ impl UpstreamPool {
             }
         })?;
         let home = self.idle.home(address);
+        let asked = head.headers.get(UPGRADE);
         let status = answered.answer.head.status;
         let head = std::mem::replace(&mut answered.answer.head, Response::new(()).into_parts().0);
         if status == StatusCode::SWITCHING_PROTOCOLS {
+            let is = |to: &HeaderValue| {
+                asked.is_some_and(|asked| asked.as_bytes().eq_ignore_ascii_case(to.as_bytes()))
+            };
+            if !head.headers.get(UPGRADE).is_some_and(is) {
+                return Err(SendError::Ambiguous("the protocol was switched to one that nobody asked for"));
+            }
             // Both are halves of one.
             let died = |_| SendError::Died { reused: false, cause: None };
             let stream = connection.read.reunite(connection.write).map_err(died)?;
