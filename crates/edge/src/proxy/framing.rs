@@ -194,7 +194,7 @@ fn chunk_size(line: &[u8]) -> Option<u64> {
     // A quote that stays open would go on in the next line, for those who read it so.
     let quotes = memchr::memchr_iter(b'"', line).count();
     let sound = line.len() <= MAX_CHUNK_LINE
-        && quotes % 2 == 0
+        && quotes.is_multiple_of(2)
         && !line.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t');
     if sound { digits(size, 16) } else { None }
 }
