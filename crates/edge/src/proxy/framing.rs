@@ -191,8 +191,11 @@ fn is_field(line: &[u8]) -> bool {
 
 fn chunk_size(line: &[u8]) -> Option<u64> {
     let size = line.split(|byte| *byte == b';').next()?;
-    let sound =
-        line.len() <= MAX_CHUNK_LINE && !line.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t');
+    // A quote that stays open would go on in the next line, for those who read it so.
+    let quotes = memchr::memchr_iter(b'"', line).count();
+    let sound = line.len() <= MAX_CHUNK_LINE
+        && quotes.is_multiple_of(2)
+        && !line.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t');
     if sound { digits(size, 16) } else { None }
 }
 
@@ -266,6 +269,7 @@ mod tests {
             "0x5\r\n",
             "\r\n",
             "5;a\rb\r\n",
+            "5;a=\"\r\n",
             "1\r\nab\r\n",
             "0\r\nX : 1\r\n",
         ] {

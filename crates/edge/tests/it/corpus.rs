@@ -124,3 +124,13 @@ fn what_upstreams_answer_reaches_clients_in_one_form_or_as_a_502() {
     });
     expect_file!["corpus/upstream_bytes.txt"].assert_eq(&table);
 }
+
+#[test]
+fn a_connection_ends_with_what_its_client_sent_last_whatever_that_is() {
+    table("client_bytes", |bytes| {
+        let rig = Rig::start(whole);
+        let mut client = rig.connect();
+        client.send_all(bytes);
+        answers(&client.bytes, client.ended)
+    });
+}

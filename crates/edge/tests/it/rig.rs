@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::oracle::{Message, Read, request};
 
-/// How long a client listens to a proxy that says nothing more: longer than an upstream waits, twice.
-pub(crate) const QUIET: Duration = Duration::from_millis(500);
+/// How long a client listens to a proxy that says nothing more, twice: longer than an upstream waits.
+pub(crate) const QUIET: Duration = Duration::from_millis(250);
 
 const HANG: Duration = Duration::from_secs(10);
 
@@ -83,7 +83,7 @@ fn serve(mut stream: TcpStream, answer: impl Fn(&Message) -> (Vec<u8>, Then), se
                     return;
                 }
                 // Whoever waits for more than the bytes of a corpus is to see an end of them.
-                stream.set_read_timeout(Some(QUIET / 5)).unwrap();
+                stream.set_read_timeout(Some(QUIET / 3)).unwrap();
             }
             Read::Incomplete => {}
             Read::Violation(what) => {
@@ -129,14 +129,25 @@ impl Client {
         writing.join().unwrap();
     }
 
-    /// Reads until the proxy is quiet or has ended the connection.
+    /// Reads until the proxy is quiet or has ended the connection. That it had the time to say something is sure once it
+    /// has refused a request without a host, on another connection, in the middle of the silence.
     fn listen(&mut self) {
         let mut more = [0; 16 * 1024];
+        let mut sure = false;
         loop {
             match self.stream.read(&mut more) {
                 Ok(0) => return self.ended = true,
-                Ok(count) => self.bytes.extend_from_slice(&more[..count]),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                Ok(count) => {
+                    self.bytes.extend_from_slice(&more[..count]);
+                    sure = false;
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && sure => return,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    let mut other = TcpStream::connect(self.stream.peer_addr().unwrap()).unwrap();
+                    other.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+                    other.read_exact(&mut more[..1]).unwrap();
+                    sure = true;
+                }
                 Err(_) => return self.ended = true,
             }
         }

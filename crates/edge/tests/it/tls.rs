@@ -298,3 +298,94 @@ async fn a_client_that_resets_stream_after_stream_is_told_to_calm_down() {
     assert!(answer.windows(2).any(|pair| pair == calm), "no GOAWAY: {answer:?}");
     assert!(answer.windows(4).any(|code| code == 11_u32.to_be_bytes()), "not ENHANCE_YOUR_CALM: {answer:?}");
 }
+
+/// What becomes of a stream whose head holds these fields, and then perhaps data.
+async fn streamed(proxy: SocketAddr, identity: &Identity, fields: &[(&str, &str)], data: &[u8]) {
+    let mut block = Vec::new();
+    for (name, value) in fields {
+        // A literal that is not indexed, with a new name; all are shorter than 127 bytes.
+        let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
+        block.extend([vec![0], text(name), text(value)].concat());
+    }
+    let mut client = identity.connect(proxy, b"h2").await.unwrap();
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend(frame(4, 0, 0, &[]));
+    bytes.extend(frame(1, if data.is_empty() { 5 } else { 4 }, 1, &block));
+    if !data.is_empty() {
+        bytes.extend(frame(0, 1, 1, data));
+    }
+    client.write_all(&bytes).await.unwrap();
+    // It ends with its answer, by a reset, or with the connection.
+    loop {
+        let mut head = [0; 9];
+        let read = tokio::time::timeout(LIMIT, client.read_exact(&mut head)).await;
+        if read.expect("the stream does not end").is_err() {
+            return;
+        }
+        let length = usize::from(head[1]) << 8 | usize::from(head[2]);
+        client.read_exact(&mut vec![0; length]).await.unwrap();
+        let (kind, ends, stream) = (head[3], head[4] & 1 == 1, head[8]);
+        if kind == 7 || (stream == 1 && (kind == 3 || (kind < 2 && ends))) {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_http2_can_say_and_http1_cannot_does_not_reach_the_upstream() {
+    let upstream = Scripted::start(OK).await;
+    let identity = Identity::new();
+    let proxy = start(&identity, ProxyConfig::default(), upstream.address).await;
+    let usual = [(":method", "GET"), (":scheme", "https"), (":authority", "a"), (":path", "/")];
+    let with = |name: &'static str, value: &'static str| {
+        let mut fields = usual.to_vec();
+        match fields.iter_mut().find(|field| field.0 == name) {
+            Some(field) => field.1 = value,
+            None => fields.push((name, value)),
+        }
+        fields
+    };
+    for fields in [
+        with(":path", "/ HTTP/1.1\r\nX: y"),
+        with(":path", "/a b"),
+        with(":path", ""),
+        with(":path", "*"),
+        with(":path", "a"),
+        with(":path", "http://b/"),
+        with(":authority", "a\r\nX: y"),
+        with(":authority", "a@b"),
+        with(":authority", "a/b"),
+        with(":authority", ""),
+        with(":scheme", "ftp"),
+        with(":method", "GET / HTTP/1.1\r\nX: y\r\n\r\n"),
+        with(":method", "CONNECT"),
+        with(":protocol", "websocket"),
+        with("x", "a\r\nX: y"),
+        with("x", "a\0"),
+        with("x y", "a"),
+        with("X", "a"),
+        with("x:", "a"),
+        with("", "a"),
+        with("host", "b"),
+        with("connection", "close"),
+        with("keep-alive", "timeout=5"),
+        with("proxy-connection", "close"),
+        with("transfer-encoding", "chunked"),
+        with("upgrade", "websocket"),
+        with("te", "gzip"),
+        with("content-length", "5"),
+        with("content-length", "+0"),
+        [&usual[..3], &usual[2..]].concat(),
+        usual[..3].to_vec(),
+        [&usual[..2], &[("x", "a")], &usual[2..]].concat(),
+    ] {
+        streamed(proxy.address, &identity, &fields, b"").await;
+        assert_eq!(upstream.heads().await, [""; 0], "{fields:?}");
+    }
+    // Nor is a body that is longer or shorter than it should be ever whole.
+    for length in ["2", "4"] {
+        streamed(proxy.address, &identity, &with("content-length", length), b"abc").await;
+    }
+    streamed(proxy.address, &identity, &with("cookie", "a"), b"").await;
+    assert!(upstream.shown().await.ends_with("x-forwarded-proto: https\n\n"));
+}

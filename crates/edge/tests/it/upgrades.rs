@@ -48,14 +48,6 @@ async fn opened(config: ProxyConfig) -> (RunningProxy, TcpStream, TcpStream) {
         connection: upgrade
         upgrade: websocket
 
-    "#]upgrade: websocket
-
-    "#]upgrade: websocket
-
-    "#]upgrade: websocket
-
-    "#]upgrade: websocket
-
     "#]]
     .assert_eq(&shown(&head));
     server.write_all(SWITCHED).await.unwrap();
@@ -149,10 +141,15 @@ async fn a_switch_that_was_not_asked_for_is_no_answer() {
         // Without `Connection` this is no wish; another HTTP would pass the proxy unseen.
         "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: x\r\nConnection: close\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\nConnection: close, upgrade\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: x, h2c\r\nConnection: close, upgrade\r\n\r\n",
         "POST / HTTP/1.1\r\nHost: a\r\nUpgrade: x\r\nConnection: close, upgrade\r\nContent-Length: 2\r\n\r\nhi",
     ] {
         let answer = proxy.raw(request).await;
         assert!(answer.starts_with("HTTP/1.1 502 "), "{request}: {answer}");
     }
     assert!(upstream.heads().await.iter().all(|head| !head.contains("upgrade")));
+    // Another protocol than the one that was asked for.
+    let other = "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: y\r\nConnection: close, upgrade\r\n\r\n";
+    let answer = proxy.raw(other).await;
+    assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
 }
