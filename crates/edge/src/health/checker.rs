@@ -156,7 +156,7 @@ async fn keep_checking(
             upstream.checks += u64::from(result.is_ok());
             changed
         });
-        tokio::time::sleep(config.interval).await;
+        tokio::time::sleep(config.pause()).await;
     }
 }
 

@@ -9,12 +9,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
+const LEAST_INTERVAL: Duration = Duration::from_millis(10);
+
 /// When servers are checked, and how many results make a verdict.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct CheckConfig {
-    /// Time between two checks of a server; 1 s by default. One that is starting is checked more often.
+    /// Time between two checks of a server, at least 10 ms; 1 s by default. One that is starting is checked more often.
     #[serde(with = "humantime_serde")]
     #[cfg_attr(feature = "schemars", schemars(with = "String"))]
     pub interval: Duration,
@@ -48,6 +50,13 @@ impl Default for CheckConfig {
             host: String::new(),
             resolve_interval: Duration::from_secs(10),
         }
+    }
+}
+
+impl CheckConfig {
+    /// The time until the next check: an interval of 0 would do nothing but check.
+    pub(crate) fn pause(&self) -> Duration {
+        self.interval.max(LEAST_INTERVAL)
     }
 }
 

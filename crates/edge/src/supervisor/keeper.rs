@@ -179,7 +179,7 @@ impl Keeper {
         let config = &self.seat.plan.config;
         let Some(address) = address else { return std::future::pending().await };
         loop {
-            sleep(config.check.interval).await;
+            sleep(config.check.pause()).await;
             let result = check(&config.health, address, &config.check).await;
             let healthy = judge.record(&result);
             match result {
@@ -219,7 +219,7 @@ impl Keeper {
             if judge.record(&result) {
                 return self.passed();
             }
-            sleep(config.check.interval.min(STARTING_INTERVAL)).await;
+            sleep(config.check.pause().min(STARTING_INTERVAL)).await;
         }
     }
 
