@@ -108,6 +108,19 @@ mod tests {
         assert_eq!(config.routes_by_target(&["api"]).unwrap().len(), 2);
     }
 
+    #[test]
+    fn the_configs_in_the_guide_to_any_language_are_right() {
+        let guide = include_str!("../../../../docs/guides/any-language.md");
+        let configs: Vec<Config> = guide
+            .split("```toml\n")
+            .skip(1)
+            .map(|rest| toml::from_str(rest.split("```").next().unwrap()).unwrap())
+            .collect();
+        let [one, several] = &configs[..] else { panic!("{} configs", configs.len()) };
+        assert_eq!(one.app.instances.count(), 4);
+        assert_eq!(several.routes_by_target(&["api"]).unwrap().len(), 2);
+    }
+
     /// Not a sentence that has ` = ` in it.
     fn is_toml(line: &&str) -> bool {
         line.parse::<toml::Table>().is_ok()
