@@ -26,7 +26,7 @@ pub struct OverloadConfig {
     #[cfg_attr(feature = "schemars", schemars(with = "String"))]
     pub queue_timeout: Duration,
     /// Whether the queue is kept short when it does not empty, so that answers stay fast under overload; false by
-    /// default. Otherwise it may be as long as `queue_timeout` allows. Short, it refuses some of those clients also that
+    /// default. Otherwise it may be as long as `queue_timeout` allows. Short, it also refuses some of the clients that
     /// would only have waited for each other's answers, such as the many connections of a load generator.
     pub short_queue: bool,
     /// Path prefixes, such as `/health`, whose requests wait for nobody and count for no limit; none by default.

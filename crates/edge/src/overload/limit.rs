@@ -49,7 +49,7 @@ const MEMORY: Duration = Duration::from_secs(30);
 /// upstream works at, and 1.5 × that is the limit. Three things are ours:
 ///
 /// - Latencies are averaged by their logarithms, whose spread tells a queue from a service that is merely uneven: only
-///   a significant rise lowers the limit, and a plain one does so after eight samples.
+///   a significant rise lowers the limit, no further than is certain, and a plain one does so after eight samples.
 /// - A cut is an experiment. If latency has not fallen with what is in flight, then the upstream is not crowded but slow
 ///   by nature or for now: what was in flight is allowed again, and the latency taken for the upstream's own.
 /// - While the limit holds requests back, it is halved for a moment every 15 s, as often in a row as that makes answers

@@ -27,8 +27,9 @@ const SHORT_INTERVAL: Duration = Duration::from_millis(1);
 /// The queue of a group of upstreams. First come, first served; whoever cannot be served in time is refused at once.
 ///
 /// A burst is waited out. A queue that does not empty is overload, and waiting there helps nobody: it makes each answer
-/// later and brings none more. So it is kept short then, if that is [configured](OverloadConfig::short_queue), and those that waited longest are refused, as their clients
-/// are the first to give up. That is CoDel's distinction (RFC 8289) applied to requests, as in "Fail at Scale" (Maurer,
+/// later and brings none more. So it is kept short then, if that is
+/// [configured](OverloadConfig::short_queue), and those that waited longest are refused, as their clients are the first
+/// to give up. That is CoDel's distinction (RFC 8289) applied to requests, as in "Fail at Scale" (Maurer,
 /// ACM Queue 2015), with a bound by count where theirs is a time, so that it suits fast and slow services alike.
 ///
 /// Where it is waited is the edge and not the upstream, so that a client that leaves costs the upstream nothing.
