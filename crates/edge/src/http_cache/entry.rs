@@ -164,6 +164,16 @@ impl Entry {
     }
 }
 
+/// Drops what is for this cache and not for clients, without room for what is seldom there.
+pub(super) fn drop_hidden(config: &CacheConfig, headers: &mut HeaderMap) {
+    for name in [&SURROGATE_KEY, &CACHE_TAG, &SURROGATE_CONTROL, &GREENWAVE_CACHE_CONTROL] {
+        headers.remove(name);
+    }
+    if !config.tag_header.is_empty() {
+        headers.remove(&config.tag_header);
+    }
+}
+
 /// Takes out what is for this cache and not for clients.
 pub(super) fn hide(config: &CacheConfig, headers: &mut HeaderMap) -> HeaderMap {
     let mut hidden = HeaderMap::new();

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::HttpCache;
 use super::directives::Wishes;
-use super::entry::{Entry, hide};
+use super::entry::{Entry, drop_hidden};
 use super::fill::{Asking, Outcome, Reply, fly, pump};
 use super::flight::{Lead, Progress, Seat};
 use super::key::{Key, KeyRef};
@@ -29,13 +29,13 @@ use crate::proxy::fetch::Fetch;
 
 impl HttpCache {
     /// Answers a request from what is kept, or by `fetch`.
-    pub(crate) async fn answer<F: Fetch>(
+    pub(crate) fn answer<F: Fetch>(
         &self,
         request: Request<RequestBody>,
         context: &Rc<RequestContext>,
         fetch: F,
-    ) -> Result<Response<Body>, Refusal> {
-        self.ask(request, context.connection.secure, context.started, fetch).await
+    ) -> impl Future<Output = Result<Response<Body>, Refusal>> {
+        self.ask(request, context.connection.secure, context.started, fetch)
     }
 
     pub(super) async fn ask<F: Fetch>(
@@ -125,7 +125,7 @@ async fn pass<F: Fetch>(
 }
 
 fn passed(store: &Store, mut response: Response<Body>, why: Forward) -> Response<Body> {
-    hide(&store.config, response.headers_mut());
+    drop_hidden(&store.config, response.headers_mut());
     status::passed(response.headers_mut(), why);
     response
 }

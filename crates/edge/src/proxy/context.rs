@@ -14,6 +14,9 @@ use super::worker::Worker;
 use crate::access_log::Entry;
 use crate::trace_context;
 
+/// Fields that a request is given here, at most.
+const ADDED: usize = 8;
+
 /// One client's connection, as its requests share it.
 pub(crate) struct Connection {
     pub(crate) worker: Rc<Worker>,
@@ -106,6 +109,8 @@ impl RequestContext {
             true => headers::client_behind(&head.headers, |ip| connection.worker.trusts(ip)).unwrap_or(peer),
             false => peer,
         };
+        // What is said of a request on its way on has room at once, not by and by.
+        head.headers.reserve(ADDED);
         let trace = trace_context::follow_or_begin(&mut head.headers);
         let logged = connection.worker.shared().access_log.is_some();
         let entry = RefCell::new(logged.then(|| Entry::new(head, client, trace)));

@@ -47,7 +47,22 @@ pub(super) async fn converse(worker: Rc<Worker>, stream: TcpStream, peer: Socket
     }
 }
 
-async fn begin(worker: Rc<Worker>, mut stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
+async fn begin(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
+    // In a box, so that nothing of it lies in a connection that has begun.
+    let (connection, transport) = Box::pin(greet(worker, stream, peer)).await?;
+    if connection.http2 {
+        Box::pin(http2(connection, transport)).await
+    } else {
+        http1(connection, transport).await
+    }
+}
+
+/// What comes before HTTP.
+async fn greet(
+    worker: Rc<Worker>,
+    mut stream: TcpStream,
+    peer: SocketAddr,
+) -> io::Result<(Rc<Connection>, Transport)> {
     stream.set_nodelay(true)?;
     let local = stream.local_addr()?;
     let limit = worker.config().header_timeout;
@@ -59,17 +74,12 @@ async fn begin(worker: Rc<Worker>, mut stream: TcpStream, peer: SocketAddr) -> i
     }
     let mut connection = Connection::new(Rc::clone(&worker), source, local);
     let Some(tls) = worker.shared().tls.as_ref() else {
-        return http1(Rc::new(connection), Transport::Plain(stream)).await;
+        return Ok((Rc::new(connection), Transport::Plain(stream)));
     };
     let stream = Box::pin(within(limit, tls.acceptor.accept(stream))).await.ok_or_else(late)??;
     connection.secure = true;
     connection.http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let (connection, transport) = (Rc::new(connection), Transport::Tls(Box::new(stream)));
-    if connection.http2 {
-        Box::pin(http2(connection, transport)).await
-    } else {
-        http1(connection, transport).await
-    }
+    Ok((Rc::new(connection), Transport::Tls(Box::new(stream))))
 }
 
 async fn http1(connection: Rc<Connection>, transport: Transport) -> io::Result<()> {

@@ -22,6 +22,7 @@ use super::fetch::Fetch;
 use super::forward::Forwarder;
 use super::sweep::Deadline;
 use super::{ProxyConfig, Shared, headers};
+use crate::compression::Accepts;
 use crate::load_balancer::sticky::set_cookie;
 use crate::overload::{Priority, Quotas};
 use crate::routes::ActiveGroup;
@@ -88,17 +89,20 @@ impl Worker {
         connection: Rc<Connection>,
     ) -> Result<Response<AnswerBody>, Infallible> {
         let sound = connection.take_up();
-        let (mut head, body) = request.into_parts();
-        let context = RequestContext::new(&mut head, connection);
+        // The head is a large part of this future, in which it has room once for each place that it is borrowed in.
+        let (context, quotas, routed) = {
+            let (mut head, body) = request.into_parts();
+            let context = RequestContext::new(&mut head, connection);
+            let worker = &context.connection.worker;
+            let (quotas, allowed) = worker.limit(&head, &context);
+            let routed = allowed.and_then(|()| worker.route(head, body, sound, &context));
+            (context, quotas, routed)
+        };
         let in_flight = InFlight::begin(Rc::clone(&context));
         let worker = &context.connection.worker;
         let deadline = worker.total_deadline();
-        let (quotas, allowed) = worker.limit(&head, &context);
-        // Pinned where it is made: each move of so large a future is felt, and so is each copy in the one around it.
-        let answer = pin!(async {
-            allowed?;
-            worker.stack(Request::from_parts(head, body), sound, &context).await
-        });
+        // Pinned where it is made, as it is too large to be moved for nothing.
+        let answer = pin!(worker.stack(routed, &context));
         let mut response = match or_expired(answer, deadline.as_ref()).await {
             Ok(response) => {
                 if let Some(entry) = &mut *context.entry.borrow_mut() {
@@ -162,30 +166,47 @@ impl Worker {
         }
     }
 
-    /// The way of a request, from behaviour to behaviour.
-    async fn stack(
+    /// Which way a request goes.
+    fn route(
         &self,
-        request: Request<Incoming>,
+        head: request::Parts,
+        body: Incoming,
         sound: bool,
         context: &Rc<RequestContext>,
-    ) -> Result<Response<Body>, Refusal> {
+    ) -> Result<Routed, Refusal> {
         if !sound {
             return Err(Refusal::Ambiguous);
         }
-        let (head, body) = request.into_parts();
         headers::check_request(&head)?;
         let group = self.shared.groups.find(headers::host(&head), head.uri.path()).ok_or(Refusal::NoRoute)?;
         let (forwarder, group) = (self.forwarder.clone(), Arc::clone(group));
         let accepts = self.config().compression.accepts(&head.headers);
         let fetch = Onward { forwarder, group, context: Rc::clone(context) };
         let request = Request::from_parts(head, RequestBody::new(body));
+        Ok(Routed { request, fetch, accepts })
+    }
+
+    /// The way of a request, from behaviour to behaviour.
+    async fn stack(
+        &self,
+        routed: Result<Routed, Refusal>,
+        context: &Rc<RequestContext>,
+    ) -> Result<Response<Body>, Refusal> {
+        let Routed { request, fetch, accepts } = routed?;
         let mut response = self.shared.cache.answer(request, context, fetch).await?;
         set_cookie(&mut response);
         match accepts {
-            Some(accepts) => Ok(self.config().compression.compress(accepts, response).await),
+            Some(accepts) => Ok(Box::pin(self.config().compression.compress(accepts, response)).await),
             None => Ok(response),
         }
     }
+}
+
+/// A request, and what lies on its way.
+struct Routed {
+    request: Request<RequestBody>,
+    fetch: Onward,
+    accepts: Option<Accepts>,
 }
 
 /// The way to an upstream: what concerns a connection alone ends here, in both directions.
