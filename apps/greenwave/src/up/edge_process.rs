@@ -29,6 +29,10 @@ use crate::{
 
 /// The first inherited descriptor, by the convention of `LISTEN_FDS`.
 const FIRST_FD: i32 = 3;
+/// How long an edge may take to answer, an export of its cache included.
+const ANSWER: Duration = Duration::from_secs(30);
+/// An edge that has not read what it was told within this time hangs, and is killed.
+const HEARING: Duration = Duration::from_secs(10);
 /// How often the dashboard hears of all instances.
 const INSTANCES: Duration = Duration::from_secs(1);
 
@@ -150,8 +154,11 @@ impl EdgeProcess {
 
     pub(super) async fn ask(&self, question: Question) -> Result<u64> {
         let (sender, answer) = oneshot::channel();
-        let sent = self.orders.send(Order::Ask(question, sender)).await;
-        let answer = if sent.is_ok() { answer.await.ok() } else { None };
+        let asked = async {
+            let sent = self.orders.send(Order::Ask(question, sender)).await;
+            if sent.is_ok() { answer.await.ok() } else { None }
+        };
+        let answer = timeout(ANSWER, asked).await.context("the edge does not answer")?;
         answer.context("the edge ended before it answered")?.map_err(anyhow::Error::msg)
     }
 }
@@ -205,7 +212,10 @@ impl Life {
                 }
                 _ = instances.tick() => ToEdge::Instances((self.world.instances)()),
             };
-            let _ = send(&mut write, &message).await;
+            if timeout(HEARING, send(&mut write, &message)).await.is_err() {
+                error!("the edge hears nothing, and is killed");
+                let _ = child.start_kill();
+            }
         };
         // What it said last may still be unread.
         while listens {
@@ -222,6 +232,7 @@ impl Life {
             }
             Order::Ask(question, answer) => {
                 self.asked += 1;
+                self.questions.retain(|_, asker| !asker.is_closed());
                 self.questions.insert(self.asked, answer);
                 ToEdge::Ask { id: self.asked, question }
             }

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct CacheConfig {
-    /// Bytes of answers that are kept in memory, 0 for no cache; 67108864 by default.
+    /// Bytes of answers that are kept in memory, 0 for no cache; 67108864 by default. Answers on their way may take as
+    /// much again; beyond that they pass at the pace of their clients, and are not kept.
     pub max_bytes: u64,
     /// Largest answer that is kept, in bytes; 8388608 by default.
     pub max_object_bytes: u64,

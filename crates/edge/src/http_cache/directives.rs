@@ -102,13 +102,13 @@ impl Directives {
             self.no_store = true;
         } else if is("no-cache") {
             match value {
-                Some(fields) => self.withhold(fields),
-                None => self.no_cache = true,
+                Some(fields) if self.withhold(fields) => {}
+                _ => self.no_cache = true,
             }
         } else if is("private") {
             match value {
-                Some(fields) => self.withhold(fields),
-                None => self.private = true,
+                Some(fields) if self.withhold(fields) => {}
+                _ => self.private = true,
             }
         } else if is("public") {
             self.public = true;
@@ -127,9 +127,14 @@ impl Directives {
         }
     }
 
-    fn withhold(&mut self, fields: &[u8]) {
-        let names = fields.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
-        self.withheld.extend(names.filter_map(|name| HeaderName::from_bytes(name).ok()));
+    /// Says whether they are names. Where not, it is unknown what is meant, and all of the answer may be.
+    fn withhold(&mut self, fields: &[u8]) -> bool {
+        let names = fields.split(|byte| *byte == b',').map(|name| HeaderName::from_bytes(name.trim_ascii()));
+        match names.collect::<Result<Vec<_>, _>>() {
+            Ok(names) => self.withheld.extend(names),
+            Err(_) => return false,
+        }
+        true
     }
 }
 

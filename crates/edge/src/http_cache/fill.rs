@@ -19,6 +19,9 @@ use crate::proxy::answer::Refusal;
 use crate::proxy::body::{Body, RequestBody};
 use crate::proxy::fetch::Fetch;
 
+// What is not kept is read so far ahead of the slowest who takes it, in bytes.
+const AHEAD: usize = 256 * 1024;
+
 /// A request to the origin whose answer may be kept.
 pub(super) struct Asking<F> {
     pub(super) store: Arc<Store>,
@@ -131,7 +134,7 @@ impl<F: Fetch> Asking<F> {
             .flatten();
         match head {
             Some(head) => {
-                let (growing, reader) = Growing::begin(Arc::new(head));
+                let (growing, reader) = Growing::begin(Arc::new(head), &self.store.on_way);
                 Outcome::Coming(growing, reader, body)
             }
             None => {
@@ -197,12 +200,15 @@ pub(super) async fn pump<F>(
         // Trailers are for those who speak to the origin itself.
         let Ok(data) = frame.into_data() else { continue };
         let held = growing.push(data);
-        if is_kept && held > max_bytes {
+        let is_too_long = held > max_bytes;
+        if is_kept && (is_too_long || store.is_flooded()) {
             is_kept = false;
             lead = None;
-            store.pass(key, &asking.head.headers, Instant::now(), false);
+            if is_too_long {
+                store.pass(key, &asking.head.headers, Instant::now(), false);
+            }
         }
-        if !is_kept && growing.pass_on(max_bytes).await.is_err() {
+        if !is_kept && growing.pass_on(max_bytes.min(AHEAD)).await.is_err() {
             return;
         }
     }

@@ -106,16 +106,24 @@ impl Store {
 
 impl Lead {
     pub(super) fn publish(&self, progress: Progress) {
+        if matches!(progress, Progress::Failed(_)) {
+            // Before anybody hears of it: who then begins anew is not to come here again.
+            self.leave();
+        }
         self.progress.send_replace(progress);
+    }
+
+    fn leave(&self) {
+        let mut shard = self.store.flights.shard(&self.wanted);
+        // It may be another's by now.
+        if shard.get(&self.wanted).is_some_and(|flight| flight.number == self.number) {
+            shard.remove(&self.wanted);
+        }
     }
 }
 
 impl Drop for Lead {
     fn drop(&mut self) {
-        let mut shard = self.store.flights.shard(&self.wanted);
-        // Since a purge it may be another's.
-        if shard.get(&self.wanted).is_some_and(|flight| flight.number == self.number) {
-            shard.remove(&self.wanted);
-        }
+        self.leave();
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -20,6 +21,8 @@ pub(super) struct Growing {
     state: Mutex<State>,
     grown: Arc<Notify>,
     read: Notify,
+    /// Bytes of all answers that are on their way.
+    on_way: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
@@ -47,9 +50,14 @@ pub(super) struct Abandoned;
 
 impl Growing {
     /// An answer of which nothing is there yet but the head, and its first reader.
-    pub(super) fn begin(head: Arc<Head>) -> (Arc<Self>, Reader) {
-        let growing =
-            Arc::new(Self { head, state: Mutex::default(), grown: Arc::default(), read: Notify::new() });
+    pub(super) fn begin(head: Arc<Head>, on_way: &Arc<AtomicU64>) -> (Arc<Self>, Reader) {
+        let growing = Arc::new(Self {
+            head,
+            state: Mutex::default(),
+            grown: Arc::default(),
+            read: Notify::new(),
+            on_way: Arc::clone(on_way),
+        });
         let reader = growing.add(&mut growing.state());
         (growing, reader)
     }
@@ -61,6 +69,7 @@ impl Growing {
     /// Adds a chunk and returns how many bytes are held.
     pub(super) fn push(&self, chunk: Bytes) -> usize {
         let mut state = self.state();
+        self.on_way.fetch_add(chunk.len() as u64, Ordering::Relaxed);
         state.bytes += chunk.len();
         state.chunks.push_back(chunk);
         let bytes = state.bytes;
@@ -82,6 +91,7 @@ impl Growing {
                 {
                     state.gone += 1;
                     state.bytes -= chunk.len();
+                    self.on_way.fetch_sub(chunk.len() as u64, Ordering::Relaxed);
                 }
                 if state.bytes <= max_bytes {
                     return Ok(());
@@ -123,6 +133,12 @@ impl Growing {
         state.next_reader += 1;
         state.readers.insert(id, 0);
         Reader { growing: Arc::clone(self), id, next: 0, grown: None }
+    }
+}
+
+impl Drop for Growing {
+    fn drop(&mut self) {
+        self.on_way.fetch_sub(self.state().bytes as u64, Ordering::Relaxed);
     }
 }
 

@@ -4,6 +4,7 @@
 //! flight, which is one fetch for all who want the same, in a task of its own; its answer grows in memory, and whoever
 //! waits reads along. Whether an answer is kept, and how long it is good, [`policy`] says and nobody else.
 
+mod claims;
 mod conditions;
 mod config;
 mod dictionary;

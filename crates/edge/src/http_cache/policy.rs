@@ -126,9 +126,9 @@ fn may_keep(directives: &Directives, request: &HeaderMap, status: StatusCode, he
     if request.contains_key(http::header::AUTHORIZATION) && !(meant_for_all || directives.must_revalidate) {
         return false;
     }
-    // RFC 9111 would allow it, but it is one client's: whoever means it for all has to say so.
-    let is_personal = headers.contains_key(SET_COOKIE) && !directives.withheld.contains(&SET_COOKIE);
-    !is_personal || meant_for_all || directives.targeted
+    // RFC 9111 would allow it, but a cookie is one client's, also where a framework puts one on an answer that is
+    // public: whoever means the rest of it for all says `private="set-cookie"`.
+    !headers.contains_key(SET_COOKIE) || directives.withheld.contains(&SET_COOKIE)
 }
 
 /// The status codes whose rules this cache follows.
@@ -284,9 +284,9 @@ mod tests {
             (200, &[auth], &[control("max-age=9, must-revalidate")], true),
             (200, &[auth], &[control("max-age=9"), ("cdn-cache-control", "max-age=9")], false),
             (200, &[], &[cookie, control("max-age=9")], false),
-            (200, &[], &[cookie, control("max-age=9, public")], true),
+            (200, &[], &[cookie, control("max-age=9, public")], false),
             (200, &[], &[cookie, control("max-age=9, no-cache=set-cookie")], true),
-            (200, &[], &[cookie, ("cdn-cache-control", "max-age=9")], true),
+            (200, &[], &[cookie, ("cdn-cache-control", "max-age=9")], false),
             (200, &[], &[control("no-store"), ("surrogate-control", "max-age=9")], true),
         ] {
             let kept = policy(status, request, answer).is_some();

@@ -4,13 +4,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::header::{
-    CACHE_CONTROL, CONTENT_LOCATION, IF_MATCH, IF_UNMODIFIED_SINCE, LOCATION, PRAGMA, RANGE, UPGRADE,
+    CACHE_CONTROL, CONNECTION, CONTENT_LOCATION, IF_MATCH, IF_UNMODIFIED_SINCE, LOCATION, PRAGMA, RANGE,
+    UPGRADE,
 };
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, request};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use super::HttpCache;
+use super::claims::Claims;
 use super::directives::Wishes;
 use super::entry::{Entry, drop_hidden};
 use super::fill::{Asking, Outcome, Reply, fly, pump};
@@ -29,13 +31,22 @@ use crate::proxy::fetch::Fetch;
 
 impl HttpCache {
     /// Answers a request from what is kept, or by `fetch`.
-    pub(crate) fn answer<F: Fetch>(
+    pub(crate) async fn answer<F: Fetch>(
         &self,
         request: Request<RequestBody>,
         context: &Rc<RequestContext>,
         fetch: F,
-    ) -> impl Future<Output = Result<Response<Body>, Refusal>> {
-        self.ask(request, context.connection.secure, context.started, fetch)
+    ) -> Result<Response<Body>, Refusal> {
+        let connection = &context.connection;
+        let mut secure = connection.secure;
+        if let Some(store) = self.store.as_ref().filter(|_| connection.trusted) {
+            let claims = Claims::of(request.uri(), request.headers(), secure);
+            secure = claims.secure;
+            if !claims.plain {
+                return pass(store, request, secure, fetch).await;
+            }
+        }
+        self.ask(request, secure, context.started, fetch).await
     }
 
     pub(super) async fn ask<F: Fetch>(
@@ -81,6 +92,16 @@ fn suits(request: &Request<RequestBody>) -> bool {
         && !headers.contains_key(IF_MATCH)
         && !headers.contains_key(IF_UNMODIFIED_SINCE)
         && !headers.contains_key(UPGRADE)
+        && reaches_origin(headers)
+}
+
+/// Whether the origin sees the fields that an answer may vary by. `Connection` can name any, which then ends here, and the
+/// answer to a request without it would be kept for those who have it.
+fn reaches_origin(headers: &HeaderMap) -> bool {
+    let names =
+        headers.get_all(CONNECTION).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    let harmless = [&b"keep-alive"[..], b"close", b"te", b""];
+    names.map(<[u8]>::trim_ascii).all(|name| harmless.iter().any(|known| name.eq_ignore_ascii_case(known)))
 }
 
 /// Whether nothing in the request changes how it is to be answered from a cache.
@@ -199,9 +220,10 @@ fn judge(entry: &Entry, wishes: &Wishes, now: Instant) -> Use {
 
 /// What following another's fetch brought.
 enum Followed {
-    Answered(Result<Response<Body>, Refusal>),
+    Answered(Response<Body>),
     /// Its answer is for other requests; those for this one vary by these fields.
     Other(Vary),
+    Failed(Refusal),
     Nothing,
 }
 
@@ -262,13 +284,16 @@ impl<F: Fetch> Miss<F> {
         mut vary: Vary,
         wishes: &Wishes,
     ) -> Result<Response<Body>, Refusal> {
-        // Once more where the first answer shows by what answers vary.
-        for _ in 0..2 {
-            match self.store.board(&self.key, vary) {
+        // Once more where the first answer shows by what answers vary, or there was none: one failure is not to be
+        // everybody's, nor is everybody to ask a service that fails.
+        for is_last in [false, true] {
+            match self.store.board(&self.key, vary.clone()) {
                 Seat::Lead(lead) => return self.lead(lead, why, kept, wishes).await,
                 Seat::Follow(progress) => match self.follow(progress, why).await {
-                    Followed::Answered(answer) => return answer,
+                    Followed::Answered(answer) => return Ok(answer),
                     Followed::Other(fields) => vary = fields,
+                    Followed::Failed(refusal) if is_last => return Err(refusal),
+                    Followed::Failed(_) => {}
                     Followed::Nothing => break,
                 },
             }
@@ -307,7 +332,7 @@ impl<F: Fetch> Miss<F> {
         let now = Instant::now();
         let collapsed = |status| Status::Forwarded { why, status, stored: true, collapsed: true };
         let (status, entry) = match progress {
-            Progress::Failed(refusal) => return Followed::Answered(Err(refusal)),
+            Progress::Failed(refusal) => return Followed::Failed(refusal),
             Progress::Asking | Progress::Alone => return Followed::Nothing,
             Progress::Growing(growing) => {
                 let vary = &growing.head.vary;
@@ -316,7 +341,7 @@ impl<F: Fetch> Miss<F> {
                 }
                 let Some(reader) = growing.reader() else { return Followed::Nothing };
                 self.count(Answered::Collapsed);
-                return Followed::Answered(Ok(growing.answer(reader, &self.head, collapsed(None), now)));
+                return Followed::Answered(growing.answer(reader, &self.head, collapsed(None), now));
             }
             Progress::Valid(entry) if !entry.head.freshness.is_fresh(now) => return Followed::Nothing,
             Progress::Valid(entry) => (collapsed(Some(StatusCode::NOT_MODIFIED)), entry),
@@ -327,7 +352,7 @@ impl<F: Fetch> Miss<F> {
         }
         let is_stale = !entry.head.freshness.is_fresh(now);
         self.count(if is_stale { Answered::Stale } else { Answered::Collapsed });
-        Followed::Answered(Ok(entry.answer(&self.head, status, now)))
+        Followed::Answered(entry.answer(&self.head, status, now))
     }
 
     /// Asks for this request alone, with the conditions that it came with.

@@ -49,9 +49,9 @@ fn fields(headers: &HeaderMap) -> Fields<'_> {
 }
 
 fn header_map(fields: &[(&str, &[u8])]) -> Option<HeaderMap> {
-    let mut headers = HeaderMap::with_capacity(fields.len());
+    let mut headers = HeaderMap::try_with_capacity(fields.len()).ok()?;
     for (name, value) in fields {
-        headers.append(HeaderName::try_from(*name).ok()?, HeaderValue::from_bytes(value).ok()?);
+        headers.try_append(HeaderName::try_from(*name).ok()?, HeaderValue::from_bytes(value).ok()?).ok()?;
     }
     Some(headers)
 }
@@ -185,4 +185,18 @@ fn decode(store: &Store, bytes: &[u8], away: u32) -> Option<(Key, Entry)> {
     };
     let key = Key { secure: record.secure, host: record.host.into(), target: record.target.into() };
     Some((key, Entry { head: Arc::new(head), body: Bytes::copy_from_slice(body) }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_fields_than_a_map_holds_are_refused() {
+        let names: Vec<String> = (0..40_000).map(|number| format!("x-{number}")).collect();
+        let fields: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b"1"[..])).collect();
+        assert!(header_map(&fields[..2]).is_some());
+        assert!(header_map(&fields).is_none());
+        assert!(header_map(&fields[..30_000]).is_none());
+    }
 }

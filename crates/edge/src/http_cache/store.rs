@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hash};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -100,6 +101,8 @@ pub(super) struct Store {
     pub(super) config: CacheConfig,
     pub(super) counters: Counters,
     pub(super) flights: Flights,
+    /// Bytes of answers that are on their way, to the cache and to slow clients.
+    pub(super) on_way: Arc<AtomicU64>,
     slots: Cache<Arc<Key>, Slot, Weigh, quick_cache::DefaultHashBuilder, Evictions>,
     // Each guards the keys that fall on it against two changes at once, and counts their purges.
     stripes: Box<[Mutex<u64>]>,
@@ -155,6 +158,7 @@ impl Store {
             config,
             counters,
             flights: Flights::new(),
+            on_way: Arc::default(),
             slots,
             stripes: (0..STRIPES).map(|_| Mutex::new(0)).collect(),
             hasher: RandomState::new(),
@@ -256,11 +260,11 @@ impl Store {
             Slot::Kept(entries) => entries.iter().any(|entry| purge.hits(key, entry)),
             Slot::Pass { .. } => purge.names(key),
         };
-        let removed = std::sync::atomic::AtomicU64::new(0);
+        let removed = AtomicU64::new(0);
         let stays = |key: &Arc<Key>, slot: &Slot| {
             let hit = hits(key, slot);
             if let (true, Slot::Kept(entries)) = (hit, slot) {
-                removed.fetch_add(entries.len() as u64, std::sync::atomic::Ordering::Relaxed);
+                removed.fetch_add(entries.len() as u64, Ordering::Relaxed);
             }
             !hit
         };
@@ -278,6 +282,11 @@ impl Store {
             purges.recent.pop_front();
         }
         purges.recent.push_back(purge.clone());
+    }
+
+    /// Whether more is on its way than may be kept.
+    pub(super) fn is_flooded(&self) -> bool {
+        self.on_way.load(Ordering::Relaxed) > self.config.max_bytes
     }
 
     /// Bytes that are held.

@@ -3,13 +3,16 @@
 use http::header::{ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, VARY};
 use http::{HeaderMap, HeaderName};
 
+// This proxy writes them after the cache, for each client others.
+const OF_CLIENT: [&str; 3] = ["x-forwarded-for", "x-real-ip", "forwarded"];
+
 /// The request fields that an answer was chosen by, with their values in the request that it answered.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Vary(Box<[Field]>);
 
 type Field = (HeaderName, Option<Box<[u8]>>);
 
-/// The answer is for no other request: `Vary: *`.
+/// The answer is for no other request: `Vary: *`, or it varies by the client's address.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Unique;
 
@@ -23,7 +26,7 @@ impl Vary {
                 }
                 // `*` is a valid name of a field. A name that is none varies by what nobody can know.
                 let name = HeaderName::from_bytes(name).map_err(|_| Unique)?;
-                if name.as_str() == "*" {
+                if name.as_str() == "*" || OF_CLIENT.contains(&name.as_str()) {
                     return Err(Unique);
                 }
                 if !names.contains(&name) {
@@ -131,7 +134,18 @@ mod tests {
 
     #[test]
     fn a_star_anywhere_makes_an_answer_unique() {
-        for lines in [&["*"][..], &["*, *"], &[", *"], &["", "*"], &["foo, *"], &["*", "foo"], &["a b"]] {
+        for lines in [
+            &["*"][..],
+            &["*, *"],
+            &[", *"],
+            &["", "*"],
+            &["foo, *"],
+            &["*", "foo"],
+            &["a b"],
+            &["X-Real-IP"],
+            &["a, forwarded"],
+            &["x-forwarded-for"],
+        ] {
             let mut answer = HeaderMap::new();
             for line in lines {
                 answer.append(VARY, HeaderValue::from_static(line));

@@ -194,7 +194,7 @@ impl Keeper {
     }
 
     /// Listens to what a ready process says of itself; returns when it has been silent for too long. One that says
-    /// that it is stopping is left alone until it has.
+    /// that it is stopping has the grace to do so.
     async fn listen(&self, heard: Option<watch::Receiver<Heard>>) -> String {
         let Some(mut heard) = heard else { return std::future::pending().await };
         let watchdog = self.seat.plan.config.watchdog;
@@ -209,7 +209,9 @@ impl Keeper {
             }
         }
         self.set_state(InstanceState::Stopping);
-        std::future::pending().await
+        let grace = self.seat.plan.config.grace;
+        sleep(grace).await;
+        format!("said that it stops and was still there after {grace:?}")
     }
 
     async fn check_until_ready(&self, judge: &mut Judge, address: SocketAddr) {

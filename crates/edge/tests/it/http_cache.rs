@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use greenwave_edge::{CacheConfig, Proxy, ProxyConfig, Upstreams};
+use greenwave_edge::{CacheConfig, Proxy, ProxyConfig, TrustConfig, Upstreams};
 use http::{Method, Request};
 use http_body_util::Full;
 use tokio::io::AsyncWriteExt;
@@ -128,5 +128,27 @@ async fn a_cache_that_is_off_keeps_nothing() {
     for asked in 1..4 {
         assert!(!proxy.get("/").await.headers().contains_key("cache-status"));
         assert_eq!(upstream.heads().await.len(), asked);
+    }
+}
+
+#[tokio::test]
+async fn what_a_believed_proxy_says_of_a_request_counts() {
+    let upstream = Scripted::start(KEPT).await;
+    let trust = TrustConfig { proxies: vec!["127.0.0.0/8".parse().unwrap()], ..Default::default() };
+    let config = ProxyConfig { trust, ..Default::default() };
+    let proxy = RunningProxy::start(config, Upstreams::fixed([upstream.address]).into_watch()).await;
+    for (fields, asked) in [
+        ("X-Forwarded-Proto: http\r\n", 1),
+        ("", 1),
+        // An answer to http may send its client to https, where it would send it again and again.
+        ("X-Forwarded-Proto: https\r\n", 2),
+        ("X-Forwarded-Proto: https\r\n", 2),
+        ("X-Forwarded-Host: evil.example\r\n", 3),
+        ("X-Forwarded-Host: a\r\n", 3),
+    ] {
+        let request = format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}Connection: close\r\n\r\n");
+        let got = proxy.raw(&request).await;
+        assert!(got.ends_with("body"), "{got}");
+        assert_eq!(upstream.heads().await.len(), asked, "{fields}");
     }
 }

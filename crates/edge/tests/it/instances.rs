@@ -101,7 +101,12 @@ async fn an_instance_is_stopped_by_the_signal_of_its_choice() {
 async fn an_instance_that_says_when_it_is_ready_is_believed() {
     let folder = tempfile::tempdir().unwrap();
     let gate = folder.path().join("gate");
-    let mut config = SupervisorConfig { notify: true, health: Health::None, ..config() };
+    let mut config = SupervisorConfig {
+        notify: true,
+        health: Health::None,
+        grace: Duration::from_millis(500),
+        ..config()
+    };
     config.env = [("GATE", gate.to_string_lossy())].into_iter().collect();
     let supervisor = children("notify", config.clone()).start().unwrap();
     // It has said nothing: a worker that merely lives would be ready by then.
@@ -111,6 +116,10 @@ async fn an_instance_that_says_when_it_is_ready_is_believed() {
     supervisor.ready(LIMIT).await.unwrap();
     std::fs::remove_file(&gate).unwrap();
     until(&supervisor, |instances| instances[0].state == InstanceState::Stopping).await;
+    // It hangs over it, and is ended when it has had its grace.
+    let again = until(&supervisor, |instances| instances[0].restarts > 0).await;
+    let exit = again[0].last_exit.as_deref().unwrap();
+    assert!(exit.contains("it said that it stops and was still there after 500ms"), "{exit}");
     drop(supervisor);
 
     std::fs::write(&gate, "").unwrap();

@@ -160,14 +160,54 @@ async fn whoever_waits_too_long_asks_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_is_shared_and_not_repeated_by_all_who_wait() {
+async fn a_failure_is_repeated_one_time_for_all_who_wait() {
     let rig = Rig::new(CacheConfig::default(), |_, _| Err(Refusal::UpstreamFailed)).hold();
     local(async {
         let asking: Vec<_> = (0..10).map(|_| ask(&rig, &[])).collect();
         settle().await;
-        rig.release(1);
+        rig.release(100);
         assert!(all(asking).await.into_iter().all(|got| got.err() == Some(Refusal::UpstreamFailed)));
-        assert_eq!(rig.asked(), 1);
+        assert_eq!(rig.asked(), 2);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_failure_is_not_everybodys() {
+    let rig = Rig::new(CacheConfig::default(), |_, number| match number {
+        0 => Err(Refusal::UpstreamFailed),
+        _ => Ok(answer(200, FRESH, "body")),
+    })
+    .hold();
+    local(async {
+        let asking: Vec<_> = (0..10).map(|_| ask(&rig, &[])).collect();
+        settle().await;
+        rig.release(100);
+        let failed = all(asking).await.into_iter().filter(Result::is_err).count();
+        assert_eq!((failed, rig.asked()), (1, 2));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_on_its_way_is_bounded_too() {
+    let config = CacheConfig { max_bytes: 64 * 1024, ..CacheConfig::default() };
+    let (parts, body) = streamed();
+    let body = RefCell::new(Some(body));
+    let rig = Rig::new(config, move |_, _| Ok(with_body(200, FRESH, body.borrow_mut().take().unwrap())));
+    local(async {
+        let body = rig.send(Method::GET, "/", &[]).await.unwrap().into_body();
+        for _ in 0..100 {
+            parts.send(Ok(Bytes::from(vec![0; 16 * 1024]))).unwrap();
+        }
+        settle().await;
+        let held =
+            |rig: &Rig| rig.cache.store.as_ref().unwrap().on_way.load(std::sync::atomic::Ordering::Relaxed);
+        assert!(held(&rig) <= 300 * 1024, "{} bytes", held(&rig));
+        drop(parts);
+        assert_eq!(body.collect().await.unwrap().to_bytes().len(), 100 * 16 * 1024);
+        settle().await;
+        assert_eq!((held(&rig), rig.cache.stats().stored), (0, 0));
     })
     .await;
 }
