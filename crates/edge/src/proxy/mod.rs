@@ -38,14 +38,13 @@ use crate::{Error, Group, HttpCache, Upstreams};
 use listen::Ends;
 use tls::Tls;
 
-/// An HTTP/1.1 reverse proxy over healthy upstreams.
+/// A reverse proxy over healthy upstreams, for clients that speak HTTP/1.1 or, over TLS, HTTP/2.
 ///
-/// Requests take turns over the upstreams that the channel says are healthy. Bodies are streamed both ways.
-/// The upstream sees the client's `Host`, and `X-Real-IP`, `X-Forwarded-For`,
-/// `X-Forwarded-Host` and `X-Forwarded-Proto`.
+/// Each request goes to the upstream that is likely to answer it soonest. Bodies are streamed both ways. What an upstream
+/// sees of the client, what is kept in the response cache and what is refused under overload stands in the README.
 ///
-/// A request that could not reach an upstream is tried at the next one. A GET or HEAD without a body whose
-/// upstream dies before it answers is sent once more. Where no upstream is healthy a request waits for
+/// A request that could not reach an upstream is tried at the next one. A repeatable one without a body whose upstream
+/// dies before it answers is sent once more. Where no upstream is healthy a request waits for
 /// [`upstream_wait`](ProxyConfig::upstream_wait). So clients that read do not notice when an instance crashes or
 /// is restarted, unless it was in the middle of an answer to them.
 ///
