@@ -88,7 +88,6 @@ fn ci() -> Result<()> {
     }
     cargo("doc", &["--workspace", "--all-features", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings".into())])?;
     deny::check()?;
-    fuzz::run(60)?;
     test(&[])
 }
 
