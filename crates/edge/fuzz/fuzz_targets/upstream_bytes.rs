@@ -26,7 +26,7 @@ thread_local! {
 
 fn ask(rig: &Rig, path: &str) -> Vec<u8> {
     let mut client = rig.connect();
-    client.send_all(format!("GET {path} HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n").as_bytes());
+    client.send_last(format!("GET {path} HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n").as_bytes());
     client.bytes
 }
 

@@ -107,11 +107,22 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Sends, says that this was all, and reads to the end.
+    /// Sends, says that this was all, and reads to the end: answers that are still to come then may be dropped.
     #[allow(dead_code)] // What is fuzzed uses it.
     pub(crate) fn send_all(&mut self, bytes: &[u8]) {
-        self.stream.set_read_timeout(Some(HANG)).unwrap();
         let _ = (self.stream.write_all(bytes), self.stream.shutdown(Shutdown::Write));
+        self.read_all();
+    }
+
+    /// Sends a request that asks for the connection's end, and reads to the end.
+    #[allow(dead_code)] // What is fuzzed uses it.
+    pub(crate) fn send_last(&mut self, bytes: &[u8]) {
+        let _ = self.stream.write_all(bytes);
+        self.read_all();
+    }
+
+    fn read_all(&mut self) {
+        self.stream.set_read_timeout(Some(HANG)).unwrap();
         self.listen();
         assert!(self.ended, "the proxy keeps a connection whose client has left");
     }
