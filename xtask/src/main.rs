@@ -30,7 +30,7 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Run what CI runs: formatting, tidiness, clippy, docs, dependencies, tests, fuzzing.
+    /// Run what CI runs: formatting, tidiness, clippy, docs, dependencies, tests.
     Ci,
     /// Run mnot's tests of HTTP caches against the edge (Node.js 20 and the npm registry needed; half a minute).
     CacheTests,
@@ -88,8 +88,7 @@ fn ci() -> Result<()> {
     }
     cargo("doc", &["--workspace", "--all-features", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings".into())])?;
     deny::check()?;
-    test(&[])?;
-    fuzz::run(60)
+    test(&[])
 }
 
 fn test(arguments: &[String]) -> Result<()> {

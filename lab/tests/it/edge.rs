@@ -47,7 +47,7 @@ async fn four_instances_answer_more_than_one_and_are_ended() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_balancer_that_measures_spares_a_slow_instance() {
     let run = quick::run(&balance::experiment(source())).await;
-    let report = run.good(1.15);
+    let report = run.good(1.0);
     assert_eq!(fact(report, "instances"), Some("4 processes with 2 workers each, one 3 times slower"));
     left_no_instance(&run);
 }
