@@ -6,14 +6,16 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::fs;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+#[allow(dead_code)] // Memory is measured by the other one.
+mod common;
 
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+
+use common::{Server, free_address, median};
 use greenwave_edge::{Proxy, ProxyConfig, Upstreams, listen};
 use tokio_util::sync::CancellationToken;
 
@@ -43,12 +45,11 @@ fn main() {
         ours(origin),
     ];
     let measured: Vec<[f64; 3]> =
-        (0..rounds).map(|_| caches.each_ref().map(|cache| cache.cpu_of_a_hit(seconds))).collect();
+        (0..rounds).map(|_| caches.each_ref().map(|cache| cache.cpu_of_a_request(seconds))).collect();
     println!("| ratio | measured | wanted |\n|---|---|---|");
     for (name, peer, wanted) in [("nginx, proxy_cache on tmpfs", 0, "1.5"), ("Varnish", 1, "2.5")] {
-        let mut ratios: Vec<f64> = measured.iter().map(|round| round[peer] / round[2]).collect();
-        ratios.sort_by(f64::total_cmp);
-        println!("| {name} ÷ ours, CPU a hit | {:.2} | ≥ {wanted} |", ratios[ratios.len() / 2]);
+        let ratio = median(measured.iter().map(|round| round[peer] / round[2]));
+        println!("| {name} ÷ ours, CPU a hit | {ratio:.2} | ≥ {wanted} |");
     }
 }
 
@@ -61,93 +62,6 @@ fn be_proxy(orders: &str) {
         let listeners = listen(address.parse().unwrap(), 1).unwrap();
         proxy.serve(listeners, CancellationToken::new()).await.unwrap();
     });
-}
-
-/// A process under measurement, and its children.
-struct Server {
-    child: Child,
-    address: SocketAddr,
-}
-
-impl Server {
-    fn spawn(mut command: Command, address: SocketAddr) -> Self {
-        let program = command.get_program().to_owned();
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap_or_else(|error| {
-            panic!("cannot start {}: {error}; apt install nginx-light varnish wrk", program.display())
-        });
-        let server = Self { child, address };
-        for _ in 0..1000 {
-            if TcpStream::connect(address).is_ok_and(|stream| answers(&stream)) {
-                return server;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        panic!("{} does not answer on {address}", program.display());
-    }
-
-    fn cpu_of_a_hit(&self, seconds: u32) -> f64 {
-        let url = format!("http://{}/", self.address);
-        wrk(&url, 1);
-        let before = self.cpu();
-        let requests = wrk(&url, seconds);
-        (self.cpu() - before) / requests
-    }
-
-    /// CPU time in nanoseconds of all threads of the process and of its children.
-    fn cpu(&self) -> f64 {
-        processes(self.child.id()).iter().flat_map(|pid| tasks(*pid)).map(|task| on_cpu(&task)).sum()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        for pid in processes(self.child.id()) {
-            let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
-        }
-        let _ = self.child.wait();
-    }
-}
-
-fn answers(mut stream: &TcpStream) -> bool {
-    let mut answer = [0; 4096];
-    let asked = stream.write_all(b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n");
-    let read = asked.and_then(|()| stream.read(&mut answer)).unwrap_or(0);
-    answer[..read].starts_with(b"HTTP/1.1 200")
-}
-
-/// Asks for so long; says how many answers came.
-fn wrk(url: &str, seconds: u32) -> f64 {
-    let output = Command::new("wrk")
-        .args(["-t1", "-c64", &format!("-d{seconds}s"), url])
-        .output()
-        .expect("cannot start wrk; apt install wrk");
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(!text.contains("Non-2xx") && !text.contains("Socket errors"), "{text}");
-    let line = text.lines().find(|line| line.contains("requests in")).unwrap_or_else(|| panic!("{text}"));
-    line.split_whitespace().next().unwrap().parse().unwrap()
-}
-
-fn processes(pid: u32) -> Vec<u32> {
-    let mut all = vec![pid];
-    for task in tasks(pid) {
-        let children = fs::read_to_string(task.join("children")).unwrap_or_default();
-        all.extend(children.split_whitespace().map(|child| child.parse::<u32>().unwrap()));
-    }
-    all
-}
-
-fn tasks(pid: u32) -> Vec<PathBuf> {
-    let folder = fs::read_dir(format!("/proc/{pid}/task"));
-    folder.into_iter().flatten().map(|task| task.unwrap().path()).collect()
-}
-
-fn on_cpu(task: &Path) -> f64 {
-    let text = fs::read_to_string(task.join("schedstat")).unwrap_or_default();
-    text.split(' ').next().and_then(|time| time.parse().ok()).unwrap_or(0.0)
-}
-
-fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 fn ours(origin: SocketAddr) -> Server {
@@ -179,11 +93,7 @@ fn nginx(folder: &Path, name: &str, address: SocketAddr, config: &str) -> Server
         format!("{user} {head} http {{ access_log off; keepalive_requests 100000000; {config} }}"),
     )
     .unwrap();
-    let mut command = Command::new("nginx");
-    // A pid file of its own, for nginx removes it when it ends.
-    let directives = format!("daemon off; pid {};", file.with_extension("pid").display());
-    command.args(["-g", &directives, "-e", "stderr", "-c"]).arg(file);
-    Server::spawn(command, address)
+    Server::nginx(&file, address)
 }
 
 fn nginx_origin(address: SocketAddr) -> String {
