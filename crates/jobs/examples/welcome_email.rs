@@ -23,7 +23,7 @@ async fn main() -> Result<(), BoxError> {
     queue.migrate().await?;
 
     let id = queue.push(&SendWelcomeEmail { address: "ada@example.org".to_owned() }).await?;
-    println!("pushed job {id}: {:?}", queue.stats().await?);
+    println!("pushed job {}: {:?}", id.id, queue.stats().await?);
 
     let cancel = CancellationToken::new();
     let done = cancel.clone();

@@ -50,7 +50,7 @@ pub struct WorkerConfig {
     pub retry_max: Duration,
 
     /// After so many leases in a row that ended without a word from their worker, a job is taken for the killer of its
-    /// workers, and is dead. Default: 20.
+    /// workers, and is dead. Default: 3.
     ///
     /// Any attempt that ends, well or not, starts the count anew, and what a living worker gives back after an outage
     /// does not count. After each crash the job waits as after a failure. Fewer: a job that kills its workers is
@@ -72,7 +72,7 @@ impl Default for WorkerConfig {
             attempt_timeout: Duration::from_secs(5 * 60),
             retry_base: Duration::from_secs(1),
             retry_max: Duration::from_secs(3600),
-            max_crashes: 20,
+            max_crashes: 3,
             grace: Duration::from_secs(10),
         }
     }

@@ -38,6 +38,12 @@ pub enum DeadReason {
     Undecodable,
     /// Too often in a row its worker vanished while it held the job; the job may be what kills them.
     Crashed,
+    /// Somebody cancelled it.
+    Cancelled,
+    /// Its handler said that trying again is no use.
+    Discarded,
+    /// A job that it waited for is dead.
+    Abandoned,
 }
 
 /// What one attempt failed with.
@@ -62,6 +68,9 @@ impl DeadReason {
             DeadReason::UnknownJob => "unknown_job",
             DeadReason::Undecodable => "undecodable",
             DeadReason::Crashed => "crashed",
+            DeadReason::Cancelled => "cancelled",
+            DeadReason::Discarded => "discarded",
+            DeadReason::Abandoned => "abandoned",
         }
     }
 
@@ -70,6 +79,9 @@ impl DeadReason {
             "unknown_job" => DeadReason::UnknownJob,
             "undecodable" => DeadReason::Undecodable,
             "crashed" => DeadReason::Crashed,
+            "cancelled" => DeadReason::Cancelled,
+            "discarded" => DeadReason::Discarded,
+            "abandoned" => DeadReason::Abandoned,
             _ => DeadReason::Exhausted,
         }
     }
@@ -118,7 +130,7 @@ mod tests {
     #[test]
     fn every_reason_survives_its_code() {
         use DeadReason::*;
-        for reason in [Exhausted, UnknownJob, Undecodable, Crashed] {
+        for reason in [Exhausted, UnknownJob, Undecodable, Crashed, Cancelled, Discarded, Abandoned] {
             assert_eq!(DeadReason::from_code(reason.code()), reason);
         }
     }

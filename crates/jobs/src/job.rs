@@ -1,16 +1,18 @@
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::Error;
+use crate::unique::Unique;
+use crate::{BoxError, Error};
 
-/// A piece of work that can wait: a serde struct with a name.
+/// A piece of work that can wait: a serde struct with a name, and what holds for all jobs of its kind.
 ///
 /// The struct travels as JSON, so a field may be added later if it has `#[serde(default)]`: jobs pushed before
-/// the change still decode. A payload that no longer decodes goes to the dead jobs with its reason.
+/// the change still decode. For greater changes raise [`VERSION`](Job::VERSION) and say in [`upcast`](Job::upcast)
+/// how an older payload becomes a new one. A payload that no longer decodes goes to the dead jobs with its reason.
 ///
 /// ```
 /// use serde::{Deserialize, Serialize};
@@ -30,12 +32,51 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// The name under which the job is stored. Renaming it orphans the jobs already pushed.
     const NAME: &'static str;
 
+    /// The version of the struct's shape, stored with each job. Default: 1.
+    const VERSION: u32 = 1;
+
     /// The queue it waits in. All workers of a queue must handle every job that is pushed to it.
     const QUEUE: &'static str = "default";
 
     /// How often it is tried before it is dead; at least 1.
     const MAX_ATTEMPTS: u32 = 20;
+
+    /// 0 (most urgent) to 9. Default: 5.
+    const PRIORITY: u8 = DEFAULT_PRIORITY;
+
+    /// How long one attempt may take. Default: what the worker's config says.
+    const TIMEOUT: Option<Duration> = None;
+
+    /// How long a completed job, with its result, is kept. Default: not at all.
+    const KEEP: Duration = Duration::ZERO;
+
+    /// The key by which jobs of a queue share limits and take turns: a customer, a tenant. Default: none.
+    fn key(&self) -> Option<String> {
+        None
+    }
+
+    /// What makes two jobs the same, so that the second is not stored. Default: nothing.
+    fn unique(&self) -> Option<Unique> {
+        None
+    }
+
+    /// How long to wait after failure number `failures` (the first is 1). Default (`None`): the worker's exponential
+    /// backoff with jitter.
+    fn retry_after(_failures: u32) -> Option<Duration> {
+        None
+    }
+
+    /// Makes a job of a payload that was stored by an older version of the struct. Default: decodes it as it is.
+    fn upcast(_version: u32, payload: serde_json::Value) -> Result<Self, BoxError> {
+        serde_json::from_value(payload).map_err(BoxError::from)
+    }
 }
+
+/// The middle of ten.
+pub(crate) const DEFAULT_PRIORITY: u8 = 5;
+
+/// The least urgent.
+pub(crate) const MAX_PRIORITY: u8 = 9;
 
 /// Identifies a pushed job within its queue's database; never given twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -61,13 +102,38 @@ impl fmt::Display for JobId {
     }
 }
 
-/// How a job is pushed; the default runs it as soon as a worker is free.
+/// What became of a push.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Pushed {
+    /// The job: the new one, or the one that exists already.
+    pub id: JobId,
+    /// True if a [unique](Job::unique) job existed, so that nothing was stored.
+    pub existed: bool,
+}
+
+impl Pushed {
+    pub(crate) fn new(id: impl Into<JobId>) -> Self {
+        Pushed { id: id.into(), existed: false }
+    }
+}
+
+/// How a job is pushed; the default runs it as soon as a worker is free, and as its type says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PushOptions {
     /// Wait at least this long, by the database's clock. Default: not at all.
     pub delay: Option<Duration>,
-    /// Lower runs sooner among the jobs that are ready; equal priorities run in the order of their ids. Default: 0.
-    pub priority: i16,
+    /// Start at this time by the database's clock, or later; one that is past is now. `delay` is then not read.
+    pub at: Option<SystemTime>,
+    /// 0 to 9; lower runs sooner among the jobs that are ready; equals start in the order in which they became ready.
+    /// Default: [`Job::PRIORITY`].
+    pub priority: Option<u8>,
+    /// Default: [`Job::MAX_ATTEMPTS`].
+    pub max_attempts: Option<u32>,
+    /// Default: [`Job::key`].
+    pub key: Option<String>,
+    /// Default: [`Job::unique`].
+    pub unique: Option<Unique>,
 }
 
 /// What a handler knows about the attempt it makes.
@@ -87,28 +153,64 @@ pub struct JobContext {
     pub cancellation: CancellationToken,
 }
 
+/// When a job may start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// In so many milliseconds; 0 is now.
+    In(i64),
+    /// At this time, in milliseconds since 1970.
+    At(i64),
+    /// When as many other jobs have ended.
+    After(i32),
+}
+
 /// A job as a backend stores it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct NewJob {
     pub queue: &'static str,
     pub name: &'static str,
+    pub version: i32,
     pub payload: String,
     pub priority: i16,
     pub max_attempts: i32,
-    pub delay_ms: i64,
+    pub start: Start,
+    pub timeout_ms: Option<i64>,
+    pub keep_ms: i64,
+    pub key: Option<String>,
+    pub unique: Option<Unique>,
+    pub trace: Option<String>,
+    /// True if other jobs wait for this one.
+    pub awaited: bool,
 }
 
 impl NewJob {
     pub(crate) fn encode<J: Job>(job: &J, options: &PushOptions) -> Result<Self, Error> {
         let payload = serde_json::to_string(job).map_err(|source| Error::Encode { job: J::NAME, source })?;
+        let max_attempts = options.max_attempts.unwrap_or(J::MAX_ATTEMPTS);
+        let start = match options.at {
+            Some(at) => Start::At(millis(at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())),
+            None => Start::In(millis(options.delay.unwrap_or_default())),
+        };
         Ok(NewJob {
             queue: J::QUEUE,
             name: J::NAME,
+            version: i32::try_from(J::VERSION).unwrap_or(i32::MAX),
             payload,
-            priority: options.priority,
-            max_attempts: i32::try_from(J::MAX_ATTEMPTS).unwrap_or(i32::MAX).max(1),
-            delay_ms: millis(options.delay.unwrap_or_default()),
+            priority: options.priority.unwrap_or(J::PRIORITY).min(MAX_PRIORITY).into(),
+            max_attempts: i32::try_from(max_attempts).unwrap_or(i32::MAX).max(1),
+            start,
+            timeout_ms: J::TIMEOUT.map(millis),
+            keep_ms: millis(J::KEEP),
+            key: options.key.clone().or_else(|| job.key()),
+            unique: options.unique.clone().or_else(|| job.unique()),
+            trace: None,
+            awaited: false,
         })
+    }
+
+    /// True if it can start as soon as it is stored.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.start == Start::In(0)
     }
 }
 

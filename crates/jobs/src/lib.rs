@@ -9,6 +9,7 @@ mod error;
 mod job;
 mod queue;
 pub mod telemetry;
+mod unique;
 mod wakeups;
 mod worker;
 
@@ -20,8 +21,9 @@ pub use backends::sqlite::Sqlite;
 pub use config::WorkerConfig;
 pub use dead::{AttemptError, DeadJob, DeadReason};
 pub use error::Error;
-pub use job::{Job, JobContext, JobId, PushOptions};
+pub use job::{Job, JobContext, JobId, PushOptions, Pushed};
 pub use queue::{Queue, QueueStats};
+pub use unique::{Unique, UniqueStates};
 pub use worker::Worker;
 
 /// What a handler may fail with: any error, boxed.

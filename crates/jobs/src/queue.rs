@@ -6,7 +6,7 @@ use serde::Serialize;
 use crate::backends::Backend;
 use crate::dead::DeadJob;
 use crate::deadline::{in_time, within};
-use crate::job::NewJob;
+use crate::job::{NewJob, Pushed};
 use crate::wakeups::Wakeups;
 use crate::{Error, Job, JobId, PushOptions, telemetry};
 
@@ -65,26 +65,26 @@ impl<B: Backend> Queue<B> {
     ///
     /// # Cancel safety
     /// Dropped, or after an error of the database, the job may or may not be stored: pushing again may run it twice.
-    pub async fn push<J: Job>(&self, job: &J) -> Result<JobId, Error> {
+    pub async fn push<J: Job>(&self, job: &J) -> Result<Pushed, Error> {
         self.push_with(job, PushOptions::default()).await
     }
 
     /// As [`push`](Self::push), with a delay or a priority.
-    pub async fn push_with<J: Job>(&self, job: &J, options: PushOptions) -> Result<JobId, Error> {
+    pub async fn push_with<J: Job>(&self, job: &J, options: PushOptions) -> Result<Pushed, Error> {
         let job = NewJob::encode(job, &options)?;
-        let ready = job.delay_ms == 0;
-        let id = in_time(self.store.push(vec![job])).await?.pop().ok_or(Error::Closed)?;
+        let ready = job.is_ready();
+        let pushed = in_time(self.store.push(vec![job])).await?.pop().ok_or(Error::Closed)?;
         telemetry::pushed(J::QUEUE, J::NAME, 1);
         if ready {
             self.wake_queue(J::QUEUE);
         }
-        Ok(id)
+        Ok(pushed)
     }
 
     /// Stores many jobs of a type in one statement: all of them, or none. Answers with their ids in order.
     ///
     /// A batch is held in memory as JSON, so push a million jobs in batches of some thousands.
-    pub async fn push_many<J: Job>(&self, jobs: &[J]) -> Result<Vec<JobId>, Error> {
+    pub async fn push_many<J: Job>(&self, jobs: &[J]) -> Result<Vec<Pushed>, Error> {
         if jobs.is_empty() {
             return Ok(Vec::new());
         }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::backoff::Backoff;
 use crate::dead::{DeadJob, DeadReason};
-use crate::job::NewJob;
+use crate::job::{NewJob, Pushed};
 use crate::queue::QueueStats;
 use crate::wakeups::Wakeups;
 use crate::{Error, JobId};
@@ -31,24 +31,84 @@ pub struct Lease {
 pub struct LeasedJob {
     pub lease: Lease,
     pub name: String,
+    pub version: u32,
     pub payload: String,
     pub failures: u32,
     pub max_attempts: u32,
+    pub timeout: Option<Duration>,
     pub waited: Duration,
+    /// The W3C traceparent of who pushed.
+    pub trace: Option<String>,
+    /// True if other jobs wait for this one.
+    pub awaited: bool,
+    /// True if it is kept once it is completed.
+    pub kept: bool,
 }
 
-/// A failed attempt whose job shall run again.
+/// A job that is done.
+#[derive(Debug, Clone)]
+pub struct Completion {
+    pub lease: Lease,
+    /// What the handler returned, as JSON; kept if the job is.
+    pub result: Option<String>,
+    /// As in [`LeasedJob`]: a batch without such jobs takes the shortest way.
+    pub awaited: bool,
+    /// As in [`LeasedJob`].
+    pub kept: bool,
+}
+
+/// What a worker wants to run.
+#[derive(Debug, Clone, Copy)]
+pub struct Want<'a> {
+    pub queue: &'a str,
+    /// At most so many.
+    pub limit: usize,
+    pub lease: Duration,
+}
+
+/// What came of an exchange.
+#[derive(Debug, Default)]
+pub struct Exchanged {
+    /// How many completions still had their lease.
+    pub completed: usize,
+    pub jobs: Vec<LeasedJob>,
+}
+
+/// The settings of upkeep.
+#[derive(Debug, Clone, Copy)]
+pub struct Upkeep {
+    pub max_crashes: u32,
+    pub backoff: Backoff,
+}
+
+/// What upkeep found.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    /// Jobs whose lease had ended.
+    pub rescued: usize,
+    /// Jobs that crashed too often, and are dead now.
+    pub buried: usize,
+    /// Jobs that have become ready.
+    pub promoted: usize,
+    /// In how long the next scheduled job is due, if one is known.
+    pub next_due: Option<Duration>,
+}
+
+/// A job that shall run again later.
 #[derive(Debug, Clone)]
 pub struct Retry {
     pub lease: Lease,
     pub delay: Duration,
-    pub error: String,
+    /// What the attempt failed with; none if it only asked to be run later, which counts as no attempt.
+    pub error: Option<String>,
 }
 
 /// An attempt after which its job is dead.
 #[derive(Debug, Clone)]
 pub struct Burial {
     pub lease: Lease,
+    /// As in [`LeasedJob`].
+    pub awaited: bool,
     pub reason: DeadReason,
     pub error: String,
 }
@@ -59,22 +119,21 @@ pub trait Store: Clone + Send + Sync + 'static {
     fn migrate(&self) -> impl Future<Output = Result<(), Error>> + Send;
     fn is_migrated(&self) -> impl Future<Output = Result<bool, Error>> + Send;
 
-    /// Stores all or none, and answers with their ids in order.
-    fn push(&self, jobs: Vec<NewJob>) -> impl Future<Output = Result<Vec<JobId>, Error>> + Send;
+    /// Stores all or none, and answers in order.
+    fn push(&self, jobs: Vec<NewJob>) -> impl Future<Output = Result<Vec<Pushed>, Error>> + Send;
+
+    /// Completes jobs, and leases ready ones of a queue, the most urgent first, all under one fresh lease id. Both in
+    /// one transaction, and as one round trip where the database can.
+    fn exchange(
+        &self,
+        done: Vec<Completion>,
+        want: Option<Want<'_>>,
+    ) -> impl Future<Output = Result<Exchanged, Error>> + Send;
 
     /// Makes scheduled jobs ready whose time has come, but buries those among them that have crashed too often.
-    /// Answers how many it buried.
-    fn promote(&self, max_crashes: u32) -> impl Future<Output = Result<usize, Error>> + Send;
     /// Schedules jobs whose lease has ended, and counts it as a crash: after a backoff, which parts them from those
-    /// they ran beside. Until another worker takes such a job, the old one may still settle it. Answers how many.
-    fn rescue(&self, backoff: Backoff) -> impl Future<Output = Result<usize, Error>> + Send;
-    /// Leases up to `limit` ready jobs of a queue, the most urgent first, all under one fresh lease id.
-    fn fetch(
-        &self,
-        queue: &str,
-        limit: usize,
-        lease: Duration,
-    ) -> impl Future<Output = Result<Vec<LeasedJob>, Error>> + Send;
+    /// they ran beside. Until another worker takes such a job, the old one may still settle it.
+    fn upkeep(&self, upkeep: Upkeep) -> impl Future<Output = Result<Kept, Error>> + Send;
 
     /// Extends leases from now, and answers with those that are still held.
     fn extend(
@@ -82,7 +141,6 @@ pub trait Store: Clone + Send + Sync + 'static {
         leases: Vec<Lease>,
         lease: Duration,
     ) -> impl Future<Output = Result<Vec<Lease>, Error>> + Send;
-    fn complete(&self, leases: Vec<Lease>) -> impl Future<Output = Result<usize, Error>> + Send;
     /// Returns jobs to their queue as if they had not been fetched: a crash counted meanwhile was none.
     fn release(&self, leases: Vec<Lease>) -> impl Future<Output = Result<usize, Error>> + Send;
     /// Schedules the next attempts. The worker lived to tell, so earlier crashes are forgiven.

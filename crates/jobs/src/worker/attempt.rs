@@ -69,7 +69,7 @@ pub(super) async fn attempt(
     };
     let outcome = span.in_scope(|| judge(&shared.config, &job, end, started));
     // The permit goes after the settlement is taken, so that results which cannot be recorded stop the fetching.
-    shared.settle.send(Settlement { guard, outcome }).await.ok();
+    shared.settle.send(Settlement { guard, awaited: job.awaited, kept: job.kept, outcome }).await.ok();
     drop(permit);
 }
 
@@ -105,7 +105,7 @@ fn judge(config: &WorkerConfig, job: &LeasedJob, end: End, started: Instant) -> 
         End::Failed(error) if failures < job.max_attempts => {
             let delay = full_jitter(config.retry_base, config.retry_max, failures);
             tracing::warn!(error, ?delay, "the attempt failed; the job will be tried again");
-            (telemetry::RETRIED, Outcome::Retry { delay, error: storable(error) })
+            (telemetry::RETRIED, Outcome::Retry { delay, error: Some(storable(error)) })
         }
         End::Failed(error) => (telemetry::DEAD, dead(DeadReason::Exhausted, error)),
         End::Undecodable(error) => (telemetry::DEAD, dead(DeadReason::Undecodable, error)),

@@ -10,7 +10,7 @@ use super::attempt::{Shared, attempt};
 use super::handlers::Handlers;
 use super::leases::{self, Leases};
 use super::settle::{Outcome, Settlement};
-use crate::backends::{Backend, LeasedJob};
+use crate::backends::{Backend, LeasedJob, Upkeep, Want};
 use crate::backoff::{Backoff, SHORTEST, Weather, around};
 use crate::dead::DeadReason;
 use crate::deadline::in_time;
@@ -169,7 +169,8 @@ impl<B: Backend> Fetcher<B> {
             let queue = self.queues[at];
             let lease = self.shared.config.lease;
             let until = Instant::now() + lease;
-            let jobs = in_time(self.store.fetch(queue, wanted, lease)).await?;
+            let want = Want { queue, limit: wanted, lease };
+            let jobs = in_time(self.store.exchange(Vec::new(), Some(want))).await?.jobs;
             full |= jobs.len() == wanted;
             if !jobs.is_empty() && self.is_late(until) {
                 let lease = self.shared.config.lease;
@@ -202,7 +203,11 @@ impl<B: Backend> Fetcher<B> {
         let guard = self.leases.hold(job.lease, until);
         // After the call to stop, the job is for somebody else too.
         if self.is_late(until) || self.shared.stopping.is_cancelled() {
-            self.shared.settle.send(Settlement { guard, outcome: Outcome::Released }).await.ok();
+            self.shared
+                .settle
+                .send(Settlement { guard, awaited: job.awaited, kept: job.kept, outcome: Outcome::Released })
+                .await
+                .ok();
             return;
         }
         telemetry::started(queue, job.waited);
@@ -215,16 +220,16 @@ impl<B: Backend> Fetcher<B> {
             return Ok(());
         }
         let config = &self.shared.config;
-        let jobs = in_time(self.store.promote(config.max_crashes)).await?;
-        if jobs > 0 {
-            let reason = DeadReason::Crashed.code();
-            tracing::error!(jobs, reason, "jobs are dead: their workers vanished too often");
-        }
         let backoff = Backoff { base: config.retry_base, max: config.retry_max };
-        let jobs = in_time(self.store.rescue(backoff)).await?;
-        if jobs > 0 {
+        let upkeep = Upkeep { max_crashes: config.max_crashes, backoff };
+        let kept = in_time(self.store.upkeep(upkeep)).await?;
+        if kept.buried > 0 {
+            let reason = DeadReason::Crashed.code();
+            tracing::error!(jobs = kept.buried, reason, "jobs are dead: their workers vanished too often");
+        }
+        if kept.rescued > 0 {
             tracing::warn!(
-                jobs,
+                jobs = kept.rescued,
                 "leases have ended: the workers of these jobs vanished, or lost the database"
             );
         }

@@ -6,7 +6,7 @@ use tokio::time::sleep;
 
 use super::leases::Guard;
 use crate::Error;
-use crate::backends::{Burial, Lease, Retry, Store};
+use crate::backends::{Burial, Completion, Lease, Retry, Store};
 use crate::backoff::Weather;
 use crate::dead::DeadReason;
 use crate::deadline::in_time;
@@ -16,6 +16,10 @@ use crate::error::chain;
 #[derive(Debug)]
 pub(super) struct Settlement {
     pub(super) guard: Guard,
+    /// True if other jobs wait for this one.
+    pub(super) awaited: bool,
+    /// True if the job is kept once it is completed.
+    pub(super) kept: bool,
     pub(super) outcome: Outcome,
 }
 
@@ -24,7 +28,7 @@ pub(super) enum Outcome {
     Completed,
     Retry {
         delay: Duration,
-        error: String,
+        error: Option<String>,
     },
     Dead {
         reason: DeadReason,
@@ -53,7 +57,7 @@ pub(super) async fn settle<S: Store>(
 
 #[derive(Default)]
 struct Sorted {
-    completed: Vec<Lease>,
+    completed: Vec<Completion>,
     released: Vec<Lease>,
     retries: Vec<Retry>,
     burials: Vec<Burial>,
@@ -63,16 +67,26 @@ impl Sorted {
     fn add(&mut self, settlement: &mut Settlement) {
         let lease = settlement.guard.lease;
         match std::mem::replace(&mut settlement.outcome, Outcome::Released) {
-            Outcome::Completed => self.completed.push(lease),
+            Outcome::Completed => self.completed.push(Completion {
+                lease,
+                result: None,
+                awaited: settlement.awaited,
+                kept: settlement.kept,
+            }),
             Outcome::Released => self.released.push(lease),
             Outcome::Retry { delay, error } => self.retries.push(Retry { lease, delay, error }),
-            Outcome::Dead { reason, error } => self.burials.push(Burial { lease, reason, error }),
+            Outcome::Dead { reason, error } => {
+                self.burials.push(Burial { lease, awaited: settlement.awaited, reason, error })
+            }
         }
     }
 
     async fn record<S: Store>(self, store: &S) {
         let Sorted { completed, released, retries, burials } = self;
-        until_recorded("complete", completed, |leases| store.complete(leases)).await;
+        until_recorded("complete", completed, |done| async {
+            Ok(store.exchange(done, None).await?.completed)
+        })
+        .await;
         until_recorded("retry", retries, |retries| store.retry(retries)).await;
         until_recorded("bury", burials, |burials| store.bury(burials)).await;
         until_recorded("release", released, |leases| store.release(leases)).await;

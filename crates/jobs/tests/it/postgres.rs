@@ -66,7 +66,7 @@ async fn every_pushed_job_completes_although_postgres_is_killed() {
         let mut acknowledged = HashSet::new();
         while stopped.try_recv().is_err() {
             match pushing.push_many(&[note("a"), note("b"), note("c")]).await {
-                Ok(ids) => acknowledged.extend(ids),
+                Ok(pushed) => acknowledged.extend(pushed.into_iter().map(|pushed| pushed.id)),
                 Err(_) => sleep(Duration::from_millis(20)).await,
             }
         }

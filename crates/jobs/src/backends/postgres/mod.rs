@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use sqlx::{PgConnection, PgPool, Transaction};
 
-use super::{Backend, Burial, LEASE_ENDED, Lease, LeasedJob, MAINTENANCE_BATCH, Retry, Store};
-use crate::backoff::Backoff;
+use super::{
+    Backend, Burial, Completion, Exchanged, Kept, LEASE_ENDED, Lease, LeasedJob, MAINTENANCE_BATCH, Retry,
+    Store, Upkeep, Want,
+};
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
 use crate::error::postgres;
-use crate::job::{NewJob, millis};
+use crate::job::{NewJob, Pushed, millis};
 use crate::queue::{QueueStats, encode_all};
 use crate::wakeups::Wakeups;
 use crate::{Error, Job, JobId, PushOptions, Queue, telemetry};
@@ -26,7 +28,10 @@ pub struct Postgres {
     announcer: Arc<notify::Announcer>,
 }
 
-const MIGRATIONS: &[(i32, &str)] = &[(1, include_str!("../../../migrations/postgres/0001_jobs.sql"))];
+const MIGRATIONS: &[(i32, &str)] = &[
+    (1, include_str!("../../../migrations/postgres/0001_jobs.sql")),
+    (2, include_str!("../../../migrations/postgres/0002_positions_and_options.sql")),
+];
 
 /// "greenwav" in ASCII; whoever migrates the queue holds this advisory lock.
 const MIGRATION_LOCK: i64 = 0x6772_6565_6e77_6176;
@@ -56,7 +61,7 @@ impl Queue<Postgres> {
     /// # Ok(())
     /// # }
     /// ```
-    pub async fn push_in<J: Job>(&self, conn: &mut PgConnection, job: &J) -> Result<JobId, Error> {
+    pub async fn push_in<J: Job>(&self, conn: &mut PgConnection, job: &J) -> Result<Pushed, Error> {
         self.push_in_with(conn, job, PushOptions::default()).await
     }
 
@@ -66,10 +71,10 @@ impl Queue<Postgres> {
         conn: &mut PgConnection,
         job: &J,
         options: PushOptions,
-    ) -> Result<JobId, Error> {
-        let id = push::one(conn, NewJob::encode(job, &options)?).await?;
+    ) -> Result<Pushed, Error> {
+        let pushed = push::push(conn, vec![NewJob::encode(job, &options)?]).await?;
         telemetry::pushed(J::QUEUE, J::NAME, 1);
-        Ok(id)
+        pushed.into_iter().next().ok_or(Error::Closed)
     }
 
     /// Stores many jobs of a type in the caller's transaction, in one statement. Answers with their ids in order.
@@ -77,8 +82,8 @@ impl Queue<Postgres> {
         &self,
         conn: &mut PgConnection,
         jobs: &[J],
-    ) -> Result<Vec<JobId>, Error> {
-        let ids = push::many(conn, encode_all(jobs)?).await?;
+    ) -> Result<Vec<Pushed>, Error> {
+        let ids = push::push(conn, encode_all(jobs)?).await?;
         telemetry::pushed(J::QUEUE, J::NAME, jobs.len());
         Ok(ids)
     }
@@ -96,36 +101,32 @@ impl Store for Postgres {
         is_migrated(&mut conn).await.map_err(postgres)
     }
 
-    async fn push(&self, mut jobs: Vec<NewJob>) -> Result<Vec<JobId>, Error> {
+    async fn push(&self, jobs: Vec<NewJob>) -> Result<Vec<Pushed>, Error> {
         let mut conn = self.pool.acquire().await.map_err(postgres)?;
-        match (jobs.pop(), jobs.is_empty()) {
-            (Some(only), true) => Ok(vec![push::one(&mut conn, only).await?]),
-            (Some(last), false) => {
-                jobs.push(last);
-                push::many(&mut conn, jobs).await
-            }
-            (None, _) => Ok(Vec::new()),
+        push::push(&mut conn, jobs).await
+    }
+
+    async fn exchange(&self, done: Vec<Completion>, want: Option<Want<'_>>) -> Result<Exchanged, Error> {
+        let mut exchanged = Exchanged::default();
+        if !done.is_empty() {
+            let leases = done.into_iter().map(|completion| completion.lease).collect();
+            exchanged.completed = settle::complete(&self.pool, leases).await.map_err(postgres)?;
         }
+        if let Some(Want { queue, limit, lease }) = want {
+            exchanged.jobs = fetch(&self.pool, queue, limit, lease).await.map_err(postgres)?;
+        }
+        Ok(exchanged)
     }
 
-    async fn promote(&self, max_crashes: u32) -> Result<usize, Error> {
-        settle::promote(&self.pool, i32::try_from(max_crashes).unwrap_or(i32::MAX)).await.map_err(postgres)
-    }
-
-    async fn rescue(&self, backoff: Backoff) -> Result<usize, Error> {
-        settle::rescue(&self.pool, backoff).await.map_err(postgres)
-    }
-
-    async fn fetch(&self, queue: &str, limit: usize, lease: Duration) -> Result<Vec<LeasedJob>, Error> {
-        fetch(&self.pool, queue, limit, lease).await.map_err(postgres)
+    async fn upkeep(&self, upkeep: Upkeep) -> Result<Kept, Error> {
+        let max_crashes = i32::try_from(upkeep.max_crashes).unwrap_or(i32::MAX);
+        let (buried, promoted) = settle::promote(&self.pool, max_crashes).await.map_err(postgres)?;
+        let rescued = settle::rescue(&self.pool, upkeep.backoff).await.map_err(postgres)?;
+        Ok(Kept { rescued, buried, promoted, next_due: None })
     }
 
     async fn extend(&self, leases: Vec<Lease>, lease: Duration) -> Result<Vec<Lease>, Error> {
         settle::extend(&self.pool, leases, lease).await.map_err(postgres)
-    }
-
-    async fn complete(&self, leases: Vec<Lease>) -> Result<usize, Error> {
-        settle::complete(&self.pool, leases).await.map_err(postgres)
     }
 
     async fn release(&self, leases: Vec<Lease>) -> Result<usize, Error> {
@@ -242,10 +243,10 @@ async fn fetch(
             lease_until = now() + $3 * interval '1 millisecond'
         WHERE id = ANY(ARRAY(
             SELECT id FROM greenwave_jobs WHERE state = 0 AND queue = $1
-            ORDER BY priority, id LIMIT $2 FOR UPDATE SKIP LOCKED))
-        RETURNING id, lease_id, name, payload::text, failures, max_attempts,
-            extract(epoch FROM now() - run_at)::float8";
-    type Row = (i64, i64, String, String, i32, i32, f64);
+            AND key IS NULL ORDER BY priority, position LIMIT $2 FOR UPDATE SKIP LOCKED))
+        RETURNING id, lease_id, name, version, payload::text, failures, max_attempts, timeout_ms,
+            extract(epoch FROM now() - run_at)::float8, trace, awaited, keep_ms > 0";
+    type Row = (i64, i64, String, i32, String, i32, i32, Option<i64>, f64, Option<String>, bool, bool);
     let rows: Vec<Row> = sqlx::query_as(FETCH)
         .bind(queue)
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
@@ -254,14 +255,34 @@ async fn fetch(
         .await?;
     let mut jobs: Vec<LeasedJob> = rows
         .into_iter()
-        .map(|(id, lease, name, payload, failures, max_attempts, waited)| LeasedJob {
-            lease: Lease { job: id.into(), id: lease },
-            name,
-            payload,
-            failures: failures.unsigned_abs(),
-            max_attempts: max_attempts.unsigned_abs(),
-            waited: Duration::try_from_secs_f64(waited).unwrap_or_default(),
-        })
+        .map(
+            |(
+                id,
+                lease,
+                name,
+                version,
+                payload,
+                failures,
+                max_attempts,
+                timeout,
+                waited,
+                trace,
+                awaited,
+                kept,
+            )| LeasedJob {
+                lease: Lease { job: id.into(), id: lease },
+                name,
+                version: version.unsigned_abs(),
+                payload,
+                failures: failures.unsigned_abs(),
+                max_attempts: max_attempts.unsigned_abs(),
+                timeout: timeout.map(|ms| Duration::from_millis(ms.unsigned_abs())),
+                waited: Duration::try_from_secs_f64(waited).unwrap_or_default(),
+                trace,
+                awaited,
+                kept,
+            },
+        )
         .collect();
     jobs.sort_unstable_by_key(|job| job.lease);
     Ok(jobs)

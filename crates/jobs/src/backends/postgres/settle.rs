@@ -54,7 +54,7 @@ pub(super) async fn complete(pool: &PgPool, leases: Vec<Lease>) -> Result<usize,
 pub(super) async fn release(pool: &PgPool, leases: Vec<Lease>) -> Result<usize, sqlx::Error> {
     // A job that is no longer leased, but not yet leased anew, was rescued: that is undone.
     const RELEASE: &str = "
-        UPDATE greenwave_jobs j SET state = 0, lease_id = NULL, lease_until = NULL,
+        UPDATE greenwave_jobs j SET state = 0, position = nextval('greenwave_jobs_position'), lease_id = NULL, lease_until = NULL,
             crashes = CASE WHEN j.state = 2 THEN j.crashes ELSE j.crashes - 1 END,
             run_at = least(j.run_at, now())
         FROM unnest($1::bigint[], $2::bigint[]) AS done (id, lease_id)
@@ -82,9 +82,11 @@ pub(super) async fn extend(
 pub(super) async fn retry(pool: &PgPool, mut retries: Vec<Retry>) -> Result<usize, sqlx::Error> {
     const RETRY: &str = concat!(
         "UPDATE greenwave_jobs j SET state = 1, run_at = now() + failed.delay * interval '1 millisecond',
-            lease_id = NULL, lease_until = NULL, failures = j.failures + 1, crashes = 0, errors = ",
+            lease_id = NULL, lease_until = NULL, crashes = 0,
+            failures = j.failures + CASE WHEN failed.error IS NULL THEN 0 ELSE 1 END,
+            errors = CASE WHEN failed.error IS NULL THEN j.errors ELSE ",
         appended!("j", "failed.error"),
-        " FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[])
+        " END FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[])
             AS failed (id, lease_id, delay, error)
         WHERE j.id = ANY($1) AND j.id = failed.id AND j.lease_id = failed.lease_id"
     );
@@ -94,7 +96,7 @@ pub(super) async fn retry(pool: &PgPool, mut retries: Vec<Retry>) -> Result<usiz
         .bind(jobs)
         .bind(leases)
         .bind(retries.iter().map(|retry| millis(retry.delay)).collect::<Vec<_>>())
-        .bind(retries.iter().map(|retry| retry.error.as_str()).collect::<Vec<_>>())
+        .bind(retries.iter().map(|retry| retry.error.as_deref()).collect::<Vec<_>>())
         .execute(pool)
         .await
         .map(count)
@@ -126,7 +128,8 @@ pub(super) async fn bury(pool: &PgPool, mut burials: Vec<Burial>) -> Result<usiz
         .map(count)
 }
 
-pub(super) async fn promote(pool: &PgPool, max_crashes: i32) -> Result<usize, sqlx::Error> {
+/// Answers how many it buried and how many are ready now.
+pub(super) async fn promote(pool: &PgPool, max_crashes: i32) -> Result<(usize, usize), sqlx::Error> {
     const BURY: &str = "
         WITH buried AS (
             DELETE FROM greenwave_jobs
@@ -138,15 +141,15 @@ pub(super) async fn promote(pool: &PgPool, max_crashes: i32) -> Result<usize, sq
             (id, queue, name, payload, priority, attempts, max_attempts, reason, created_at, errors)
         SELECT id, queue, name, payload, priority, failures, max_attempts, $3, created_at, errors FROM buried";
     const PROMOTE: &str = "
-        UPDATE greenwave_jobs SET state = 0
+        UPDATE greenwave_jobs SET state = 0, position = nextval('greenwave_jobs_position')
         WHERE id = ANY(ARRAY(
             SELECT id FROM greenwave_jobs WHERE state = 1 AND run_at <= now() AND crashes < $1
             ORDER BY run_at LIMIT $2 FOR UPDATE SKIP LOCKED))";
     let reason = DeadReason::Crashed.code();
     let buried =
         sqlx::query(BURY).bind(max_crashes).bind(MAINTENANCE_BATCH).bind(reason).execute(pool).await?;
-    sqlx::query(PROMOTE).bind(max_crashes).bind(MAINTENANCE_BATCH).execute(pool).await?;
-    Ok(count(buried))
+    let promoted = sqlx::query(PROMOTE).bind(max_crashes).bind(MAINTENANCE_BATCH).execute(pool).await?;
+    Ok((count(buried), count(promoted)))
 }
 
 pub(super) async fn rescue(pool: &PgPool, backoff: Backoff) -> Result<usize, sqlx::Error> {

@@ -12,10 +12,12 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
-use super::{Backend, Burial, LEASE_ENDED, Lease, LeasedJob, MAINTENANCE_BATCH, Retry, Store};
-use crate::backoff::Backoff;
+use super::{
+    Backend, Burial, Completion, Exchanged, Kept, LEASE_ENDED, Lease, LeasedJob, MAINTENANCE_BATCH, Retry,
+    Store, Upkeep, Want,
+};
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
-use crate::job::{NewJob, millis};
+use crate::job::{NewJob, Pushed, Start, millis};
 use crate::queue::{QueueStats, encode_all};
 use crate::wakeups::Wakeups;
 use crate::{Error, Job, JobId, PushOptions, Queue, telemetry};
@@ -26,7 +28,10 @@ pub struct Sqlite {
     owner: owner::Handle,
 }
 
-const MIGRATIONS: &[(i32, &str)] = &[(1, include_str!("../../../migrations/sqlite/0001_jobs.sql"))];
+const MIGRATIONS: &[(i32, &str)] = &[
+    (1, include_str!("../../../migrations/sqlite/0001_jobs.sql")),
+    (2, include_str!("../../../migrations/sqlite/0002_positions_and_options.sql")),
+];
 
 /// SQLite's own clock, in milliseconds since 1970.
 macro_rules! now {
@@ -63,7 +68,7 @@ impl Queue<Sqlite> {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn push_in<J: Job>(&self, conn: &Connection, job: &J) -> Result<JobId, Error> {
+    pub fn push_in<J: Job>(&self, conn: &Connection, job: &J) -> Result<Pushed, Error> {
         self.push_in_with(conn, job, PushOptions::default())
     }
 
@@ -73,7 +78,7 @@ impl Queue<Sqlite> {
         conn: &Connection,
         job: &J,
         options: PushOptions,
-    ) -> Result<JobId, Error> {
+    ) -> Result<Pushed, Error> {
         let id = insert(conn, &NewJob::encode(job, &options)?).map_err(Error::Sqlite)?;
         telemetry::pushed(J::QUEUE, J::NAME, 1);
         Ok(id)
@@ -82,7 +87,7 @@ impl Queue<Sqlite> {
     /// Stores many jobs of a type in the caller's transaction. Answers with their ids in order.
     ///
     /// Outside a transaction each is stored by itself, and an error leaves the first of them stored.
-    pub fn push_many_in<J: Job>(&self, conn: &Connection, jobs: &[J]) -> Result<Vec<JobId>, Error> {
+    pub fn push_many_in<J: Job>(&self, conn: &Connection, jobs: &[J]) -> Result<Vec<Pushed>, Error> {
         let jobs = encode_all(jobs)?;
         let ids: Result<_, _> = jobs.iter().map(|job| insert(conn, job)).collect();
         telemetry::pushed(J::QUEUE, J::NAME, jobs.len());
@@ -101,33 +106,40 @@ impl Store for Sqlite {
         self.owner.read(is_migrated).await
     }
 
-    async fn push(&self, jobs: Vec<NewJob>) -> Result<Vec<JobId>, Error> {
+    async fn push(&self, jobs: Vec<NewJob>) -> Result<Vec<Pushed>, Error> {
         self.owner.write(move |conn| jobs.iter().map(|job| insert(conn, job)).collect()).await
     }
 
-    async fn promote(&self, max_crashes: u32) -> Result<usize, Error> {
-        let promote = move |conn: &Connection| settle::promote(conn, max_crashes);
-        Ok(self.owner.write_if(settle::is_any_due, promote).await?.unwrap_or_default())
+    async fn exchange(&self, done: Vec<Completion>, want: Option<Want<'_>>) -> Result<Exchanged, Error> {
+        let want = want.map(|want| (want.queue.to_owned(), want.limit, want.lease));
+        let (sure, queue) = (!done.is_empty(), want.as_ref().map(|want| want.0.clone()));
+        let needed = move |conn: &Connection| match queue {
+            _ if sure => Ok(true),
+            Some(queue) => is_any_ready(conn, &queue),
+            None => Ok(false),
+        };
+        let exchange = move |conn: &Connection| {
+            let leases: Vec<Lease> = done.into_iter().map(|completion| completion.lease).collect();
+            let completed = settle::complete(conn, &leases)?;
+            let jobs = match want {
+                Some((queue, limit, lease)) => fetch(conn, &queue, limit, lease)?,
+                None => Vec::new(),
+            };
+            Ok(Exchanged { completed, jobs })
+        };
+        Ok(self.owner.write_if(needed, exchange).await?.unwrap_or_default())
     }
 
-    async fn rescue(&self, backoff: Backoff) -> Result<usize, Error> {
-        let rescue = move |conn: &Connection| settle::rescue(conn, backoff);
-        Ok(self.owner.write_if(settle::is_any_expired, rescue).await?.unwrap_or_default())
-    }
-
-    async fn fetch(&self, queue: &str, limit: usize, lease: Duration) -> Result<Vec<LeasedJob>, Error> {
-        let (queue, also) = (queue.to_owned(), queue.to_owned());
-        let is_any = move |conn: &Connection| is_any_ready(conn, &queue);
-        let fetched = self.owner.write_if(is_any, move |conn| fetch(conn, &also, limit, lease)).await?;
-        Ok(fetched.unwrap_or_default())
+    async fn upkeep(&self, upkeep: Upkeep) -> Result<Kept, Error> {
+        let promote = move |conn: &Connection| settle::promote(conn, upkeep.max_crashes);
+        let (buried, promoted) = self.owner.write_if(settle::is_any_due, promote).await?.unwrap_or_default();
+        let rescue = move |conn: &Connection| settle::rescue(conn, upkeep.backoff);
+        let rescued = self.owner.write_if(settle::is_any_expired, rescue).await?.unwrap_or_default();
+        Ok(Kept { rescued, buried, promoted, next_due: None })
     }
 
     async fn extend(&self, leases: Vec<Lease>, lease: Duration) -> Result<Vec<Lease>, Error> {
         self.owner.write(move |conn| settle::extend(conn, leases, lease)).await
-    }
-
-    async fn complete(&self, leases: Vec<Lease>) -> Result<usize, Error> {
-        self.owner.write(move |conn| settle::complete(conn, &leases)).await
     }
 
     async fn release(&self, leases: Vec<Lease>) -> Result<usize, Error> {
@@ -232,19 +244,44 @@ fn is_migrated(conn: &Connection) -> rusqlite::Result<bool> {
     conn.query_row(sql, [newest], |row| row.get(0))
 }
 
-fn insert(conn: &Connection, job: &NewJob) -> rusqlite::Result<JobId> {
+fn insert(conn: &Connection, job: &NewJob) -> rusqlite::Result<Pushed> {
     const PUSH: &str = concat!(
         "INSERT INTO greenwave_jobs
-            (queue, name, payload, priority, max_attempts, state, run_at, created_at)
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6 > 0, ",
+            (queue, name, version, payload, priority, max_attempts, state, run_at, created_at, position, timeout_ms,
+            keep_ms, key, trace, awaited, pending)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, coalesce(?8, ",
         now!(),
-        " + ?6, ",
+        ") + ?9, ",
         now!(),
-        ")"
+        ", (SELECT coalesce(max(seq), 0) + 1 FROM sqlite_sequence WHERE name = 'greenwave_jobs'), ?10, ?11, ?12, ?13,
+            ?14, ?15)"
     );
-    let NewJob { queue, name, payload, priority, max_attempts, delay_ms } = job;
-    conn.prepare_cached(PUSH)?.execute(params![queue, name, payload, priority, max_attempts, delay_ms])?;
-    Ok(conn.last_insert_rowid().into())
+    let (state, at, delay, pending) = match job.start {
+        Start::In(0) => (0, None, 0, 0),
+        Start::In(ms) => (1, None, ms, 0),
+        Start::At(ms) => (1, Some(ms), 0, 0),
+        Start::After(pending) => (3, None, 0, pending),
+    };
+    let NewJob { queue, name, version, payload, priority, max_attempts, timeout_ms, keep_ms, .. } = job;
+    let NewJob { key, trace, awaited, .. } = job;
+    conn.prepare_cached(PUSH)?.execute(params![
+        queue,
+        name,
+        version,
+        payload,
+        priority,
+        max_attempts,
+        state,
+        at,
+        delay,
+        timeout_ms,
+        keep_ms,
+        key,
+        trace,
+        awaited,
+        pending
+    ])?;
+    Ok(Pushed::new(conn.last_insert_rowid()))
 }
 
 fn is_any_ready(conn: &Connection, queue: &str) -> rusqlite::Result<bool> {
@@ -259,10 +296,11 @@ fn fetch(conn: &Connection, queue: &str, limit: usize, lease: Duration) -> rusql
         now!(),
         " + ?2
         WHERE id IN (
-            SELECT id FROM greenwave_jobs WHERE state = 0 AND queue = ?3 ORDER BY priority, id LIMIT ?4)
-        RETURNING id, name, payload, failures, max_attempts, ",
+            SELECT id FROM greenwave_jobs WHERE state = 0 AND key IS NULL AND queue = ?3
+            ORDER BY priority, position LIMIT ?4)
+        RETURNING id, name, version, payload, failures, max_attempts, timeout_ms, ",
         now!(),
-        " - run_at"
+        " - run_at, trace, awaited, keep_ms > 0"
     );
     let id: i64 = conn.prepare_cached(LEASE)?.query_row([], |row| row.get(0))?;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
@@ -271,10 +309,15 @@ fn fetch(conn: &Connection, queue: &str, limit: usize, lease: Duration) -> rusql
         Ok(LeasedJob {
             lease: Lease { job: row.get::<_, i64>(0)?.into(), id },
             name: row.get(1)?,
-            payload: row.get(2)?,
-            failures: row.get(3)?,
-            max_attempts: row.get(4)?,
-            waited: Duration::from_millis(row.get::<_, i64>(5)?.try_into().unwrap_or(0)),
+            version: row.get(2)?,
+            payload: row.get(3)?,
+            failures: row.get(4)?,
+            max_attempts: row.get(5)?,
+            timeout: row.get::<_, Option<i64>>(6)?.map(|ms| Duration::from_millis(ms.unsigned_abs())),
+            waited: Duration::from_millis(row.get::<_, i64>(7)?.try_into().unwrap_or(0)),
+            trace: row.get(8)?,
+            awaited: row.get(9)?,
+            kept: row.get(10)?,
         })
     })?;
     let mut jobs = jobs.collect::<rusqlite::Result<Vec<_>>>()?;

@@ -81,9 +81,9 @@ pub(super) fn retry(conn: &Connection, retries: &[Retry]) -> rusqlite::Result<us
     const RETRY: &str = concat!(
         "UPDATE greenwave_jobs SET state = 1, run_at = ",
         now!(),
-        " + ?3, lease_id = NULL, lease_until = NULL, failures = failures + 1, crashes = 0, errors = ",
+        " + ?3, lease_id = NULL, lease_until = NULL, failures = failures + (?4 IS NOT NULL), crashes = 0, errors = iif(?4 IS NULL, errors, ",
         appended!("?4"),
-        " WHERE id = ?1 AND lease_id = ?2"
+        ") WHERE id = ?1 AND lease_id = ?2"
     );
     let mut update = conn.prepare_cached(RETRY)?;
     let mut run = |Retry { lease, delay, error }: &Retry| {
@@ -96,7 +96,7 @@ pub(super) fn bury(conn: &Connection, burials: &[Burial]) -> rusqlite::Result<us
     const BURY: &str = concat!(bury!("failures + 1", "?3", appended!("?4")), "id = ?1 AND lease_id = ?2");
     let mut insert = conn.prepare_cached(BURY)?;
     let mut buried = 0;
-    for Burial { lease, reason, error } in burials {
+    for Burial { lease, reason, error, .. } in burials {
         buried += insert.execute(params![lease.job.get(), lease.id, reason.code(), error])?;
         complete(conn, &[*lease])?;
     }
@@ -109,8 +109,8 @@ pub(super) fn is_any_due(conn: &Connection) -> rusqlite::Result<bool> {
     conn.prepare_cached(DUE)?.query_row([], |row| row.get(0))
 }
 
-/// Answers how many it buried.
-pub(super) fn promote(conn: &Connection, max_crashes: u32) -> rusqlite::Result<usize> {
+/// Answers how many it buried and how many are ready now.
+pub(super) fn promote(conn: &Connection, max_crashes: u32) -> rusqlite::Result<(usize, usize)> {
     macro_rules! due {
         ($crashes:literal) => {
             concat!("state = 1 AND run_at <= ", now!(), " AND crashes ", $crashes)
@@ -131,8 +131,8 @@ pub(super) fn promote(conn: &Connection, max_crashes: u32) -> rusqlite::Result<u
     if buried > 0 {
         conn.execute(DELETE, [max_crashes])?;
     }
-    conn.prepare_cached(PROMOTE)?.execute(params![max_crashes, MAINTENANCE_BATCH])?;
-    Ok(buried)
+    let promoted = conn.prepare_cached(PROMOTE)?.execute(params![max_crashes, MAINTENANCE_BATCH])?;
+    Ok((buried, promoted))
 }
 
 pub(super) fn is_any_expired(conn: &Connection) -> rusqlite::Result<bool> {

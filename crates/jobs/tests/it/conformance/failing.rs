@@ -22,7 +22,7 @@ fn check(job: &DeadJob, expected: Expect) {
 
 pub(crate) async fn a_failing_job_is_retried_and_dies_with_its_errors<F: Fixture>() {
     let (_fixture, queue) = F::ready().await;
-    let id = queue.push(&note("x")).await.unwrap();
+    let id = queue.push(&note("x")).await.unwrap().id;
     let (report, mut attempts) = mpsc::unbounded_channel();
     let worker = Worker::new(queue.clone(), quick()).handle(move |_: Note, context: JobContext| {
         report.send(context.attempt).unwrap();
@@ -165,7 +165,7 @@ pub(crate) async fn an_undecodable_job_is_parked<F: Fixture>() {
 
 pub(crate) async fn a_dead_job_comes_back_with_all_its_attempts<F: Fixture>() {
     let (_fixture, queue) = F::ready().await;
-    let id = queue.push(&note("again")).await.unwrap();
+    let id = queue.push(&note("again")).await.unwrap().id;
     let failing = Worker::new(queue.clone(), quick()).handle(|_: Note, _| async { Err::<(), _>("no luck") });
     let failing = start(failing);
     settled(&queue, |stats| stats.dead == 1).await;
@@ -205,7 +205,7 @@ pub(crate) async fn only_the_last_ten_errors_are_kept<F: Fixture>() {
 
 pub(crate) async fn a_job_that_kills_its_workers_is_parked<F: Fixture>() {
     let (fixture, queue) = F::ready().await;
-    let id = queue.push(&note("poison")).await.unwrap();
+    let id = queue.push(&note("poison")).await.unwrap().id;
     let config = WorkerConfig { lease: Duration::from_millis(200), max_crashes: 3, ..quick() };
     for crash in 1..=3 {
         let (worker, mut runs) = sticker(fixture.connect(), config.clone());

@@ -11,7 +11,7 @@ use crate::support::{Fixture, note, quick, recorder, settled, sleepy, start, wit
 
 pub(crate) async fn a_pushed_job_runs<F: Fixture>() {
     let (_fixture, queue) = F::ready().await;
-    let id = queue.push(&note("hello")).await.unwrap();
+    let id = queue.push(&note("hello")).await.unwrap().id;
     let (worker, mut runs) = recorder(queue.clone(), quick());
     let worker = start(worker);
     let (ran, context) = within(runs.recv()).await.unwrap();
@@ -51,8 +51,11 @@ pub(crate) async fn a_delayed_job_waits<F: Fixture>() {
 
 pub(crate) async fn urgent_jobs_start_first<F: Fixture>() {
     let (_fixture, queue) = F::ready().await;
-    for (text, priority) in [("later", 5), ("first", -5), ("then", 0), ("then this", 0)] {
-        queue.push_with(&note(text), PushOptions { priority, ..Default::default() }).await.unwrap();
+    for (text, priority) in [("later", 9), ("first", 0), ("then", 5), ("then this", 5)] {
+        queue
+            .push_with(&note(text), PushOptions { priority: Some(priority), ..Default::default() })
+            .await
+            .unwrap();
     }
     let (worker, mut runs) = recorder(queue, WorkerConfig { concurrency: 1, ..quick() });
     let worker = start(worker);
@@ -68,6 +71,7 @@ pub(crate) async fn five_thousand_pushed_at_once_all_run<F: Fixture>() {
     let notes: Vec<_> = (0..5000).map(note).collect();
     let ids = queue.push_many(&notes).await.unwrap();
     assert_eq!(ids.len(), 5000);
+    let ids: Vec<_> = ids.into_iter().map(|pushed| pushed.id).collect();
     assert!(ids.is_sorted(), "the ids come in the order of the jobs");
 
     let (worker, mut runs) = recorder(queue.clone(), WorkerConfig { concurrency: 1000, ..quick() });
