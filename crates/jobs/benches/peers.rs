@@ -14,6 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use greenwave_test_servers::Server;
+use sqlx::Connection;
 
 #[path = "peers/ours.rs"]
 mod ours;
@@ -39,6 +40,8 @@ struct System {
     name: &'static str,
     store: Store,
     kind: Kind,
+    /// Finds what is not recorded as done, where that may be later than when the last handler has run.
+    unfinished: &'static str,
 }
 
 #[derive(Clone, Copy)]
@@ -49,15 +52,45 @@ enum Kind {
 }
 
 const SYSTEMS: &[System] = &[
-    System { name: "greenwave", store: Store::Postgres, kind: Kind::Ours },
-    System { name: "graphile_worker_rs", store: Store::Postgres, kind: Kind::Rust },
-    System { name: "apalis-postgres", store: Store::Postgres, kind: Kind::Rust },
-    System { name: "riverqueue", store: Store::Postgres, kind: Kind::Rust },
-    System { name: "graphile-worker", store: Store::Postgres, kind: Kind::Node },
-    System { name: "pg-boss", store: Store::Postgres, kind: Kind::Node },
-    System { name: "bullmq", store: Store::Redis, kind: Kind::Node },
-    System { name: "greenwave-sqlite", store: Store::Sqlite, kind: Kind::Ours },
-    System { name: "riverqueue-sqlite", store: Store::Sqlite, kind: Kind::Rust },
+    System {
+        name: "greenwave",
+        store: Store::Postgres,
+        kind: Kind::Ours,
+        unfinished: "SELECT FROM greenwave_jobs",
+    },
+    System {
+        name: "graphile_worker_rs",
+        store: Store::Postgres,
+        kind: Kind::Rust,
+        unfinished: "SELECT FROM graphile_worker._private_jobs",
+    },
+    System {
+        name: "apalis-postgres",
+        store: Store::Postgres,
+        kind: Kind::Rust,
+        unfinished: "SELECT FROM apalis.jobs WHERE status <> 'Done'",
+    },
+    System {
+        name: "riverqueue",
+        store: Store::Postgres,
+        kind: Kind::Rust,
+        unfinished: "SELECT FROM river_job WHERE state <> 'completed'",
+    },
+    System {
+        name: "graphile-worker",
+        store: Store::Postgres,
+        kind: Kind::Node,
+        unfinished: "SELECT FROM graphile_worker._private_jobs",
+    },
+    System {
+        name: "pg-boss",
+        store: Store::Postgres,
+        kind: Kind::Node,
+        unfinished: "SELECT FROM pgboss.job WHERE state < 'completed'",
+    },
+    System { name: "bullmq", store: Store::Redis, kind: Kind::Node, unfinished: "" },
+    System { name: "greenwave-sqlite", store: Store::Sqlite, kind: Kind::Ours, unfinished: "" },
+    System { name: "riverqueue-sqlite", store: Store::Sqlite, kind: Kind::Rust, unfinished: "" },
 ];
 
 const ACTIONS: &[&str] = &["insert", "drain", "push", "latency"];
@@ -129,7 +162,17 @@ fn run(command: &mut Command) {
     );
 }
 
+/// Waits until no job is unfinished.
+async fn finished(url: &str, unfinished: &str) {
+    let mut conn = sqlx::PgConnection::connect(url).await.unwrap();
+    let query = format!("SELECT EXISTS ({unfinished})");
+    while sqlx::query_scalar(sqlx::AssertSqlSafe(query.as_str())).fetch_one(&mut conn).await.unwrap() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 struct Rig {
+    runtime: tokio::runtime::Runtime,
     postgres: Server,
     redis: Server,
     folder: tempfile::TempDir,
@@ -139,6 +182,7 @@ impl Rig {
     fn start() -> Rig {
         let settings = ["fsync=on", "shared_buffers=512MB", "max_wal_size=4GB"];
         Rig {
+            runtime: tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap(),
             postgres: Server::postgres_with(&settings),
             redis: Server::redis(),
             folder: tempfile::tempdir().unwrap(),
@@ -161,11 +205,13 @@ impl Rig {
                 self.psql(&url, "CHECKPOINT");
             }
         }
-        self.watch(self.spawn(system, action, &url, count), system.store, count)
+        let unfinished = if action == "drain" { system.unfinished } else { "" };
+        self.watch(self.spawn(system, action, &url, count), (system.store, &url, unfinished), count)
     }
 
     /// Follows a process to its end.
-    fn watch(&self, mut child: Child, store: Store, count: usize) -> Option<Measured> {
+    fn watch(&self, mut child: Child, place: (Store, &str, &str), count: usize) -> Option<Measured> {
+        let (store, url, unfinished) = place;
         let now = |child: &Child| (Instant::now(), own_cpu(child.id()), self.database_cpu(store));
         let (mut began, mut measured) = (None, None);
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -174,11 +220,15 @@ impl Rig {
                 began = Some(now(&child));
             } else if line == "end" {
                 let (began, own, database) = began?;
+                if !unfinished.is_empty() {
+                    self.runtime.block_on(finished(url, unfinished));
+                }
                 let (ended, own_then, database_then) = now(&child);
                 let each = |cpu: Duration| cpu.as_secs_f64() * 1e6 / count as f64;
                 let rate = count as f64 / (ended - began).as_secs_f64();
                 let (own, database) = (each(own_then - own), each(database_then - database));
                 measured = Some(Measured { rate, own, database, ..Measured::default() });
+                let _ = child.kill();
             } else if let Some(list) = line.strip_prefix("latency ") {
                 let mut taken: Vec<f64> = list.split(' ').map(|one| one.parse().unwrap()).collect();
                 taken.sort_by(f64::total_cmp);

@@ -96,6 +96,8 @@ async fn drain<B: Backend>(queue: Queue<B>, count: usize) {
     tokio::spawn(worker.run(CancellationToken::new()));
     all.notified().await;
     println!("end");
+    // The benchmark ends this process when all is recorded.
+    sleep(Duration::from_secs(10)).await;
 }
 
 async fn latency<B: Backend>(queue: Queue<B>, count: usize) {

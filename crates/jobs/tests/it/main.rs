@@ -6,6 +6,8 @@ mod rules;
 mod support;
 
 #[cfg(feature = "postgres")]
+mod kill_rounds;
+#[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;

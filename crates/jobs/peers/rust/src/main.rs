@@ -87,11 +87,17 @@ async fn act(peer: impl Peer, action: &str, count: usize) -> Result<()> {
             peer.work(seen.clone()).await?;
             seen.0.all.notified().await;
             println!("end");
+            linger().await;
             Ok(())
         }
         "latency" => latency(peer, count).await,
         other => bail!("no action is called {other}"),
     }
+}
+
+/// The benchmark ends this process when all is recorded.
+async fn linger() {
+    sleep(Duration::from_secs(10)).await;
 }
 
 async fn fill(peer: &impl Peer, count: usize) -> Result<()> {
