@@ -6,22 +6,26 @@ mod config;
 mod dead;
 mod deadline;
 mod error;
+mod inspect;
 mod job;
+mod objectives;
 mod queue;
 pub mod telemetry;
 mod unique;
 mod wakeups;
 mod worker;
 
-pub use backends::Backend;
 #[cfg(feature = "postgres")]
 pub use backends::postgres::Postgres;
 #[cfg(feature = "sqlite")]
 pub use backends::sqlite::Sqlite;
+pub use backends::{Backend, SqlBackend};
 pub use config::WorkerConfig;
 pub use dead::{AttemptError, DeadJob, DeadReason};
 pub use error::Error;
+pub use inspect::{JobDetails, JobFilter, JobPage, JobState, JobSummary, QueueOverview, StateCounts};
 pub use job::{Job, JobContext, JobId, PushOptions, Pushed};
+pub use objectives::ObjectiveConfig;
 pub use queue::{Queue, QueueStats};
 pub use unique::{Unique, UniqueStates};
 pub use worker::Worker;

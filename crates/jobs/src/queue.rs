@@ -6,6 +6,7 @@ use serde::Serialize;
 use crate::backends::Backend;
 use crate::dead::DeadJob;
 use crate::deadline::{in_time, within};
+use crate::inspect::Counts;
 use crate::job::{NewJob, Pushed};
 use crate::wakeups::Wakeups;
 use crate::{Error, Job, JobId, PushOptions, telemetry};
@@ -17,6 +18,7 @@ use crate::{Error, Job, JobId, PushOptions, telemetry};
 pub struct Queue<B> {
     pub(crate) store: B,
     pub(crate) wakeups: Arc<Wakeups>,
+    pub(crate) counts: Arc<Counts>,
 }
 
 /// How many jobs there are.
@@ -45,7 +47,7 @@ const MIGRATION: Duration = Duration::from_secs(5 * 60);
 
 impl<B: Backend> Queue<B> {
     pub(crate) fn over(store: B) -> Self {
-        Queue { store, wakeups: Arc::default() }
+        Queue { store, wakeups: Arc::default(), counts: Arc::default() }
     }
 
     /// Creates or updates the queue's tables, all named `greenwave_jobs…`.

@@ -1,5 +1,6 @@
 //! What the worker and the queue ask of a database.
 
+pub(crate) mod inspect;
 #[cfg(feature = "postgres")]
 pub(crate) mod postgres;
 #[cfg(feature = "sqlite")]
@@ -18,6 +19,9 @@ use crate::{Error, JobId};
 
 /// A database that can hold a [`Queue`](crate::Queue): `Postgres` or `Sqlite`. Sealed.
 pub trait Backend: Store {}
+
+/// A database of which more can be asked than of a stream: `Postgres` or `Sqlite`. Sealed.
+pub trait SqlBackend: Backend + inspect::InspectStore {}
 
 /// One hold of one job. Settling a job names its lease, so it has no effect once another worker has the job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -151,6 +155,14 @@ pub trait Store: Clone + Send + Sync + 'static {
     /// The latest dead jobs, newest first.
     fn dead(&self, limit: usize) -> impl Future<Output = Result<Vec<DeadJob>, Error>> + Send;
     fn retry_dead(&self, id: JobId) -> impl Future<Output = Result<bool, Error>> + Send;
+
+    /// Measures those of the queues that no other worker observes, and claims them for so long.
+    fn observe(
+        &self,
+        holder: i64,
+        queues: &[&str],
+        hold: Duration,
+    ) -> impl Future<Output = Result<Vec<inspect::Observed>, Error>> + Send;
 
     /// Tells other processes that a queue (or any, if none is named) has something new; soon, and without a promise.
     fn announce(&self, queue: Option<&'static str>);

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backends::Backend;
 use crate::deadline::in_time;
 use crate::error::chain;
-use crate::{BoxError, Error, Job, JobContext, Queue, WorkerConfig};
+use crate::{BoxError, Error, Job, JobContext, Queue, WorkerConfig, objectives};
 use fetch::Fetcher;
 use handlers::Handlers;
 use leases::Leases;
@@ -120,6 +120,7 @@ impl<B: Backend> Worker<B> {
         let leases = Arc::new(Leases::default());
         let settling = settle::settle(queue.store.clone(), settlements, config.max_batch);
         let keeping = leases::keep(queue.store.clone(), Arc::clone(&leases), config.lease);
+        let observing = objectives::watch(queue.store.clone(), handlers.queues(), config.objectives.clone());
         let listening = queue.store.listen(Arc::clone(&queue.wakeups));
         let too_late = {
             let (cancel, patience) = (cancel.clone(), config.grace.saturating_add(FLUSH_DEADLINE));
@@ -135,6 +136,7 @@ impl<B: Backend> Worker<B> {
             ((), ()) = async { tokio::join!(fetching, settling) } => {}
             () = keeping => {}
             () = listening => {}
+            () = observing => {}
             () = too_late => tracing::warn!(
                 "the worker stopped before all results were recorded; their jobs run again when the leases end"
             ),

@@ -1,5 +1,6 @@
 //! PostgreSQL: rows are locked by `FOR UPDATE SKIP LOCKED`, time is the server's.
 
+mod inspect;
 mod notify;
 mod push;
 mod settle;
@@ -12,8 +13,9 @@ use sqlx::{PgConnection, PgPool, Transaction};
 
 use super::{
     Backend, Burial, Completion, Exchanged, Kept, LEASE_ENDED, Lease, LeasedJob, MAINTENANCE_BATCH, Retry,
-    Store, Upkeep, Want,
+    SqlBackend, Store, Upkeep, Want,
 };
+use crate::backends::inspect::Observed;
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
 use crate::error::postgres;
 use crate::job::{NewJob, Pushed, millis};
@@ -31,6 +33,7 @@ pub struct Postgres {
 const MIGRATIONS: &[(i32, &str)] = &[
     (1, include_str!("../../../migrations/postgres/0001_jobs.sql")),
     (2, include_str!("../../../migrations/postgres/0002_positions_and_options.sql")),
+    (6, include_str!("../../../migrations/postgres/0006_admin.sql")),
 ];
 
 /// "greenwav" in ASCII; whoever migrates the queue holds this advisory lock.
@@ -90,6 +93,8 @@ impl Queue<Postgres> {
 }
 
 impl Backend for Postgres {}
+
+impl SqlBackend for Postgres {}
 
 impl Store for Postgres {
     async fn migrate(&self) -> Result<(), Error> {
@@ -164,6 +169,10 @@ impl Store for Postgres {
             SELECT id, queue, name, payload, priority, 0, now(), max_attempts, errors, created_at FROM revived";
         let done = sqlx::query(REVIVE).bind(id.get()).execute(&self.pool).await.map_err(postgres)?;
         Ok(done.rows_affected() == 1)
+    }
+
+    async fn observe(&self, holder: i64, queues: &[&str], hold: Duration) -> Result<Vec<Observed>, Error> {
+        inspect::observe(&self.pool, holder, queues, hold).await.map_err(postgres)
     }
 
     fn announce(&self, queue: Option<&'static str>) {

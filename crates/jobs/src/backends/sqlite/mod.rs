@@ -1,5 +1,6 @@
 //! SQLite: one thread owns one connection; writers take the file's lock with BEGIN IMMEDIATE.
 
+mod inspect;
 mod owner;
 mod settle;
 
@@ -14,8 +15,9 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
 use super::{
     Backend, Burial, Completion, Exchanged, Kept, LEASE_ENDED, Lease, LeasedJob, MAINTENANCE_BATCH, Retry,
-    Store, Upkeep, Want,
+    SqlBackend, Store, Upkeep, Want,
 };
+use crate::backends::inspect::Observed;
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
 use crate::job::{NewJob, Pushed, Start, millis};
 use crate::queue::{QueueStats, encode_all};
@@ -31,6 +33,7 @@ pub struct Sqlite {
 const MIGRATIONS: &[(i32, &str)] = &[
     (1, include_str!("../../../migrations/sqlite/0001_jobs.sql")),
     (2, include_str!("../../../migrations/sqlite/0002_positions_and_options.sql")),
+    (6, include_str!("../../../migrations/sqlite/0006_admin.sql")),
 ];
 
 /// SQLite's own clock, in milliseconds since 1970.
@@ -96,6 +99,8 @@ impl Queue<Sqlite> {
 }
 
 impl Backend for Sqlite {}
+
+impl SqlBackend for Sqlite {}
 
 impl Store for Sqlite {
     async fn migrate(&self) -> Result<(), Error> {
@@ -164,6 +169,17 @@ impl Store for Sqlite {
 
     async fn retry_dead(&self, id: JobId) -> Result<bool, Error> {
         self.owner.write(move |conn| retry_dead(conn, id)).await
+    }
+
+    async fn observe(&self, holder: i64, queues: &[&str], hold: Duration) -> Result<Vec<Observed>, Error> {
+        let queues: Vec<String> = queues.iter().map(|queue| (*queue).to_owned()).collect();
+        let wanted = queues.clone();
+        let may_claim = move |conn: &Connection| inspect::may_claim(conn, holder, &wanted);
+        let claim = move |conn: &Connection| inspect::claim(conn, holder, &queues, hold);
+        match self.owner.write_if(may_claim, claim).await? {
+            Some(claimed) => self.owner.read(move |conn| inspect::measure(conn, &claimed)).await,
+            None => Ok(Vec::new()),
+        }
     }
 
     // SQLite has no signal between processes: their workers poll, which costs an index look-up.
