@@ -119,7 +119,7 @@ impl InspectStore for Postgres {
                 extract(epoch FROM now() - min(run_at) FILTER (WHERE state = 0))::float8
             FROM greenwave_jobs GROUP BY queue, name, state
             UNION ALL
-            SELECT queue, name, 5, count(*), NULL FROM greenwave_jobs_dead GROUP BY queue, name";
+            SELECT queue, name, 5::smallint, count(*), NULL FROM greenwave_jobs_dead GROUP BY queue, name";
         type Row = (String, String, i16, i64, Option<f64>);
         let rows: Vec<Row> = sqlx::query_as(COUNT).fetch_all(&self.pool).await.map_err(postgres)?;
         let counted = |(queue, name, state, jobs, oldest): Row| Counted {
