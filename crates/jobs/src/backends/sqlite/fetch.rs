@@ -20,7 +20,8 @@ pub(super) fn fetch(
     lease: Duration,
 ) -> rusqlite::Result<Vec<LeasedJob>> {
     const READY: &str = "
-        SELECT id, name, version, payload, failures, max_attempts, timeout_ms, run_at, trace, awaited, keep_ms > 0
+        SELECT id, name, version, payload, failures, max_attempts, timeout_ms, run_at, trace, awaited, keep_ms > 0,
+            crashes
         FROM greenwave_jobs WHERE state = 0 AND key IS NULL AND queue = ?1
         ORDER BY priority, position LIMIT ?2";
     let now = now_ms(conn)?;
@@ -47,6 +48,7 @@ pub(super) fn leased(row: &Row<'_>, id: i64, now: i64) -> rusqlite::Result<Lease
         trace: row.get(8)?,
         awaited: row.get(9)?,
         kept: row.get(10)?,
+        crashes: row.get(11)?,
     })
 }
 

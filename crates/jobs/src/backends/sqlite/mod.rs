@@ -4,23 +4,25 @@ mod done;
 mod fetch;
 mod open;
 mod owner;
+mod progress;
 mod push;
 mod settle;
 mod upkeep;
 
-use std::future::{self, Future};
+use std::future::Future;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::Connection;
+use tokio::time::sleep;
 
 use super::{Backend, Burial, Completion, Exchanged, Kept, Lease, Retry, Store, Upkeep, Want};
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
 use crate::job::{NewJob, Pushed};
-use crate::queue::{QueueStats, encode_all};
-use crate::wakeups::Wakeups;
+use crate::queue::QueueStats;
+use crate::wakeups::{Notice, Wakeups};
 use crate::{Error, Job, JobId, PushOptions, Queue, telemetry};
 use owner::Durability::{Lazy, Synced};
 
@@ -79,14 +81,14 @@ impl Queue<Sqlite> {
         job: &J,
         options: PushOptions,
     ) -> Result<Pushed, Error> {
-        let pushed = push::push(conn, &[NewJob::encode(job, &options)?]).map_err(Error::Sqlite)?;
+        let pushed = push::push(conn, &[self.encode(job, &options)?]).map_err(Error::Sqlite)?;
         telemetry::pushed(J::QUEUE, J::NAME, 1);
         pushed.into_iter().next().ok_or(Error::Closed)
     }
 
     /// Stores many jobs of a type in the caller's transaction, or in one of its own. Answers with their ids in order.
     pub fn push_many_in<J: Job>(&self, conn: &Connection, jobs: &[J]) -> Result<Vec<Pushed>, Error> {
-        let pushed = push::push(conn, &encode_all(jobs)?).map_err(Error::Sqlite)?;
+        let pushed = push::push(conn, &self.encode_all(jobs)?).map_err(Error::Sqlite)?;
         telemetry::pushed(J::QUEUE, J::NAME, jobs.len());
         Ok(pushed)
     }
@@ -148,6 +150,10 @@ impl Store for Sqlite {
         self.owner.write(Lazy, move |conn| settle::extend(conn, leases, lease)).await
     }
 
+    async fn report(&self, progress: Vec<(Lease, String)>) -> Result<usize, Error> {
+        self.owner.write(Lazy, move |conn| progress::report(conn, &progress)).await
+    }
+
     async fn release(&self, leases: Vec<Lease>) -> Result<usize, Error> {
         self.owner.write(Synced, move |conn| settle::release(conn, &leases)).await
     }
@@ -172,11 +178,31 @@ impl Store for Sqlite {
         self.owner.write(Synced, move |conn| retry_dead(conn, id)).await
     }
 
-    // SQLite has no signal between processes: their workers poll, which costs an index look-up.
-    fn announce(&self, _queue: Option<&'static str>) {}
+    // SQLite has no signal between processes; `listen` looks for what others have changed.
+    fn announce(&self, _notice: Notice) {}
 
-    fn listen(&self, _wakeups: Arc<Wakeups>) -> impl Future<Output = ()> + Send {
-        future::pending()
+    fn listen(&self, wakeups: Arc<Wakeups>) -> impl Future<Output = ()> + Send {
+        listen(self.owner.clone(), wakeups)
+    }
+}
+
+/// How often a worker looks whether another process has written to the file: a look into shared memory, no more.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Wakes all workers of this process when any other connection has committed, whatever it was.
+async fn listen(owner: owner::Handle, wakeups: Arc<Wakeups>) {
+    let mut seen = None;
+    loop {
+        let look = |conn: &Connection| {
+            // It changes with the commits of other connections only.
+            conn.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get::<_, i64>(0))
+        };
+        if let Ok(version) = owner.read(look).await
+            && seen.replace(version).is_some_and(|seen| seen != version)
+        {
+            wakeups.wake(None);
+        }
+        sleep(LOOK).await;
     }
 }
 
