@@ -159,14 +159,14 @@ pub struct JobSummary {
     pub name: String,
     /// Where it stands.
     pub state: JobState,
-    /// 0 (most urgent) to 9.
-    pub priority: u8,
+    /// 0 (most urgent) to 9; not known of one that is completed, nor is its key.
+    pub priority: Option<u8>,
     /// What it shares limits and turns with.
     pub key: Option<String>,
     /// How many attempts have failed.
     pub failures: u32,
-    /// After how many it is dead.
-    pub max_attempts: u32,
+    /// After how many it is dead; not known of one that is completed.
+    pub max_attempts: Option<u32>,
     /// When it was pushed, by the database's clock, as are all times here.
     #[serde(with = "humantime_serde")]
     pub pushed_at: SystemTime,

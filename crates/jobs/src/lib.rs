@@ -9,9 +9,12 @@ mod error;
 mod inspect;
 mod job;
 mod objectives;
+mod push;
 mod queue;
 pub mod telemetry;
+mod trace;
 mod unique;
+mod verdict;
 mod wakeups;
 mod worker;
 
@@ -28,6 +31,7 @@ pub use job::{Job, JobContext, JobId, PushOptions, Pushed};
 pub use objectives::ObjectiveConfig;
 pub use queue::{Queue, QueueStats};
 pub use unique::{Unique, UniqueStates};
+pub use verdict::{Discard, RetryIn, Snooze};
 pub use worker::Worker;
 
 /// What a handler may fail with: any error, boxed.

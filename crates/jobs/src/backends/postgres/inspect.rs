@@ -40,17 +40,26 @@ macro_rules! summary {
             " AS at_ms, reason, errors -> -1 ->> 'error' AS error"
         )
     };
+    (done) => {
+        concat!(
+            "id, queue, name, 4::smallint AS state, NULL::smallint AS priority, key, attempts - 1 AS failures,
+            NULL::integer AS max_attempts, ",
+            ms!("pushed_at"),
+            " AS pushed_ms, ",
+            ms!("completed_at"),
+            " AS at_ms, NULL::text AS reason, NULL::text AS error"
+        )
+    };
 }
 
 /// Looks at a bounded number of rows from the newest down, of which it answers with those that match. The state is said
 /// to the planner as that of the table's index, so an inner LIMIT alone decides the plan: the primary key, backwards.
 macro_rules! look {
-    ($columns:expr, $table:literal, $state:literal) => {
+    ($columns:expr, $all:literal, $table:literal, $state:literal) => {
         concat!(
             "SELECT ",
             $columns,
-            " FROM (
-                SELECT * FROM ",
+            " FROM (SELECT ", $all, " FROM ",
             $table,
             " WHERE id < $1 AND id >= $2 ORDER BY id DESC LIMIT $8) scanned
             WHERE ($3::text IS NULL OR queue = $3) AND ($4::text IS NULL OR name = $4)
@@ -61,8 +70,11 @@ macro_rules! look {
     };
 }
 
-const LOOK_LIVE: &str = look!(summary!(live), "greenwave_jobs", "($6::smallint IS NULL OR state = $6)");
-const LOOK_DEAD: &str = look!(summary!(dead), "greenwave_jobs_dead", "coalesce($6, 5) = 5");
+const LOOK_LIVE: &str = look!(summary!(live), "*", "greenwave_jobs", "($6::smallint IS NULL OR state = $6)");
+const LOOK_DEAD: &str = look!(summary!(dead), "*", "greenwave_jobs_dead", "coalesce($6, 5) = 5");
+
+const LOOK_DONE: &str =
+    look!(summary!(done), "*, NULL::text AS key", "greenwave_jobs_done", "coalesce($6, 4) = 4");
 
 impl InspectStore for Postgres {
     async fn look(&self, table: Table, filter: &JobFilter) -> Result<Looked, Error> {
@@ -150,10 +162,10 @@ impl FromRow<'_, PgRow> for JobSummary {
             queue: row.try_get("queue")?,
             name: row.try_get("name")?,
             state: JobState::from_code(row.try_get("state")?),
-            priority: row.try_get::<i16, _>("priority")?.try_into().unwrap_or_default(),
+            priority: row.try_get::<Option<i16>, _>("priority")?.and_then(|priority| priority.try_into().ok()),
             key: row.try_get("key")?,
             failures: row.try_get::<i32, _>("failures")?.unsigned_abs(),
-            max_attempts: row.try_get::<i32, _>("max_attempts")?.unsigned_abs(),
+            max_attempts: row.try_get::<Option<i32>, _>("max_attempts")?.map(i32::unsigned_abs),
             pushed_at: time(row.try_get("pushed_ms")?),
             at: time(row.try_get("at_ms")?),
             reason: reason.map(|reason| DeadReason::from_code(&reason)),
@@ -188,7 +200,7 @@ async fn look(pool: &PgPool, table: Table, filter: &JobFilter) -> Result<Looked,
     let (look, floor) = match table {
         Table::Live => (LOOK_LIVE, FLOOR_LIVE),
         Table::Dead => (LOOK_DEAD, FLOOR_DEAD),
-        Table::Done => return Ok(Looked::default()),
+        Table::Done => (LOOK_DONE, FLOOR_DONE),
     };
     let from = filter.from.map_or(i64::MIN, JobId::get);
     let below = filter.below();
@@ -222,6 +234,7 @@ macro_rules! floor {
 
 const FLOOR_LIVE: &str = floor!("greenwave_jobs");
 const FLOOR_DEAD: &str = floor!("greenwave_jobs_dead");
+const FLOOR_DONE: &str = floor!("greenwave_jobs_done");
 
 async fn job(pool: &PgPool, id: JobId) -> Result<Option<JobDetails>, sqlx::Error> {
     const LIVE: &str = concat!(
@@ -237,7 +250,15 @@ async fn job(pool: &PgPool, id: JobId) -> Result<Option<JobDetails>, sqlx::Error
             NULL::bigint AS lease_id, 0 AS pending, awaited, timeout_ms, keep_ms, trace
         FROM greenwave_jobs_dead WHERE id = $1"
     );
-    for sql in [LIVE, DEAD] {
+    const DONE: &str = concat!(
+        "SELECT ",
+        summary!(done),
+        ", version, payload::text, '[]' AS errors, 0 AS crashes, NULL::text AS progress, result::text,
+            NULL::bigint AS lease_id, 0 AS pending, false AS awaited, NULL::bigint AS timeout_ms,
+            (extract(epoch FROM expires_at - completed_at) * 1000)::bigint AS keep_ms, NULL::text AS trace
+        FROM (SELECT *, NULL::text AS key FROM greenwave_jobs_done WHERE id = $1) done"
+    );
+    for sql in [LIVE, DEAD, DONE] {
         if let Some(job) = sqlx::query_as(sql).bind(id.get()).fetch_optional(pool).await? {
             return Ok(Some(job));
         }

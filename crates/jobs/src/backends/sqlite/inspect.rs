@@ -1,15 +1,21 @@
 //! Inspection and its actions.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 
-use super::{Sqlite, now};
+use super::owner::Durability::{Lazy, Synced};
+use super::owner::Handle;
+use super::{Sqlite, draw, now};
 use crate::backends::inspect::{Counted, InspectStore, Looked, MAX_SCAN, Observed, Table};
 use crate::dead::{DeadReason, read_errors, time};
 use crate::inspect::{JobDetails, JobFilter, JobState, JobSummary, json};
 use crate::job::millis;
 use crate::{Error, JobId};
+
+/// How long a connection beside the owner's waits for a lock, which readers seldom meet.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The columns of a summary.
 macro_rules! summary {
@@ -21,16 +27,19 @@ macro_rules! summary {
         "id, queue, name, 5 AS state, priority, key, attempts AS failures, max_attempts, created_at AS pushed_ms,
         died_at AS at_ms, reason, errors ->> '$[#-1].error' AS error"
     };
+    (done) => {
+        "id, queue, name, 4 AS state, NULL AS priority, key, attempts - 1 AS failures, NULL AS max_attempts,
+        pushed_at AS pushed_ms, completed_at AS at_ms, NULL AS reason, NULL AS error"
+    };
 }
 
 /// Looks at a bounded number of rows from the newest down, of which it answers with those that match.
 macro_rules! look {
-    ($columns:expr, $table:literal, $state:literal) => {
+    ($columns:expr, $all:literal, $table:literal, $state:literal) => {
         concat!(
             "SELECT ",
             $columns,
-            " FROM (
-                SELECT * FROM ",
+            " FROM (SELECT ", $all, " FROM ",
             $table,
             " WHERE id < ?1 AND id >= ?2 ORDER BY id DESC LIMIT ?8)
             WHERE (?3 IS NULL OR queue = ?3) AND (?4 IS NULL OR name = ?4) AND (?5 IS NULL OR key = ?5)
@@ -59,11 +68,11 @@ impl InspectStore for Sqlite {
     }
 
     async fn cancel(&self, ids: Vec<i64>) -> Result<Vec<JobId>, Error> {
-        self.owner.write(move |conn| cancel(conn, &ids)).await
+        self.owner.write(Synced, move |conn| cancel(conn, &ids)).await
     }
 
     async fn revive(&self, ids: Vec<i64>) -> Result<u64, Error> {
-        self.owner.write(move |conn| revive(conn, &ids)).await
+        self.owner.write(Synced, move |conn| revive(conn, &ids)).await
     }
 
     async fn discard(&self, ids: Vec<i64>) -> Result<u64, Error> {
@@ -71,11 +80,11 @@ impl InspectStore for Sqlite {
             let mut delete = conn.prepare_cached("DELETE FROM greenwave_jobs_dead WHERE id = ?1")?;
             ids.iter().map(|id| delete.execute([id]).map(|rows| rows as u64)).sum()
         };
-        self.owner.write(discard).await
+        self.owner.write(Synced, discard).await
     }
 
     async fn count(&self) -> Result<Vec<Counted>, Error> {
-        self.owner.read(count).await
+        beside(&self.owner, count).await
     }
 
     async fn paused(&self) -> Result<Vec<String>, Error> {
@@ -85,13 +94,17 @@ impl InspectStore for Sqlite {
 
 fn look(conn: &Connection, table: Table, filter: &JobFilter) -> rusqlite::Result<Looked> {
     const LIVE: [&str; 2] =
-        [look!(summary!(live), "greenwave_jobs", "(?6 IS NULL OR state = ?6)"), floor!("greenwave_jobs")];
+        [look!(summary!(live), "*", "greenwave_jobs", "(?6 IS NULL OR state = ?6)"), floor!("greenwave_jobs")];
     const DEAD: [&str; 2] =
-        [look!(summary!(dead), "greenwave_jobs_dead", "coalesce(?6, 5) = 5"), floor!("greenwave_jobs_dead")];
+        [look!(summary!(dead), "*", "greenwave_jobs_dead", "coalesce(?6, 5) = 5"), floor!("greenwave_jobs_dead")];
+    const DONE: [&str; 2] = [
+        look!(summary!(done), "*, NULL AS key", "greenwave_jobs_done", "coalesce(?6, 4) = 4"),
+        floor!("greenwave_jobs_done"),
+    ];
     let [look, floor] = match table {
         Table::Live => LIVE,
         Table::Dead => DEAD,
-        Table::Done => return Ok(Looked::default()),
+        Table::Done => DONE,
     };
     let from = filter.from.map_or(i64::MIN, JobId::get);
     let below = filter.below();
@@ -162,7 +175,14 @@ fn job(conn: &Connection, id: JobId) -> rusqlite::Result<Option<JobDetails>> {
         ", version, payload, errors, 0 AS crashes, progress, NULL AS result, NULL AS lease_id, 0 AS pending, awaited,
         timeout_ms, keep_ms, trace FROM greenwave_jobs_dead WHERE id = ?1"
     );
-    for sql in [LIVE, DEAD] {
+    const DONE: &str = concat!(
+        "SELECT ",
+        summary!(done),
+        ", version, payload, '[]' AS errors, 0 AS crashes, NULL AS progress, result, NULL AS lease_id, 0 AS pending,
+        false AS awaited, NULL AS timeout_ms, expires_at - completed_at AS keep_ms, NULL AS trace
+        FROM (SELECT *, NULL AS key FROM greenwave_jobs_done WHERE id = ?1)"
+    );
+    for sql in [LIVE, DEAD, DONE] {
         if let Some(job) = conn.prepare_cached(sql)?.query_row([id.get()], details).optional()? {
             return Ok(Some(job));
         }
@@ -198,15 +218,15 @@ fn revive(conn: &Connection, ids: &[i64]) -> rusqlite::Result<u64> {
             keep_ms, awaited, trace, position)
         SELECT id, queue, name, version, payload, priority, key, 0, ",
         now!(),
-        ", max_attempts, errors, created_at, timeout_ms, keep_ms, awaited, trace,
-            (SELECT coalesce(max(seq), 0) + 1 FROM sqlite_sequence WHERE name = 'greenwave_jobs')
+        ", max_attempts, errors, created_at, timeout_ms, keep_ms, awaited, trace, ?2
         FROM greenwave_jobs_dead WHERE id = ?1"
     );
     let mut revive = conn.prepare_cached(REVIVE)?;
     let mut delete = conn.prepare_cached("DELETE FROM greenwave_jobs_dead WHERE id = ?1")?;
     let mut revived = 0;
-    for id in ids {
-        revived += revive.execute([id])? as u64;
+    let positions = draw(conn, ids.len())?;
+    for (id, position) in ids.iter().zip(positions) {
+        revived += revive.execute([*id, position])? as u64;
         delete.execute([id])?;
     }
     Ok(revived)
@@ -237,8 +257,43 @@ fn age(ms: i64) -> Duration {
     Duration::from_millis(ms.try_into().unwrap_or(0))
 }
 
+/// Reads on a connection of its own, so that nobody waits while much is read; what has no file, where everybody does.
+async fn beside<T: Send + 'static>(
+    owner: &Handle,
+    read: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+) -> Result<T, Error> {
+    let path = owner.read(|conn| Ok(conn.path().map(PathBuf::from))).await?;
+    let Some(path) = path.filter(|path| !path.as_os_str().is_empty()) else { return owner.read(read).await };
+    let read = move || {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut conn = Connection::open_with_flags(path, flags)?;
+        conn.busy_timeout(BUSY_TIMEOUT)?;
+        let tx = conn.transaction()?;
+        read(&tx)
+    };
+    tokio::task::spawn_blocking(read).await.map_err(|_| Error::Closed)?.map_err(Error::Sqlite)
+}
+
+/// Claims the queues that nobody else observes, and measures them.
+pub(super) async fn observe(
+    owner: &Handle,
+    holder: i64,
+    queues: &[&str],
+    hold: Duration,
+) -> Result<Vec<Observed>, Error> {
+    let queues: Vec<String> = queues.iter().map(|queue| (*queue).to_owned()).collect();
+    let wanted = queues.clone();
+    let look = move |conn: &Connection| Ok((!may_claim(conn, holder, &wanted)?).then(Vec::new));
+    let claimed =
+        owner.look_then_write(Lazy, look, move |conn| claim(conn, holder, &queues, hold)).await?;
+    if claimed.is_empty() {
+        return Ok(Vec::new());
+    }
+    beside(owner, move |conn| measure(conn, &claimed)).await
+}
+
 /// Claims those of the queues that nobody else observes.
-pub(super) fn claim(
+fn claim(
     conn: &Connection,
     holder: i64,
     queues: &[String],
@@ -262,7 +317,7 @@ pub(super) fn claim(
 }
 
 /// True unless others observe all of the queues.
-pub(super) fn may_claim(conn: &Connection, holder: i64, queues: &[String]) -> rusqlite::Result<bool> {
+fn may_claim(conn: &Connection, holder: i64, queues: &[String]) -> rusqlite::Result<bool> {
     const OTHERS: &str = concat!(
         "SELECT EXISTS (SELECT 1 FROM greenwave_jobs_observers WHERE queue = ?1 AND holder <> ?2 AND until >= ",
         now!(),
@@ -277,7 +332,7 @@ pub(super) fn may_claim(conn: &Connection, holder: i64, queues: &[String]) -> ru
     Ok(false)
 }
 
-pub(super) fn measure(conn: &Connection, queues: &[String]) -> rusqlite::Result<Vec<Observed>> {
+fn measure(conn: &Connection, queues: &[String]) -> rusqlite::Result<Vec<Observed>> {
     // The head of each priority is the oldest of it; of jobs with keys, which have no such order, ten thousand are asked.
     const MEASURE: &str = concat!(
         "WITH RECURSIVE priorities (p) AS (SELECT 0 UNION ALL SELECT p + 1 FROM priorities WHERE p < 9)

@@ -72,7 +72,7 @@ where
     let listed = queue.list(&any).await.unwrap();
     assert_eq!(listed.next, None);
     let (live, dead) = (&listed.jobs[0], &listed.jobs[3]);
-    assert_eq!((live.priority, live.key.as_deref(), live.failures), (1, Some("b"), 0));
+    assert_eq!((live.priority, live.key.as_deref(), live.failures), (Some(1), Some("b"), 0));
     assert!(live.at.duration_since(live.pushed_at).unwrap() >= Duration::from_secs(3599));
     assert_eq!(
         (dead.reason, dead.failures, dead.error.as_deref()),
