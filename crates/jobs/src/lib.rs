@@ -7,9 +7,12 @@ mod dead;
 mod deadline;
 mod error;
 mod job;
+mod push;
 mod queue;
 pub mod telemetry;
+mod trace;
 mod unique;
+mod verdict;
 mod wakeups;
 mod worker;
 
@@ -24,6 +27,7 @@ pub use error::Error;
 pub use job::{Job, JobContext, JobId, PushOptions, Pushed};
 pub use queue::{Queue, QueueStats};
 pub use unique::{Unique, UniqueStates};
+pub use verdict::{Discard, RetryIn, Snooze};
 pub use worker::Worker;
 
 /// What a handler may fail with: any error, boxed.

@@ -4,6 +4,7 @@ mod done;
 mod fetch;
 mod lanes;
 mod notify;
+mod progress;
 mod push;
 mod settle;
 mod upkeep;
@@ -22,8 +23,8 @@ use super::{
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
 use crate::error::{chain, postgres};
 use crate::job::{NewJob, Pushed};
-use crate::queue::{QueueStats, encode_all};
-use crate::wakeups::Wakeups;
+use crate::queue::QueueStats;
+use crate::wakeups::{Notice, Wakeups};
 use crate::{Error, Job, JobId, PushOptions, Queue, telemetry};
 use lanes::Lanes;
 
@@ -88,7 +89,7 @@ impl Queue<Postgres> {
         job: &J,
         options: PushOptions,
     ) -> Result<Pushed, Error> {
-        let pushed = push::push(conn, vec![NewJob::encode(job, &options)?]).await?;
+        let pushed = push::push(conn, vec![self.encode(job, &options)?]).await?;
         telemetry::pushed(J::QUEUE, J::NAME, 1);
         pushed.into_iter().next().ok_or(Error::Closed)
     }
@@ -99,7 +100,7 @@ impl Queue<Postgres> {
         conn: &mut PgConnection,
         jobs: &[J],
     ) -> Result<Vec<Pushed>, Error> {
-        let ids = push::push(conn, encode_all(jobs)?).await?;
+        let ids = push::push(conn, self.encode_all(jobs)?).await?;
         telemetry::pushed(J::QUEUE, J::NAME, jobs.len());
         Ok(ids)
     }
@@ -158,6 +159,13 @@ impl Store for Postgres {
         Ok(held)
     }
 
+    async fn report(&self, progress: Vec<(Lease, String)>) -> Result<usize, Error> {
+        let mut lane = self.settling.take().await.map_err(postgres)?;
+        let reported = progress::report(&mut lane, progress).await.map_err(postgres)?;
+        self.settling.give(lane);
+        Ok(reported)
+    }
+
     async fn release(&self, leases: Vec<Lease>) -> Result<usize, Error> {
         let mut lane = self.settling.take().await.map_err(postgres)?;
         let released = settle::release(&mut lane, leases).await.map_err(postgres)?;
@@ -206,8 +214,8 @@ impl Store for Postgres {
         Ok(done.rows_affected() == 1)
     }
 
-    fn announce(&self, queue: Option<&'static str>) {
-        self.announcer.announce(queue.unwrap_or_default());
+    fn announce(&self, notice: Notice) {
+        self.announcer.announce(notice);
     }
 
     fn listen(&self, wakeups: Arc<Wakeups>) -> impl Future<Output = ()> + Send {
