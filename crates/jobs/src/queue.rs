@@ -51,8 +51,13 @@ const MIGRATION: Duration = Duration::from_secs(5 * 60);
 
 impl<B: Backend> Queue<B> {
     pub(crate) fn over(store: B) -> Self {
-        Queue { store, wakeups: Arc::default(), counts: Arc::default(),
-            pushes: Arc::default(), traceparent: Traceparent::default() }
+        Queue {
+            store,
+            wakeups: Arc::default(),
+            counts: Arc::default(),
+            pushes: Arc::default(),
+            traceparent: Traceparent::default(),
+        }
     }
 
     /// Stores with each job the [W3C traceparent](https://www.w3.org/TR/trace-context/) that this function answers, so

@@ -59,7 +59,9 @@ macro_rules! look {
         concat!(
             "SELECT ",
             $columns,
-            " FROM (SELECT ", $all, " FROM ",
+            " FROM (SELECT ",
+            $all,
+            " FROM ",
             $table,
             " WHERE id < $1 AND id >= $2 ORDER BY id DESC LIMIT $8) scanned
             WHERE ($3::text IS NULL OR queue = $3) AND ($4::text IS NULL OR name = $4)
@@ -162,7 +164,9 @@ impl FromRow<'_, PgRow> for JobSummary {
             queue: row.try_get("queue")?,
             name: row.try_get("name")?,
             state: JobState::from_code(row.try_get("state")?),
-            priority: row.try_get::<Option<i16>, _>("priority")?.and_then(|priority| priority.try_into().ok()),
+            priority: row
+                .try_get::<Option<i16>, _>("priority")?
+                .and_then(|priority| priority.try_into().ok()),
             key: row.try_get("key")?,
             failures: row.try_get::<i32, _>("failures")?.unsigned_abs(),
             max_attempts: row.try_get::<Option<i32>, _>("max_attempts")?.map(i32::unsigned_abs),

@@ -39,7 +39,9 @@ macro_rules! look {
         concat!(
             "SELECT ",
             $columns,
-            " FROM (SELECT ", $all, " FROM ",
+            " FROM (SELECT ",
+            $all,
+            " FROM ",
             $table,
             " WHERE id < ?1 AND id >= ?2 ORDER BY id DESC LIMIT ?8)
             WHERE (?3 IS NULL OR queue = ?3) AND (?4 IS NULL OR name = ?4) AND (?5 IS NULL OR key = ?5)
@@ -93,10 +95,14 @@ impl InspectStore for Sqlite {
 }
 
 fn look(conn: &Connection, table: Table, filter: &JobFilter) -> rusqlite::Result<Looked> {
-    const LIVE: [&str; 2] =
-        [look!(summary!(live), "*", "greenwave_jobs", "(?6 IS NULL OR state = ?6)"), floor!("greenwave_jobs")];
-    const DEAD: [&str; 2] =
-        [look!(summary!(dead), "*", "greenwave_jobs_dead", "coalesce(?6, 5) = 5"), floor!("greenwave_jobs_dead")];
+    const LIVE: [&str; 2] = [
+        look!(summary!(live), "*", "greenwave_jobs", "(?6 IS NULL OR state = ?6)"),
+        floor!("greenwave_jobs"),
+    ];
+    const DEAD: [&str; 2] = [
+        look!(summary!(dead), "*", "greenwave_jobs_dead", "coalesce(?6, 5) = 5"),
+        floor!("greenwave_jobs_dead"),
+    ];
     const DONE: [&str; 2] = [
         look!(summary!(done), "*, NULL AS key", "greenwave_jobs_done", "coalesce(?6, 4) = 4"),
         floor!("greenwave_jobs_done"),
@@ -284,8 +290,7 @@ pub(super) async fn observe(
     let queues: Vec<String> = queues.iter().map(|queue| (*queue).to_owned()).collect();
     let wanted = queues.clone();
     let look = move |conn: &Connection| Ok((!may_claim(conn, holder, &wanted)?).then(Vec::new));
-    let claimed =
-        owner.look_then_write(Lazy, look, move |conn| claim(conn, holder, &queues, hold)).await?;
+    let claimed = owner.look_then_write(Lazy, look, move |conn| claim(conn, holder, &queues, hold)).await?;
     if claimed.is_empty() {
         return Ok(Vec::new());
     }
@@ -293,12 +298,7 @@ pub(super) async fn observe(
 }
 
 /// Claims those of the queues that nobody else observes.
-fn claim(
-    conn: &Connection,
-    holder: i64,
-    queues: &[String],
-    hold: Duration,
-) -> rusqlite::Result<Vec<String>> {
+fn claim(conn: &Connection, holder: i64, queues: &[String], hold: Duration) -> rusqlite::Result<Vec<String>> {
     const CLAIM: &str = concat!(
         "INSERT INTO greenwave_jobs_observers AS o (queue, holder, until) VALUES (?1, ?2, ",
         now!(),
