@@ -30,6 +30,20 @@ pub enum Error {
     #[error("the worker cannot run: {0}")]
     Worker(String),
 
+    /// The queue has as many ready jobs as its [`max_waiting`](crate::QueueLimits::max_waiting) allows; nothing was
+    /// stored. Push again later, or do without.
+    #[error("queue `{queue}` is full: {max_waiting} jobs may wait in it")]
+    Full {
+        /// The queue.
+        queue: String,
+        /// Its bound.
+        max_waiting: u64,
+    },
+
+    /// What was asked for makes no sense, and was not done.
+    #[error("{0}")]
+    Invalid(String),
+
     /// The database did not answer in time: it or the network hangs, or another process holds a lock.
     #[error("the queue's database did not answer within {0:?}")]
     Timeout(std::time::Duration),

@@ -7,13 +7,14 @@ mod dead;
 mod deadline;
 mod error;
 mod job;
+mod limits;
 mod queue;
 pub mod telemetry;
 mod unique;
 mod wakeups;
 mod worker;
 
-pub use backends::Backend;
+pub use backends::{Backend, SqlBackend};
 #[cfg(feature = "postgres")]
 pub use backends::postgres::Postgres;
 #[cfg(feature = "sqlite")]
@@ -22,6 +23,7 @@ pub use config::WorkerConfig;
 pub use dead::{AttemptError, DeadJob, DeadReason};
 pub use error::Error;
 pub use job::{Job, JobContext, JobId, PushOptions, Pushed};
+pub use limits::{QueueLimits, Rate};
 pub use queue::{Queue, QueueStats};
 pub use unique::{Unique, UniqueStates};
 pub use worker::Worker;

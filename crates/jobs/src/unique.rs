@@ -1,4 +1,8 @@
+use std::collections::HashMap;
 use std::time::Duration;
+
+use crate::Error;
+use crate::job::{NewJob, millis};
 
 /// What makes two jobs the same, and for how long.
 ///
@@ -79,4 +83,71 @@ impl Unique {
         self.states.dead = true;
         self
     }
+}
+
+/// Longer keys would not fit their index in every encoding.
+const MAX_KEY_BYTES: usize = 1024;
+
+/// Refuses a key that no index takes.
+pub(crate) fn check_key(job: &str, what: &str, key: &str) -> Result<(), Error> {
+    if key.len() > MAX_KEY_BYTES {
+        return Err(Error::Invalid(format!("the {what} of job `{job}` is longer than {MAX_KEY_BYTES} bytes")));
+    }
+    if key.contains('\0') {
+        return Err(Error::Invalid(format!("the {what} of job `{job}` contains a NUL")));
+    }
+    Ok(())
+}
+
+impl Unique {
+    pub(crate) fn check(&self, job: &str) -> Result<(), Error> {
+        check_key(job, "unique key", &self.key)?;
+        if self.states.completed && self.window.is_none() {
+            return Err(Error::Invalid(format!(
+                "job `{job}` would hold its unique key for ever once it is completed: give it a window"
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl UniqueStates {
+    /// As the databases keep them.
+    pub(crate) fn bits(self) -> i16 {
+        let UniqueStates { waiting, running, completed, dead } = self;
+        i16::from(waiting) | i16::from(running) << 1 | i16::from(completed) << 2 | i16::from(dead) << 3
+    }
+}
+
+/// A key that a pushed job wants.
+#[derive(Debug)]
+pub(crate) struct Claim<'a> {
+    /// Which job of the batch.
+    pub(crate) at: usize,
+    pub(crate) name: &'a str,
+    pub(crate) key: &'a str,
+    pub(crate) window_ms: Option<i64>,
+    pub(crate) states: i16,
+}
+
+/// What a batch claims, each key once, and the jobs that come after another with their key: `(at, first)`.
+pub(crate) fn claims(jobs: &[NewJob]) -> (Vec<Claim<'_>>, Vec<(usize, usize)>) {
+    let (mut claims, mut repeats, mut first) = (Vec::new(), Vec::new(), HashMap::new());
+    for (at, job) in jobs.iter().enumerate() {
+        let Some(unique) = &job.unique else { continue };
+        match first.entry((job.name, unique.key.as_str())) {
+            std::collections::hash_map::Entry::Occupied(first) => repeats.push((at, *first.get())),
+            std::collections::hash_map::Entry::Vacant(free) => {
+                free.insert(at);
+                claims.push(Claim {
+                    at,
+                    name: job.name,
+                    key: &unique.key,
+                    window_ms: unique.window.map(millis),
+                    states: unique.states.bits(),
+                });
+            }
+        }
+    }
+    (claims, repeats)
 }
