@@ -8,9 +8,12 @@ mod deadline;
 mod error;
 mod job;
 mod limits;
+mod push;
 mod queue;
 pub mod telemetry;
+mod trace;
 mod unique;
+mod verdict;
 mod wakeups;
 mod worker;
 
@@ -26,6 +29,7 @@ pub use job::{Job, JobContext, JobId, PushOptions, Pushed};
 pub use limits::{QueueLimits, Rate};
 pub use queue::{Queue, QueueStats};
 pub use unique::{Unique, UniqueStates};
+pub use verdict::{Discard, RetryIn, Snooze};
 pub use worker::Worker;
 
 /// What a handler may fail with: any error, boxed.

@@ -1,6 +1,7 @@
 //! SQLite: one thread owns one connection; writers take the file's lock with BEGIN IMMEDIATE.
 
 mod owner;
+mod progress;
 mod settle;
 
 use std::cell::Cell;
@@ -18,8 +19,8 @@ use super::{
 };
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
 use crate::job::{NewJob, Pushed, Start, millis};
-use crate::queue::{QueueStats, encode_all};
-use crate::wakeups::Wakeups;
+use crate::queue::QueueStats;
+use crate::wakeups::{Notice, Wakeups};
 use crate::{Error, Job, JobId, PushOptions, Queue, telemetry};
 
 /// A queue in an SQLite file.
@@ -79,7 +80,7 @@ impl Queue<Sqlite> {
         job: &J,
         options: PushOptions,
     ) -> Result<Pushed, Error> {
-        let id = insert(conn, &NewJob::encode(job, &options)?).map_err(Error::Sqlite)?;
+        let id = insert(conn, &self.encode(job, &options)?).map_err(Error::Sqlite)?;
         telemetry::pushed(J::QUEUE, J::NAME, 1);
         Ok(id)
     }
@@ -88,7 +89,7 @@ impl Queue<Sqlite> {
     ///
     /// Outside a transaction each is stored by itself, and an error leaves the first of them stored.
     pub fn push_many_in<J: Job>(&self, conn: &Connection, jobs: &[J]) -> Result<Vec<Pushed>, Error> {
-        let jobs = encode_all(jobs)?;
+        let jobs = self.encode_all(jobs)?;
         let ids: Result<_, _> = jobs.iter().map(|job| insert(conn, job)).collect();
         telemetry::pushed(J::QUEUE, J::NAME, jobs.len());
         ids.map_err(Error::Sqlite)
@@ -142,6 +143,10 @@ impl Store for Sqlite {
         self.owner.write(move |conn| settle::extend(conn, leases, lease)).await
     }
 
+    async fn report(&self, progress: Vec<(Lease, String)>) -> Result<usize, Error> {
+        self.owner.write(move |conn| progress::report(conn, &progress)).await
+    }
+
     async fn release(&self, leases: Vec<Lease>) -> Result<usize, Error> {
         self.owner.write(move |conn| settle::release(conn, &leases)).await
     }
@@ -167,7 +172,7 @@ impl Store for Sqlite {
     }
 
     // SQLite has no signal between processes: their workers poll, which costs an index look-up.
-    fn announce(&self, _queue: Option<&'static str>) {}
+    fn announce(&self, _notice: Notice) {}
 
     fn listen(&self, _wakeups: Arc<Wakeups>) -> impl Future<Output = ()> + Send {
         future::pending()
@@ -300,13 +305,13 @@ fn fetch(conn: &Connection, queue: &str, limit: usize, lease: Duration) -> rusql
             ORDER BY priority, position LIMIT ?4)
         RETURNING id, name, version, payload, failures, max_attempts, timeout_ms, ",
         now!(),
-        " - run_at, trace, awaited, keep_ms > 0"
+        " - run_at, trace, awaited, keep_ms > 0, crashes, priority, position"
     );
     let id: i64 = conn.prepare_cached(LEASE)?.query_row([], |row| row.get(0))?;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let mut statement = conn.prepare_cached(FETCH)?;
     let jobs = statement.query_map(params![id, millis(lease), queue, limit], |row| {
-        Ok(LeasedJob {
+        let job = LeasedJob {
             lease: Lease { job: row.get::<_, i64>(0)?.into(), id },
             name: row.get(1)?,
             version: row.get(2)?,
@@ -318,11 +323,14 @@ fn fetch(conn: &Connection, queue: &str, limit: usize, lease: Duration) -> rusql
             trace: row.get(8)?,
             awaited: row.get(9)?,
             kept: row.get(10)?,
-        })
+            crashes: row.get(11)?,
+        };
+        Ok(((row.get::<_, i64>(12)?, row.get::<_, i64>(13)?), job))
     })?;
     let mut jobs = jobs.collect::<rusqlite::Result<Vec<_>>>()?;
-    jobs.sort_unstable_by_key(|job| job.lease);
-    Ok(jobs)
+    // RETURNING keeps no order.
+    jobs.sort_unstable_by_key(|(order, _)| *order);
+    Ok(jobs.into_iter().map(|(_, job)| job).collect())
 }
 
 fn stats(conn: &Connection) -> rusqlite::Result<QueueStats> {
