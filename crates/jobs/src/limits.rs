@@ -205,6 +205,20 @@ impl Bounds {
         }
     }
 
+    /// The same right after a count.
+    pub(crate) fn admit_counted(&self, queue: &'static str, jobs: usize) -> Result<(), Error> {
+        match self.admit(queue, jobs) {
+            Admission::Known(known) => known,
+            // Forgotten in this very moment, or the count took its time.
+            Admission::Unbounded | Admission::Unknown => Ok(()),
+        }
+    }
+
+    /// Forgets a queue whose bound was changed.
+    pub(crate) fn forget(&self, queue: &str) {
+        self.lock().remove(queue);
+    }
+
     /// Takes note of a count that began at `began`.
     pub(crate) fn counted(&self, queue: &'static str, max: Option<u64>, waiting: u64, began: Instant) {
         let fresh_for = FRESH.max(began.elapsed().saturating_mul(REST));
@@ -214,4 +228,13 @@ impl Bounds {
     fn lock(&self) -> MutexGuard<'_, HashMap<&'static str, Bound>> {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The limits as they are kept.
+pub(crate) fn read(json: &str) -> Result<QueueLimits, Error> {
+    serde_json::from_str(json).map_err(invalid)
+}
+
+pub(crate) fn invalid(error: serde_json::Error) -> Error {
+    Error::Invalid(format!("the limits in the database are not of this release: {error}"))
 }

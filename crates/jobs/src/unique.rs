@@ -1,5 +1,7 @@
 use std::collections::HashMap;
-use std::time::Duration;
+use std::collections::hash_map::Entry;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::Error;
 use crate::job::{NewJob, millis};
@@ -136,8 +138,8 @@ pub(crate) fn claims(jobs: &[NewJob]) -> (Vec<Claim<'_>>, Vec<(usize, usize)>) {
     for (at, job) in jobs.iter().enumerate() {
         let Some(unique) = &job.unique else { continue };
         match first.entry((job.name, unique.key.as_str())) {
-            std::collections::hash_map::Entry::Occupied(first) => repeats.push((at, *first.get())),
-            std::collections::hash_map::Entry::Vacant(free) => {
+            Entry::Occupied(first) => repeats.push((at, *first.get())),
+            Entry::Vacant(free) => {
                 free.insert(at);
                 claims.push(Claim {
                     at,
@@ -150,4 +152,55 @@ pub(crate) fn claims(jobs: &[NewJob]) -> (Vec<Claim<'_>>, Vec<(usize, usize)>) {
         }
     }
     (claims, repeats)
+}
+
+/// The way of this process through the table of keys, in which it deletes those that nobody holds any more.
+#[derive(Debug, Default)]
+pub(crate) struct Sweep(Mutex<Swept>);
+
+#[derive(Debug, Default)]
+struct Swept {
+    next: Option<Instant>,
+    after: (String, String),
+    batches: usize,
+}
+
+/// How long it rests at the end of the table, and between two batches that had little to delete.
+const REST: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// How many batches one upkeep sweeps at most.
+const MAX_BATCHES: usize = 10;
+
+impl Sweep {
+    /// How many keys one statement looks at.
+    pub(crate) const BATCH: i64 = 2000;
+
+    /// The name and key after which to sweep now; none if it is time to rest.
+    pub(crate) fn begin(&self) -> Option<(String, String)> {
+        let mut swept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if swept.batches >= MAX_BATCHES || swept.next.is_some_and(|next| next > now) {
+            swept.batches = 0;
+            return None;
+        }
+        swept.batches += 1;
+        // Others that ask meanwhile, or ask after an error, rest.
+        swept.next = Some(now + PAUSE);
+        Some(swept.after.clone())
+    }
+
+    /// Takes in how many keys a batch had, how many of them are gone, and the last of them.
+    pub(crate) fn ended(&self, seen: i64, gone: i64, last: Option<(String, String)>) {
+        let mut swept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen < Self::BATCH {
+            swept.after = Default::default();
+            swept.next = Some(Instant::now() + REST);
+        } else {
+            swept.after = last.unwrap_or_default();
+            if gone > seen / 2 {
+                swept.next = None;
+            }
+        }
+    }
 }
