@@ -76,5 +76,4 @@ pub trait InspectStore: Store {
 
     /// Counts live and dead jobs, by reading them all.
     fn count(&self) -> impl Future<Output = Result<Vec<Counted>, Error>> + Send;
-    fn paused(&self) -> impl Future<Output = Result<Vec<String>, Error>> + Send;
 }

@@ -109,7 +109,7 @@ async fn run(
             let done = sqlx::query(COMPLETE).bind(jobs).bind(leases).execute(conn).await?;
             done.rows_affected().try_into().unwrap_or(i64::MAX)
         };
-        return Ok(Exchanged { completed: usize::try_from(completed).unwrap_or(0), jobs: Vec::new() });
+        return Ok(Exchanged { completed: usize::try_from(completed).unwrap_or(0), ..Default::default() });
     };
     let rows = sqlx::query(if kept { EXCHANGE_KEPT } else { EXCHANGE })
         .bind(jobs)
@@ -126,6 +126,7 @@ async fn run(
     marks.fetched(queue, taken.iter().map(|(order, _)| *order));
     taken.sort_unstable_by_key(|(order, _)| *order);
     Ok(Exchanged {
+        again: Default::default(),
         completed: usize::try_from(completed).unwrap_or(0),
         jobs: taken.into_iter().map(|(_, job)| job).collect(),
     })

@@ -145,10 +145,6 @@ impl InspectStore for Postgres {
         };
         Ok(rows.into_iter().map(counted).collect())
     }
-
-    async fn paused(&self) -> Result<Vec<String>, Error> {
-        Ok(Vec::new())
-    }
 }
 
 /// A clock that is set back makes no negative age.

@@ -33,7 +33,7 @@ use lanes::Lanes;
 /// A queue in PostgreSQL, over a sqlx pool.
 #[derive(Debug, Clone)]
 pub struct Postgres {
-    pool: PgPool,
+    pub(super) pool: PgPool,
     /// Lanes apart, so that none waits for the others.
     fetching: Arc<Lanes>,
     settling: Arc<Lanes>,
@@ -46,6 +46,7 @@ const MIGRATIONS: &[(i32, &str)] = &[
     (1, include_str!("../../../migrations/postgres/0001_jobs.sql")),
     (2, include_str!("../../../migrations/postgres/0002_positions_and_options.sql")),
     (3, include_str!("../../../migrations/postgres/0003_done.sql")),
+    (4, include_str!("../../../migrations/postgres/0004_limits.sql")),
     (6, include_str!("../../../migrations/postgres/0006_admin.sql")),
 ];
 

@@ -88,10 +88,6 @@ impl InspectStore for Sqlite {
     async fn count(&self) -> Result<Vec<Counted>, Error> {
         beside(&self.owner, count).await
     }
-
-    async fn paused(&self) -> Result<Vec<String>, Error> {
-        Ok(Vec::new())
-    }
 }
 
 fn look(conn: &Connection, table: Table, filter: &JobFilter) -> rusqlite::Result<Looked> {

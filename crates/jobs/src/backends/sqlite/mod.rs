@@ -4,7 +4,7 @@ mod done;
 mod fetch;
 mod inspect;
 mod open;
-mod owner;
+pub(super) mod owner;
 mod progress;
 mod push;
 mod settle;
@@ -26,12 +26,13 @@ use crate::job::{NewJob, Pushed};
 use crate::queue::QueueStats;
 use crate::wakeups::{Notice, Wakeups};
 use crate::{Error, Job, JobId, PushOptions, Queue, telemetry};
+pub(super) use owner::Durability;
 use owner::Durability::{Lazy, Synced};
 
 /// A queue in an SQLite file.
 #[derive(Debug, Clone)]
 pub struct Sqlite {
-    owner: owner::Handle,
+    pub(super) owner: owner::Handle,
 }
 
 /// How many transactions one upkeep makes at most.
@@ -127,7 +128,7 @@ impl Store for Sqlite {
                 Some((queue, limit, lease)) => fetch::fetch(conn, &queue, limit, lease)?,
                 None => Vec::new(),
             };
-            Ok(Exchanged { completed, jobs })
+            Ok(Exchanged { completed, jobs, ..Default::default() })
         };
         self.owner.look_then_write(durability, look, exchange).await
     }
