@@ -10,9 +10,10 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::backends::SqlBackend;
-use crate::backends::inspect::{Counted, Table};
+use crate::backends::inspect::{Cancelled, Counted, Table};
 use crate::dead::{AttemptError, DeadReason};
 use crate::deadline::in_time;
+use crate::wakeups::Notice;
 use crate::{Error, JobId, Queue};
 
 /// Where a job stands.
@@ -301,6 +302,11 @@ impl<B: SqlBackend> Queue<B> {
         Ok(JobPage { jobs, next })
     }
 
+    /// True if the tables are there and as new as this library, so that [`migrate`](Self::migrate) has nothing to do.
+    pub async fn is_migrated(&self) -> Result<bool, Error> {
+        in_time(self.store.is_migrated()).await
+    }
+
     /// Everything that is known of a job; none if it is completed and not kept, was discarded, or never was.
     pub async fn show(&self, id: JobId) -> Result<Option<JobDetails>, Error> {
         in_time(self.store.job(id)).await
@@ -329,6 +335,11 @@ impl<B: SqlBackend> Queue<B> {
 
     async fn cancel_all(&self, ids: Vec<i64>) -> Result<u64, Error> {
         let cancelled = in_time(self.store.cancel(ids)).await?;
+        for Cancelled { id, .. } in cancelled.iter().filter(|cancelled| cancelled.ran) {
+            let notice = Notice::Cancelled(*id);
+            self.wakeups.tell(&notice);
+            self.store.announce(notice);
+        }
         Ok(cancelled.len() as u64)
     }
 

@@ -39,6 +39,14 @@ pub struct Looked {
     pub floor: Option<i64>,
 }
 
+/// A job that was cancelled.
+#[derive(Debug)]
+pub struct Cancelled {
+    pub id: JobId,
+    /// True if a worker held it.
+    pub ran: bool,
+}
+
 /// The jobs of one type and state.
 #[derive(Debug)]
 pub struct Counted {
@@ -68,7 +76,7 @@ pub trait InspectStore: Store {
     fn job(&self, id: JobId) -> impl Future<Output = Result<Option<JobDetails>, Error>> + Send;
 
     /// Makes live jobs dead, also those that run; answers with those that it found.
-    fn cancel(&self, ids: Vec<i64>) -> impl Future<Output = Result<Vec<JobId>, Error>> + Send;
+    fn cancel(&self, ids: Vec<i64>) -> impl Future<Output = Result<Vec<Cancelled>, Error>> + Send;
     /// Makes dead jobs ready, with all attempts before them.
     fn revive(&self, ids: Vec<i64>) -> impl Future<Output = Result<u64, Error>> + Send;
     /// Deletes dead jobs.

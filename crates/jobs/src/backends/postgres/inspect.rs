@@ -7,7 +7,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
 
 use super::Postgres;
-use crate::backends::inspect::{Counted, InspectStore, Looked, MAX_SCAN, Observed, Table};
+use crate::backends::inspect::{Cancelled, Counted, InspectStore, Looked, MAX_SCAN, Observed, Table};
 use crate::dead::{DeadReason, read_errors, time};
 use crate::error::postgres;
 use crate::inspect::{JobDetails, JobFilter, JobState, JobSummary, json};
@@ -87,26 +87,27 @@ impl InspectStore for Postgres {
         job(&self.pool, id).await.map_err(postgres)
     }
 
-    async fn cancel(&self, ids: Vec<i64>) -> Result<Vec<JobId>, Error> {
+    async fn cancel(&self, ids: Vec<i64>) -> Result<Vec<Cancelled>, Error> {
         // Rows are locked in the order in which workers lock them.
         const CANCEL: &str = "
             WITH cancelled AS (
                 DELETE FROM greenwave_jobs WHERE id = ANY(ARRAY(
                     SELECT id FROM greenwave_jobs WHERE id = ANY($1) ORDER BY id FOR UPDATE))
-                RETURNING *)
-            INSERT INTO greenwave_jobs_dead
-                (id, queue, name, version, payload, priority, key, attempts, max_attempts, reason, errors, created_at,
-                timeout_ms, keep_ms, awaited, trace, progress)
-            SELECT id, queue, name, version, payload, priority, key, failures, max_attempts, $2, errors, created_at,
-                timeout_ms, keep_ms, awaited, trace, progress FROM cancelled
-            RETURNING id";
-        let cancelled: Vec<i64> = sqlx::query_scalar(CANCEL)
+                RETURNING *),
+            buried AS (
+                INSERT INTO greenwave_jobs_dead
+                    (id, queue, name, version, payload, priority, key, attempts, max_attempts, reason, errors,
+                    created_at, timeout_ms, keep_ms, awaited, trace, progress)
+                SELECT id, queue, name, version, payload, priority, key, failures, max_attempts, $2, errors,
+                    created_at, timeout_ms, keep_ms, awaited, trace, progress FROM cancelled)
+            SELECT id, state = 2 FROM cancelled";
+        let cancelled: Vec<(i64, bool)> = sqlx::query_as(CANCEL)
             .bind(ids)
             .bind(DeadReason::Cancelled.code())
             .fetch_all(&self.pool)
             .await
             .map_err(postgres)?;
-        Ok(cancelled.into_iter().map(JobId::from).collect())
+        Ok(cancelled.into_iter().map(|(id, ran)| Cancelled { id: id.into(), ran }).collect())
     }
 
     async fn revive(&self, ids: Vec<i64>) -> Result<u64, Error> {

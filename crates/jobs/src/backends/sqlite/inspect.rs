@@ -8,7 +8,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 use super::owner::Durability::{Lazy, Synced};
 use super::owner::Handle;
 use super::{Sqlite, draw, now};
-use crate::backends::inspect::{Counted, InspectStore, Looked, MAX_SCAN, Observed, Table};
+use crate::backends::inspect::{Cancelled, Counted, InspectStore, Looked, MAX_SCAN, Observed, Table};
 use crate::dead::{DeadReason, read_errors, time};
 use crate::inspect::{JobDetails, JobFilter, JobState, JobSummary, json};
 use crate::job::millis;
@@ -69,7 +69,7 @@ impl InspectStore for Sqlite {
         self.owner.read(move |conn| job(conn, id)).await
     }
 
-    async fn cancel(&self, ids: Vec<i64>) -> Result<Vec<JobId>, Error> {
+    async fn cancel(&self, ids: Vec<i64>) -> Result<Vec<Cancelled>, Error> {
         self.owner.write(Synced, move |conn| cancel(conn, &ids)).await
     }
 
@@ -192,7 +192,7 @@ fn job(conn: &Connection, id: JobId) -> rusqlite::Result<Option<JobDetails>> {
     Ok(None)
 }
 
-fn cancel(conn: &Connection, ids: &[i64]) -> rusqlite::Result<Vec<JobId>> {
+fn cancel(conn: &Connection, ids: &[i64]) -> rusqlite::Result<Vec<Cancelled>> {
     const BURY: &str = concat!(
         "INSERT INTO greenwave_jobs_dead
             (id, queue, name, version, payload, priority, key, attempts, max_attempts, reason, errors, created_at, died_at,
@@ -202,12 +202,12 @@ fn cancel(conn: &Connection, ids: &[i64]) -> rusqlite::Result<Vec<JobId>> {
         ", timeout_ms, keep_ms, awaited, trace, progress FROM greenwave_jobs WHERE id = ?1"
     );
     let mut bury = conn.prepare_cached(BURY)?;
-    let mut delete = conn.prepare_cached("DELETE FROM greenwave_jobs WHERE id = ?1")?;
+    let mut delete = conn.prepare_cached("DELETE FROM greenwave_jobs WHERE id = ?1 RETURNING state = 2")?;
     let mut cancelled = Vec::new();
     for id in ids {
         if bury.execute(params![id, DeadReason::Cancelled.code()])? == 1 {
-            delete.execute([id])?;
-            cancelled.push((*id).into());
+            let ran = delete.query_row([id], |row| row.get(0))?;
+            cancelled.push(Cancelled { id: (*id).into(), ran });
         }
     }
     Ok(cancelled)
