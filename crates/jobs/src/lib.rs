@@ -11,17 +11,19 @@ mod limits;
 mod push;
 mod queue;
 pub mod telemetry;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod trace;
 mod unique;
 mod verdict;
 mod wakeups;
 mod worker;
 
-pub use backends::{Backend, SqlBackend};
 #[cfg(feature = "postgres")]
 pub use backends::postgres::Postgres;
 #[cfg(feature = "sqlite")]
 pub use backends::sqlite::Sqlite;
+pub use backends::{Backend, SqlBackend};
 pub use config::WorkerConfig;
 pub use dead::{AttemptError, DeadJob, DeadReason};
 pub use error::Error;

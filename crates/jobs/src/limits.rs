@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backends::SqlBackend;
 use crate::deadline::in_time;
+use crate::wakeups::Notice;
 use crate::{Error, Queue};
 
 /// What a named queue may do, in all workers and processes together; see [`Queue::set_limits`].
@@ -99,6 +100,13 @@ impl QueueLimits {
             _ => Ok(()),
         }
     }
+
+    /// True if a fetch has to look at them.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn hold_back(&self) -> bool {
+        let running = self.max_running.or(self.max_running_per_key);
+        running.is_some() || self.rate.is_some() || !self.max_running_per_job.is_empty()
+    }
 }
 
 impl<B: SqlBackend> Queue<B> {
@@ -113,14 +121,14 @@ impl<B: SqlBackend> Queue<B> {
     pub async fn set_limits(&self, queue: &str, limits: QueueLimits) -> Result<(), Error> {
         limits.check()?;
         in_time(self.store.set_limits(queue, Some(&limits))).await?;
-        self.wake();
+        self.tell(Notice::Controls);
         Ok(())
     }
 
     /// Takes all limits from a named queue.
     pub async fn clear_limits(&self, queue: &str) -> Result<(), Error> {
         in_time(self.store.set_limits(queue, None)).await?;
-        self.wake();
+        self.tell(Notice::Controls);
         Ok(())
     }
 
@@ -136,14 +144,14 @@ impl<B: SqlBackend> Queue<B> {
     /// process at once, others when they hear of it, or within a second. Pushes go on.
     pub async fn pause(&self, queue: &str) -> Result<(), Error> {
         in_time(self.store.set_paused(queue, true)).await?;
-        self.wake();
+        self.tell(Notice::Controls);
         Ok(())
     }
 
     /// Lets a paused queue go on; its jobs start at once.
     pub async fn resume(&self, queue: &str) -> Result<(), Error> {
         in_time(self.store.set_paused(queue, false)).await?;
-        self.wake();
+        self.tell(Notice::Controls);
         Ok(())
     }
 

@@ -93,7 +93,9 @@ const MAX_KEY_BYTES: usize = 1024;
 /// Refuses a key that no index takes.
 pub(crate) fn check_key(job: &str, what: &str, key: &str) -> Result<(), Error> {
     if key.len() > MAX_KEY_BYTES {
-        return Err(Error::Invalid(format!("the {what} of job `{job}` is longer than {MAX_KEY_BYTES} bytes")));
+        return Err(Error::Invalid(format!(
+            "the {what} of job `{job}` is longer than {MAX_KEY_BYTES} bytes"
+        )));
     }
     if key.contains('\0') {
         return Err(Error::Invalid(format!("the {what} of job `{job}` contains a NUL")));
@@ -174,7 +176,7 @@ const MAX_BATCHES: usize = 10;
 
 impl Sweep {
     /// How many keys one statement looks at.
-    pub(crate) const BATCH: i64 = 2000;
+    pub(crate) const BATCH: usize = 2000;
 
     /// The name and key after which to sweep now; none if it is time to rest.
     pub(crate) fn begin(&self) -> Option<(String, String)> {
@@ -191,7 +193,7 @@ impl Sweep {
     }
 
     /// Takes in how many keys a batch had, how many of them are gone, and the last of them.
-    pub(crate) fn ended(&self, seen: i64, gone: i64, last: Option<(String, String)>) {
+    pub(crate) fn ended(&self, seen: usize, gone: usize, last: Option<(String, String)>) {
         let mut swept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if seen < Self::BATCH {
             swept.after = Default::default();

@@ -132,11 +132,7 @@ pub trait Store: Clone + Send + Sync + 'static {
 
     /// Asks for room for so many jobs of a queue: [`Error::Full`] where its bound is reached. To be asked before a
     /// push, for each caller alone.
-    fn admit(
-        &self,
-        _queue: &'static str,
-        _jobs: usize,
-    ) -> impl Future<Output = Result<(), Error>> + Send {
+    fn admit(&self, _queue: &'static str, _jobs: usize) -> impl Future<Output = Result<(), Error>> + Send {
         async { Ok(()) }
     }
 

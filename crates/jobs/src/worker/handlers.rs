@@ -17,7 +17,7 @@ pub(super) type Handler =
     Arc<dyn Fn(String, JobContext) -> BoxFuture<'static, Result<(), Failure>> + Send + Sync>;
 
 /// The handlers of a worker by the name of their job.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub(super) struct Handlers {
     by_name: HashMap<&'static str, Handler>,
     queues: BTreeSet<&'static str>,

@@ -2,11 +2,14 @@
 
 mod done;
 mod fetch;
+mod keyed;
 mod lanes;
+mod limits;
 mod notify;
 mod progress;
 mod push;
 mod settle;
+mod unique;
 mod upkeep;
 mod watermark;
 
@@ -23,7 +26,9 @@ use super::{
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
 use crate::error::{chain, postgres};
 use crate::job::{NewJob, Pushed};
+use crate::limits::Bounds;
 use crate::queue::QueueStats;
+use crate::unique::Sweep;
 use crate::wakeups::{Notice, Wakeups};
 use crate::{Error, Job, JobId, PushOptions, Queue, telemetry};
 use lanes::Lanes;
@@ -37,6 +42,9 @@ pub struct Postgres {
     settling: Arc<Lanes>,
     pushing: Arc<Lanes>,
     cleaning: Arc<done::Cleaning>,
+    rules: Arc<limits::Rules>,
+    bounds: Arc<Bounds>,
+    unique: Arc<Sweep>,
     announcer: Arc<notify::Announcer>,
 }
 
@@ -44,6 +52,7 @@ const MIGRATIONS: &[(i32, &str)] = &[
     (1, include_str!("../../../migrations/postgres/0001_jobs.sql")),
     (2, include_str!("../../../migrations/postgres/0002_positions_and_options.sql")),
     (3, include_str!("../../../migrations/postgres/0003_done.sql")),
+    (4, include_str!("../../../migrations/postgres/0004_limits.sql")),
 ];
 
 /// "greenwav" in ASCII; whoever migrates the queue holds this advisory lock.
@@ -60,7 +69,17 @@ impl Queue<Postgres> {
         let lanes = |count| Arc::new(Lanes::new(pool.clone(), count));
         let (fetching, settling, pushing) = (lanes(2), lanes(2), lanes(4));
         let announcer = Arc::new(notify::Announcer::new(pool.clone()));
-        Queue::over(Postgres { pool, fetching, settling, pushing, cleaning: Arc::default(), announcer })
+        Queue::over(Postgres {
+            pool,
+            fetching,
+            settling,
+            pushing,
+            cleaning: Arc::default(),
+            rules: Arc::default(),
+            bounds: Arc::default(),
+            unique: Arc::default(),
+            announcer,
+        })
     }
 
     /// Stores a job in the caller's transaction: it exists if and when that commits.
@@ -89,7 +108,9 @@ impl Queue<Postgres> {
         job: &J,
         options: PushOptions,
     ) -> Result<Pushed, Error> {
-        let pushed = push::push(conn, vec![self.encode(job, &options)?]).await?;
+        let job = self.encode(job, &options)?;
+        self.store.admit_in(conn, J::QUEUE, 1).await?;
+        let pushed = push::push(conn, vec![job]).await?;
         telemetry::pushed(J::QUEUE, J::NAME, 1);
         pushed.into_iter().next().ok_or(Error::Closed)
     }
@@ -100,7 +121,9 @@ impl Queue<Postgres> {
         conn: &mut PgConnection,
         jobs: &[J],
     ) -> Result<Vec<Pushed>, Error> {
-        let ids = push::push(conn, self.encode_all(jobs)?).await?;
+        let encoded = self.encode_all(jobs)?;
+        self.store.admit_in(conn, J::QUEUE, encoded.len()).await?;
+        let ids = push::push(conn, encoded).await?;
         telemetry::pushed(J::QUEUE, J::NAME, jobs.len());
         Ok(ids)
     }
@@ -124,6 +147,14 @@ impl Store for Postgres {
         is_migrated(&mut conn).await.map_err(postgres)
     }
 
+    async fn admit(&self, queue: &'static str, jobs: usize) -> Result<(), Error> {
+        self.make_room(queue, jobs).await
+    }
+
+    fn is_paused(&self, queue: &str) -> bool {
+        self.rules.is_paused(queue)
+    }
+
     async fn push(&self, jobs: Vec<NewJob>) -> Result<Vec<Pushed>, Error> {
         let mut lane = self.pushing.take().await.map_err(postgres)?;
         let pushed = push::push(&mut lane, jobs).await?;
@@ -133,7 +164,7 @@ impl Store for Postgres {
 
     async fn exchange(&self, done: Vec<Completion>, want: Option<Want<'_>>) -> Result<Exchanged, Error> {
         let mut lane = self.fetching.take().await.map_err(postgres)?;
-        let exchanged = fetch::exchange(&mut lane, done, want).await.map_err(postgres)?;
+        let exchanged = fetch::exchange(&mut lane, &self.rules, done, want).await.map_err(postgres)?;
         self.fetching.give(lane);
         Ok(exchanged)
     }
@@ -141,6 +172,8 @@ impl Store for Postgres {
     async fn upkeep(&self, upkeep: Upkeep) -> Result<Kept, Error> {
         let mut lane = self.settling.take().await.map_err(postgres)?;
         let kept = upkeep::upkeep(&mut lane, upkeep).await.map_err(postgres)?;
+        self.rules.refresh(&mut lane).await.map_err(postgres)?;
+        unique::sweep(&mut lane, &self.unique).await.map_err(postgres)?;
         if self.cleaning.is_due()
             && let Err(error) = self.cleaning.clean(&mut lane).await
         {
