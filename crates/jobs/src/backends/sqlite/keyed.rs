@@ -59,6 +59,15 @@ struct Fair<'a> {
 /// The jobs of a key, or those without one.
 type Lane = Option<String>;
 
+/// How far a fetch has come with the keys.
+#[derive(Default)]
+struct Cycle {
+    start: String,
+    after: String,
+    wrapped: bool,
+    over: bool,
+}
+
 impl<'a> Fair<'a> {
     fn begin(
         conn: &'a Connection,
@@ -136,11 +145,28 @@ impl<'a> Fair<'a> {
         Ok((jobs, again.map(|ms| Duration::from_millis(ms as u64))))
     }
 
-    /// Rounds in which every lane has the same share; what some leave over is for the others.
     fn lease(&mut self, mut room: usize) -> rusqlite::Result<Vec<LeasedJob>> {
-        let mut lanes = self.lanes(room)?;
-        let mut jobs = Vec::new();
         let lease = draw(self.conn, 1)?.start;
+        let mut cycle =
+            Cycle { start: self.last_key.clone(), after: self.last_key.clone(), ..Cycle::default() };
+        let mut jobs = Vec::new();
+        while room > 0 && !cycle.over {
+            let lanes = self.lanes(&mut cycle, room)?;
+            let taken = self.lease_of(lanes, room, lease)?;
+            room -= taken.len();
+            jobs.extend(taken);
+        }
+        Ok(jobs)
+    }
+
+    /// Rounds in which every lane has the same share; what some leave over is for the others.
+    fn lease_of(
+        &mut self,
+        mut lanes: Vec<Lane>,
+        mut room: usize,
+        lease: i64,
+    ) -> rusqlite::Result<Vec<LeasedJob>> {
+        let mut jobs = Vec::new();
         while room > 0 && !lanes.is_empty() {
             let share = room.div_ceil(lanes.len());
             let blocked: Vec<&str> = self
@@ -172,38 +198,28 @@ impl<'a> Fair<'a> {
         Ok(jobs)
     }
 
-    /// The keys after the one that was served last, then the jobs without a key, then the other keys: as many as there
-    /// is room.
-    fn lanes(&self, room: usize) -> rusqlite::Result<Vec<Lane>> {
+    /// The next lanes: the keys after the one that was served last, then the jobs without a key, then the other keys;
+    /// as many as there is room, for more are only asked for if these do not fill it.
+    fn lanes(&self, cycle: &mut Cycle, room: usize) -> rusqlite::Result<Vec<Lane>> {
         let mut lanes = Vec::new();
-        self.add_keys(&mut lanes, &self.last_key, None, room)?;
-        if lanes.len() < room {
-            lanes.push(None);
-        }
-        if !self.last_key.is_empty() {
-            self.add_keys(&mut lanes, "", Some(&self.last_key), room)?;
+        while !cycle.over && lanes.len() < room {
+            match next_key(self.conn, self.queue, &cycle.after)? {
+                Some(key) if !cycle.wrapped || key <= cycle.start => {
+                    if self.key_room(&key) > 0 {
+                        lanes.push(Some(key.clone()));
+                    }
+                    cycle.after = key;
+                }
+                _ if cycle.wrapped => cycle.over = true,
+                _ => {
+                    lanes.push(None);
+                    cycle.wrapped = true;
+                    cycle.over = cycle.start.is_empty();
+                    cycle.after.clear();
+                }
+            }
         }
         Ok(lanes)
-    }
-
-    fn add_keys(
-        &self,
-        lanes: &mut Vec<Lane>,
-        after: &str,
-        until: Option<&str>,
-        room: usize,
-    ) -> rusqlite::Result<()> {
-        let mut last = after.to_owned();
-        while lanes.len() < room
-            && let Some(key) = next_key(self.conn, self.queue, &last)?
-            && until.is_none_or(|until| key.as_str() <= until)
-        {
-            if self.key_room(&key) > 0 {
-                lanes.push(Some(key.clone()));
-            }
-            last = key;
-        }
-        Ok(())
     }
 
     /// How many more of a key may run.
