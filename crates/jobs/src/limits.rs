@@ -84,14 +84,21 @@ mod milliseconds {
     }
 }
 
+/// What both databases can count to.
+const MAX_COUNT: u64 = 1_000_000_000;
+
 const YEAR: Duration = Duration::from_secs(366 * 24 * 3600);
 
 impl QueueLimits {
     fn check(&self) -> Result<(), Error> {
-        let counts = [self.max_running, self.max_running_per_key, self.rate.map(|rate| rate.jobs)];
-        let zero = counts.contains(&Some(0)) || self.max_running_per_job.values().any(|max| *max == 0);
-        if zero || self.max_waiting == Some(0) {
-            return Err(Error::Invalid("a limit must be above zero; to stop a queue, pause it".to_owned()));
+        let rate = self.rate.map(|rate| rate.jobs);
+        let own = [self.max_running, self.max_running_per_key, rate].into_iter().flatten();
+        let mut counts = own.chain(self.max_running_per_job.values().copied()).map(u64::from);
+        let fits = |count: u64| (1..=MAX_COUNT).contains(&count);
+        if !counts.all(fits) || !self.max_waiting.is_none_or(fits) {
+            return Err(Error::Invalid(format!(
+                "a limit must be from 1 to {MAX_COUNT}; to stop a queue, pause it"
+            )));
         }
         match self.rate {
             Some(Rate { per, .. }) if per < Duration::from_millis(1) || per > YEAR => {

@@ -187,7 +187,7 @@ BEGIN
             + greatest(extract(epoch FROM clock_timestamp() - mine.refilled_at)::float8, 0) * per_second,
             (rule.limits #>> '{rate,jobs}')::float8));
         mine.refilled_at := clock_timestamp();
-        room := least(room, floor(mine.tokens)::integer);
+        room := least(room, floor(mine.tokens));
     ELSE
         mine.tokens := NULL;
     END IF;
@@ -196,8 +196,8 @@ BEGIN
     after := last_served;
     start := last_served;
     WHILE room > 0 AND NOT over LOOP
-        -- Lanes: the keys after the one that was served last, then the jobs without a key (null), then the other keys; as
-        -- many as there is room, and more only if these do not fill it.
+        -- Lanes: the keys after the one that was served last, then the jobs without a key (null), then the other keys;
+        -- as many as there is room, and more only if these do not fill it.
         lanes := '{}';
         WHILE NOT over AND cardinality(lanes) < room LOOP
             asked := room - cardinality(lanes);
@@ -208,7 +208,7 @@ BEGIN
             ELSIF wrapped OR start = '' THEN
                 over := true;
             END IF;
-            lanes := lanes || CASE WHEN wrapped THEN ARRAY(SELECT k FROM unnest(found) k WHERE k <= start) ELSE found END;
+            lanes := lanes || ARRAY(SELECT k FROM unnest(found) k WHERE NOT wrapped OR k <= start);
             IF cardinality(found) < asked AND NOT wrapped THEN
                 lanes := lanes || NULL::text;
                 wrapped := true;
@@ -256,7 +256,8 @@ BEGIN
             lease := coalesce(lease, nextval('greenwave_jobs_lease'));
             RETURN QUERY
                 UPDATE greenwave_jobs j
-                SET state = 2, lease_id = lease, lease_until = clock_timestamp() + in_lease_ms * interval '1 millisecond'
+                SET state = 2, lease_id = lease,
+                    lease_until = clock_timestamp() + in_lease_ms * interval '1 millisecond'
                 FROM unnest(ids) WITH ORDINALITY AS t (id, ord)
                 WHERE j.id = ANY(ids) AND j.id = t.id
                 RETURNING turns + t.ord, j, NULL::bigint, NULL::bigint;
