@@ -10,6 +10,8 @@ mod job;
 mod push;
 mod queue;
 pub mod telemetry;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod trace;
 mod unique;
 mod verdict;

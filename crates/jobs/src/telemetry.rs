@@ -41,6 +41,7 @@ impl Outcome {
 }
 
 /// What is measured of one job type, looked up once and not at each attempt.
+#[derive(Clone)]
 pub(crate) struct Meters {
     wait: Histogram,
     run: [Histogram; 4],

@@ -1,5 +1,8 @@
 //! What the worker and the queue ask of a database.
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod model;
 #[cfg(feature = "postgres")]
 pub(crate) mod postgres;
 #[cfg(feature = "sqlite")]

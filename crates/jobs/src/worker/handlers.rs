@@ -27,9 +27,10 @@ pub(super) struct Payload {
 }
 
 type Run =
-    Box<dyn Fn(Payload, JobContext) -> BoxFuture<'static, Result<Option<String>, Failure>> + Send + Sync>;
+    Arc<dyn Fn(Payload, JobContext) -> BoxFuture<'static, Result<Option<String>, Failure>> + Send + Sync>;
 
 /// A handler whose job type is forgotten.
+#[derive(Clone)]
 pub(super) struct Handler {
     pub(super) name: &'static str,
     pub(super) queue: &'static str,
@@ -41,7 +42,7 @@ pub(super) struct Handler {
 }
 
 /// The handlers of a worker.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub(super) struct Handlers {
     all: Vec<Handler>,
     by_name: HashMap<&'static str, usize>,
@@ -65,7 +66,7 @@ impl Handlers {
         E: Into<BoxError>,
     {
         let handler = Arc::new(handler);
-        let run: Run = Box::new(move |payload: Payload, context| {
+        let run: Run = Arc::new(move |payload: Payload, context| {
             let handler = Arc::clone(&handler);
             // Decoding and the call itself stand inside the future, where a panic of either is caught.
             async move {

@@ -144,6 +144,14 @@ impl<B: Backend> Worker<B> {
         self
     }
 
+    /// The same worker, but one that looks for jobs without pause; and its queues.
+    #[cfg(feature = "testing")]
+    pub(crate) fn again(&self) -> (Self, Vec<&'static str>) {
+        let config = WorkerConfig { poll_interval: Duration::from_millis(1), ..self.config.clone() };
+        let worker = Worker { queue: self.queue.clone(), config, handlers: self.handlers.clone() };
+        (worker, self.handlers.queues())
+    }
+
     /// Works until the token fires, then stops: fetches no more, lets running handlers end within
     /// [`WorkerConfig::grace`], records the results, returns what did not end to the queue.
     ///
