@@ -13,6 +13,8 @@ mod objectives;
 mod push;
 mod queue;
 pub mod telemetry;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod trace;
 mod unique;
 mod verdict;
@@ -31,10 +33,11 @@ pub use inspect::{JobDetails, JobFilter, JobPage, JobState, JobSummary, QueueOve
 pub use job::{Job, JobContext, JobId, PushOptions, Pushed};
 pub use limits::{QueueLimits, Rate};
 pub use objectives::ObjectiveConfig;
+pub use job::{Job, JobId, PushOptions, Pushed};
 pub use queue::{Queue, QueueStats};
 pub use unique::{Unique, UniqueStates};
 pub use verdict::{Discard, RetryIn, Snooze};
-pub use worker::Worker;
+pub use worker::{JobContext, Worker};
 
 /// What a handler may fail with: any error, boxed.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backends::SqlBackend;
 use crate::deadline::in_time;
+use crate::wakeups::Notice;
 use crate::{Error, Queue};
 
 /// What a named queue may do, in all workers and processes together; see [`Queue::set_limits`].
@@ -83,14 +84,21 @@ mod milliseconds {
     }
 }
 
+/// What both databases can count to.
+const MAX_COUNT: u64 = 1_000_000_000;
+
 const YEAR: Duration = Duration::from_secs(366 * 24 * 3600);
 
 impl QueueLimits {
     fn check(&self) -> Result<(), Error> {
-        let counts = [self.max_running, self.max_running_per_key, self.rate.map(|rate| rate.jobs)];
-        let zero = counts.contains(&Some(0)) || self.max_running_per_job.values().any(|max| *max == 0);
-        if zero || self.max_waiting == Some(0) {
-            return Err(Error::Invalid("a limit must be above zero; to stop a queue, pause it".to_owned()));
+        let rate = self.rate.map(|rate| rate.jobs);
+        let own = [self.max_running, self.max_running_per_key, rate].into_iter().flatten();
+        let mut counts = own.chain(self.max_running_per_job.values().copied()).map(u64::from);
+        let fits = |count: u64| (1..=MAX_COUNT).contains(&count);
+        if !counts.all(fits) || !self.max_waiting.is_none_or(fits) {
+            return Err(Error::Invalid(format!(
+                "a limit must be from 1 to {MAX_COUNT}; to stop a queue, pause it"
+            )));
         }
         match self.rate {
             Some(Rate { per, .. }) if per < Duration::from_millis(1) || per > YEAR => {
@@ -98,6 +106,13 @@ impl QueueLimits {
             }
             _ => Ok(()),
         }
+    }
+
+    /// True if a fetch has to look at them.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn hold_back(&self) -> bool {
+        let running = self.max_running.or(self.max_running_per_key);
+        running.is_some() || self.rate.is_some() || !self.max_running_per_job.is_empty()
     }
 }
 
@@ -113,14 +128,14 @@ impl<B: SqlBackend> Queue<B> {
     pub async fn set_limits(&self, queue: &str, limits: QueueLimits) -> Result<(), Error> {
         limits.check()?;
         in_time(self.store.set_limits(queue, Some(&limits))).await?;
-        self.wake();
+        self.tell(Notice::Controls);
         Ok(())
     }
 
     /// Takes all limits from a named queue.
     pub async fn clear_limits(&self, queue: &str) -> Result<(), Error> {
         in_time(self.store.set_limits(queue, None)).await?;
-        self.wake();
+        self.tell(Notice::Controls);
         Ok(())
     }
 
@@ -136,14 +151,14 @@ impl<B: SqlBackend> Queue<B> {
     /// process at once, others when they hear of it, or within a second. Pushes go on.
     pub async fn pause(&self, queue: &str) -> Result<(), Error> {
         in_time(self.store.set_paused(queue, true)).await?;
-        self.wake();
+        self.tell(Notice::Controls);
         Ok(())
     }
 
     /// Lets a paused queue go on; its jobs start at once.
     pub async fn resume(&self, queue: &str) -> Result<(), Error> {
         in_time(self.store.set_paused(queue, false)).await?;
-        self.wake();
+        self.tell(Notice::Controls);
         Ok(())
     }
 

@@ -176,7 +176,7 @@ const MAX_BATCHES: usize = 10;
 
 impl Sweep {
     /// How many keys one statement looks at.
-    pub(crate) const BATCH: i64 = 2000;
+    pub(crate) const BATCH: usize = 2000;
 
     /// The name and key after which to sweep now; none if it is time to rest.
     pub(crate) fn begin(&self) -> Option<(String, String)> {
@@ -193,7 +193,7 @@ impl Sweep {
     }
 
     /// Takes in how many keys a batch had, how many of them are gone, and the last of them.
-    pub(crate) fn ended(&self, seen: i64, gone: i64, last: Option<(String, String)>) {
+    pub(crate) fn ended(&self, seen: usize, gone: usize, last: Option<(String, String)>) {
         let mut swept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if seen < Self::BATCH {
             swept.after = Default::default();

@@ -131,7 +131,13 @@ DECLARE
     name_room    jsonb := '{}';
     blocked      text[] := '{}';
     per_second   float8;
-    started_at   text;
+    after        text;
+    start        text;
+    wrapped      boolean := false;
+    over         boolean := false;
+    asked        integer;
+    found        text[];
+    served       text;
     lanes        text[];
     share        integer;
     lease        bigint;
@@ -181,74 +187,87 @@ BEGIN
             + greatest(extract(epoch FROM clock_timestamp() - mine.refilled_at)::float8, 0) * per_second,
             (rule.limits #>> '{rate,jobs}')::float8));
         mine.refilled_at := clock_timestamp();
-        room := least(room, floor(mine.tokens)::integer);
+        room := least(room, floor(mine.tokens));
     ELSE
         mine.tokens := NULL;
     END IF;
 
-    -- Lanes: the keys after the one that was served last, then the jobs without a key (null), then the other keys.
     last_served := coalesce(mine.last_key, '');
-    IF room > 0 THEN
-        started_at := last_served;
-        lanes := greenwave_jobs_keys(in_queue, started_at, room, running_keys, max_per_key) || NULL::text;
-        IF started_at <> '' AND cardinality(lanes) <= room THEN
-            lanes := lanes || ARRAY(
-                SELECT k FROM unnest(greenwave_jobs_keys(
-                    in_queue, '', room - cardinality(lanes) + 1, running_keys, max_per_key)) k
-                WHERE k <= started_at);
-        END IF;
-    END IF;
+    after := last_served;
+    start := last_served;
+    WHILE room > 0 AND NOT over LOOP
+        -- Lanes: the keys after the one that was served last, then the jobs without a key (null), then the other keys;
+        -- as many as there is room, and more only if these do not fill it.
+        lanes := '{}';
+        WHILE NOT over AND cardinality(lanes) < room LOOP
+            asked := room - cardinality(lanes);
+            found := greenwave_jobs_keys(in_queue, after, asked, running_keys, max_per_key);
+            IF cardinality(found) = asked THEN
+                after := found[asked];
+                over := wrapped AND after >= start;
+            ELSIF wrapped OR start = '' THEN
+                over := true;
+            END IF;
+            lanes := lanes || ARRAY(SELECT k FROM unnest(found) k WHERE NOT wrapped OR k <= start);
+            IF cardinality(found) < asked AND NOT wrapped THEN
+                lanes := lanes || NULL::text;
+                wrapped := true;
+                after := '';
+            END IF;
+        END LOOP;
 
-    -- Each round gives every lane the same share, and what some leave over is for the others.
-    WHILE room > 0 AND cardinality(lanes) > 0 LOOP
-        share := ceil(room::float8 / cardinality(lanes));
-        blocked := ARRAY(SELECT n.key FROM jsonb_each_text(name_room) n WHERE n.value::integer <= 0);
-        WITH offered AS MATERIALIZED (
-            SELECT o.id, o.name, o.rank, lane.key, lane.ord,
-                row_number() OVER (PARTITION BY o.name ORDER BY o.rank, lane.ord) AS nth
-            FROM unnest(lanes) WITH ORDINALITY AS lane (key, ord)
-            CROSS JOIN LATERAL (
-                SELECT k.id, k.name, row_number() OVER (ORDER BY k.priority, k.position) AS rank FROM (
-                    SELECT j.id, j.name, j.priority, j.position FROM greenwave_jobs j
-                    WHERE j.state = 0 AND j.key IS NOT NULL AND j.queue = in_queue AND j.key = lane.key
-                        AND j.name <> ALL(blocked)
-                    ORDER BY j.priority, j.position
-                    LIMIT least(share, max_per_key - coalesce((running_keys ->> lane.key)::integer, 0))
-                    FOR UPDATE SKIP LOCKED) k
-                UNION ALL
-                SELECT k.id, k.name, row_number() OVER (ORDER BY k.priority, k.position) AS rank FROM (
-                    SELECT j.id, j.name, j.priority, j.position FROM greenwave_jobs j
-                    WHERE lane.key IS NULL AND j.state = 0 AND j.key IS NULL AND j.queue = in_queue
-                        AND j.name <> ALL(blocked)
-                    ORDER BY j.priority, j.position LIMIT share
-                    FOR UPDATE SKIP LOCKED) k) o),
-        taken AS MATERIALIZED (
-            SELECT o.* FROM offered o WHERE o.nth <= coalesce((name_room ->> o.name)::integer, room)
-            ORDER BY o.rank, o.ord LIMIT room)
-        SELECT ARRAY(SELECT t.id FROM taken t ORDER BY t.rank, t.ord),
-            (SELECT coalesce(t.key, '') FROM taken t ORDER BY t.rank DESC, t.ord DESC LIMIT 1),
-            ARRAY(SELECT o.key FROM offered o GROUP BY o.key, o.ord HAVING count(*) >= share ORDER BY o.ord),
-            (SELECT jsonb_object_agg(k.key, k.jobs + coalesce((running_keys ->> k.key)::integer, 0)) FROM (
-                SELECT t.key, count(*) AS jobs FROM taken t
-                WHERE max_per_key IS NOT NULL AND t.key IS NOT NULL GROUP BY t.key) k),
-            (SELECT jsonb_object_agg(n.name, (name_room ->> n.name)::integer - n.jobs) FROM (
-                SELECT t.name, count(*) AS jobs FROM taken t WHERE name_room ? t.name GROUP BY t.name) n)
-        INTO ids, started_at, next_lanes, got_keys, got_names;
-        EXIT WHEN cardinality(ids) = 0;
+        -- Each round gives every lane the same share, and what some leave over is for the others.
+        WHILE room > 0 AND cardinality(lanes) > 0 LOOP
+            share := ceil(room::float8 / cardinality(lanes));
+            blocked := ARRAY(SELECT n.key FROM jsonb_each_text(name_room) n WHERE n.value::integer <= 0);
+            WITH offered AS MATERIALIZED (
+                SELECT o.id, o.name, o.rank, lane.key, lane.ord,
+                    row_number() OVER (PARTITION BY o.name ORDER BY o.rank, lane.ord) AS nth
+                FROM unnest(lanes) WITH ORDINALITY AS lane (key, ord)
+                CROSS JOIN LATERAL (
+                    SELECT k.id, k.name, row_number() OVER (ORDER BY k.priority, k.position) AS rank FROM (
+                        SELECT j.id, j.name, j.priority, j.position FROM greenwave_jobs j
+                        WHERE j.state = 0 AND j.key IS NOT NULL AND j.queue = in_queue AND j.key = lane.key
+                            AND j.name <> ALL(blocked)
+                        ORDER BY j.priority, j.position
+                        LIMIT least(share, max_per_key - coalesce((running_keys ->> lane.key)::integer, 0))
+                        FOR UPDATE SKIP LOCKED) k
+                    UNION ALL
+                    SELECT k.id, k.name, row_number() OVER (ORDER BY k.priority, k.position) AS rank FROM (
+                        SELECT j.id, j.name, j.priority, j.position FROM greenwave_jobs j
+                        WHERE lane.key IS NULL AND j.state = 0 AND j.key IS NULL AND j.queue = in_queue
+                            AND j.name <> ALL(blocked)
+                        ORDER BY j.priority, j.position LIMIT share
+                        FOR UPDATE SKIP LOCKED) k) o),
+            taken AS MATERIALIZED (
+                SELECT o.* FROM offered o WHERE o.nth <= coalesce((name_room ->> o.name)::integer, room)
+                ORDER BY o.rank, o.ord LIMIT room)
+            SELECT ARRAY(SELECT t.id FROM taken t ORDER BY t.rank, t.ord),
+                (SELECT coalesce(t.key, '') FROM taken t ORDER BY t.rank DESC, t.ord DESC LIMIT 1),
+                ARRAY(SELECT o.key FROM offered o GROUP BY o.key, o.ord HAVING count(*) >= share ORDER BY o.ord),
+                (SELECT jsonb_object_agg(k.key, k.jobs + coalesce((running_keys ->> k.key)::integer, 0)) FROM (
+                    SELECT t.key, count(*) AS jobs FROM taken t
+                    WHERE max_per_key IS NOT NULL AND t.key IS NOT NULL GROUP BY t.key) k),
+                (SELECT jsonb_object_agg(n.name, (name_room ->> n.name)::integer - n.jobs) FROM (
+                    SELECT t.name, count(*) AS jobs FROM taken t WHERE name_room ? t.name GROUP BY t.name) n)
+            INTO ids, served, next_lanes, got_keys, got_names;
+            EXIT WHEN cardinality(ids) = 0;
 
-        lease := coalesce(lease, nextval('greenwave_jobs_lease'));
-        RETURN QUERY
-            UPDATE greenwave_jobs j
-            SET state = 2, lease_id = lease, lease_until = clock_timestamp() + in_lease_ms * interval '1 millisecond'
-            FROM unnest(ids) WITH ORDINALITY AS t (id, ord)
-            WHERE j.id = ANY(ids) AND j.id = t.id
-            RETURNING turns + t.ord, j, NULL::bigint, NULL::bigint;
-        turns := turns + cardinality(ids);
-        room := room - cardinality(ids);
-        last_served := started_at;
-        lanes := next_lanes;
-        running_keys := running_keys || coalesce(got_keys, '{}');
-        name_room := name_room || coalesce(got_names, '{}');
+            lease := coalesce(lease, nextval('greenwave_jobs_lease'));
+            RETURN QUERY
+                UPDATE greenwave_jobs j
+                SET state = 2, lease_id = lease,
+                    lease_until = clock_timestamp() + in_lease_ms * interval '1 millisecond'
+                FROM unnest(ids) WITH ORDINALITY AS t (id, ord)
+                WHERE j.id = ANY(ids) AND j.id = t.id
+                RETURNING turns + t.ord, j, NULL::bigint, NULL::bigint;
+            turns := turns + cardinality(ids);
+            room := room - cardinality(ids);
+            last_served := served;
+            lanes := next_lanes;
+            running_keys := running_keys || coalesce(got_keys, '{}');
+            name_room := name_room || coalesce(got_names, '{}');
+        END LOOP;
     END LOOP;
 
     -- When no job is left it does not matter whose turn it is.

@@ -1,8 +1,10 @@
 //! What the worker and the queue ask of a database.
 
 pub(crate) mod inspect;
-mod interim;
 pub(crate) mod limits;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod model;
 #[cfg(feature = "postgres")]
 pub(crate) mod postgres;
 #[cfg(feature = "sqlite")]

@@ -106,9 +106,9 @@ impl Rules {
         let rows: Vec<(String, bool, bool, bool)> =
             sqlx::query_as(READ).bind(queues).bind(keyed).fetch_all(conn).await?;
         let mut known = self.lock();
-        known
-            .rules
-            .extend(rows.into_iter().map(|(name, paused, limited, keyed)| (name, Rule { paused, limited, keyed })));
+        known.rules.extend(
+            rows.into_iter().map(|(name, paused, limited, keyed)| (name, Rule { paused, limited, keyed })),
+        );
         Ok(())
     }
 
@@ -154,7 +154,7 @@ impl LimitStore for Postgres {
 
 impl Postgres {
     /// Asks for room for a push over the queue's own connections.
-    pub(super) async fn admit(&self, queue: &'static str, jobs: usize) -> Result<(), Error> {
+    pub(super) async fn make_room(&self, queue: &'static str, jobs: usize) -> Result<(), Error> {
         match self.bounds.admit(queue, jobs) {
             Admission::Known(known) => known,
             Admission::Unknown => {
@@ -208,7 +208,8 @@ async fn count(bounds: &Bounds, conn: &mut PgConnection, queue: &'static str) ->
         WHERE bound.max IS NOT NULL";
     let began = Instant::now();
     let row: Option<(i64, i64)> = sqlx::query_as(COUNT).bind(queue).fetch_optional(conn).await?;
-    let (max, waiting) = row.map_or((None, 0), |(max, waiting)| (Some(max.unsigned_abs()), waiting.unsigned_abs()));
+    let (max, waiting) =
+        row.map_or((None, 0), |(max, waiting)| (Some(max.unsigned_abs()), waiting.unsigned_abs()));
     bounds.counted(queue, max, waiting, began);
     Ok(())
 }

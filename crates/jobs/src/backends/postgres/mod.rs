@@ -3,11 +3,14 @@
 mod done;
 mod fetch;
 mod inspect;
+mod keyed;
 mod lanes;
+mod limits;
 mod notify;
 mod progress;
 mod push;
 mod settle;
+mod unique;
 mod upkeep;
 mod watermark;
 
@@ -19,13 +22,15 @@ use sqlx::{PgConnection, PgPool, Transaction};
 
 use super::{
     Backend, Burial, Completion, Exchanged, Kept, LEASE_ENDED, Lease, LeasedJob, MAINTENANCE_BATCH, Retry,
-    SqlBackend, Store, Upkeep, Want,
+    Store, Upkeep, Want,
 };
 use crate::backends::inspect::Observed;
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
 use crate::error::{chain, postgres};
 use crate::job::{NewJob, Pushed};
+use crate::limits::Bounds;
 use crate::queue::QueueStats;
+use crate::unique::Sweep;
 use crate::wakeups::{Notice, Wakeups};
 use crate::{Error, Job, JobId, PushOptions, Queue, telemetry};
 use lanes::Lanes;
@@ -33,12 +38,15 @@ use lanes::Lanes;
 /// A queue in PostgreSQL, over a sqlx pool.
 #[derive(Debug, Clone)]
 pub struct Postgres {
-    pub(super) pool: PgPool,
+    pool: PgPool,
     /// Lanes apart, so that none waits for the others.
     fetching: Arc<Lanes>,
     settling: Arc<Lanes>,
     pushing: Arc<Lanes>,
     cleaning: Arc<done::Cleaning>,
+    rules: Arc<limits::Rules>,
+    bounds: Arc<Bounds>,
+    unique: Arc<Sweep>,
     announcer: Arc<notify::Announcer>,
 }
 
@@ -64,7 +72,17 @@ impl Queue<Postgres> {
         let lanes = |count| Arc::new(Lanes::new(pool.clone(), count));
         let (fetching, settling, pushing) = (lanes(2), lanes(2), lanes(4));
         let announcer = Arc::new(notify::Announcer::new(pool.clone()));
-        Queue::over(Postgres { pool, fetching, settling, pushing, cleaning: Arc::default(), announcer })
+        Queue::over(Postgres {
+            pool,
+            fetching,
+            settling,
+            pushing,
+            cleaning: Arc::default(),
+            rules: Arc::default(),
+            bounds: Arc::default(),
+            unique: Arc::default(),
+            announcer,
+        })
     }
 
     /// Stores a job in the caller's transaction: it exists if and when that commits.
@@ -93,7 +111,9 @@ impl Queue<Postgres> {
         job: &J,
         options: PushOptions,
     ) -> Result<Pushed, Error> {
-        let pushed = push::push(conn, vec![self.encode(job, &options)?]).await?;
+        let job = self.encode(job, &options)?;
+        self.store.admit_in(conn, J::QUEUE, 1).await?;
+        let pushed = push::push(conn, vec![job]).await?;
         telemetry::pushed(J::QUEUE, J::NAME, 1);
         pushed.into_iter().next().ok_or(Error::Closed)
     }
@@ -104,15 +124,15 @@ impl Queue<Postgres> {
         conn: &mut PgConnection,
         jobs: &[J],
     ) -> Result<Vec<Pushed>, Error> {
-        let ids = push::push(conn, self.encode_all(jobs)?).await?;
+        let encoded = self.encode_all(jobs)?;
+        self.store.admit_in(conn, J::QUEUE, encoded.len()).await?;
+        let ids = push::push(conn, encoded).await?;
         telemetry::pushed(J::QUEUE, J::NAME, jobs.len());
         Ok(ids)
     }
 }
 
 impl Backend for Postgres {}
-
-impl SqlBackend for Postgres {}
 
 impl Store for Postgres {
     async fn migrate(&self) -> Result<(), Error> {
@@ -130,6 +150,14 @@ impl Store for Postgres {
         is_migrated(&mut conn).await.map_err(postgres)
     }
 
+    async fn admit(&self, queue: &'static str, jobs: usize) -> Result<(), Error> {
+        self.make_room(queue, jobs).await
+    }
+
+    fn is_paused(&self, queue: &str) -> bool {
+        self.rules.is_paused(queue)
+    }
+
     async fn push(&self, jobs: Vec<NewJob>) -> Result<Vec<Pushed>, Error> {
         let mut lane = self.pushing.take().await.map_err(postgres)?;
         let pushed = push::push(&mut lane, jobs).await?;
@@ -139,7 +167,7 @@ impl Store for Postgres {
 
     async fn exchange(&self, done: Vec<Completion>, want: Option<Want<'_>>) -> Result<Exchanged, Error> {
         let mut lane = self.fetching.take().await.map_err(postgres)?;
-        let exchanged = fetch::exchange(&mut lane, done, want).await.map_err(postgres)?;
+        let exchanged = fetch::exchange(&mut lane, &self.rules, done, want).await.map_err(postgres)?;
         self.fetching.give(lane);
         Ok(exchanged)
     }
@@ -147,6 +175,8 @@ impl Store for Postgres {
     async fn upkeep(&self, upkeep: Upkeep) -> Result<Kept, Error> {
         let mut lane = self.settling.take().await.map_err(postgres)?;
         let kept = upkeep::upkeep(&mut lane, upkeep).await.map_err(postgres)?;
+        self.rules.refresh(&mut lane).await.map_err(postgres)?;
+        unique::sweep(&mut lane, &self.unique).await.map_err(postgres)?;
         if self.cleaning.is_due()
             && let Err(error) = self.cleaning.clean(&mut lane).await
         {

@@ -92,9 +92,14 @@ pub(super) async fn sweep(conn: &mut PgConnection, sweep: &Sweep) -> Result<(), 
         SELECT (SELECT count(*) FROM seen), (SELECT count(*) FROM gone),
             (SELECT max(name) FROM seen), (SELECT max(key) FROM seen WHERE name = (SELECT max(name) FROM seen))";
     while let Some((name, key)) = sweep.begin() {
-        let (seen, gone, name, key): (i64, i64, Option<String>, Option<String>) =
-            sqlx::query_as(SWEEP).bind(name).bind(key).bind(Sweep::BATCH).fetch_one(&mut *conn).await?;
-        sweep.ended(seen, gone, name.zip(key));
+        let (seen, gone, name, key): (i64, i64, Option<String>, Option<String>) = sqlx::query_as(SWEEP)
+            .bind(name)
+            .bind(key)
+            .bind(i64::try_from(Sweep::BATCH).unwrap_or(i64::MAX))
+            .fetch_one(&mut *conn)
+            .await?;
+        let count = |count: i64| usize::try_from(count).unwrap_or(0);
+        sweep.ended(count(seen), count(gone), name.zip(key));
     }
     Ok(())
 }

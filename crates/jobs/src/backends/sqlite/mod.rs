@@ -3,36 +3,47 @@
 mod done;
 mod fetch;
 mod inspect;
+mod keyed;
+mod limits;
 mod open;
-pub(super) mod owner;
+mod owner;
 mod progress;
 mod push;
 mod settle;
+mod unique;
 mod upkeep;
 
 use std::future::Future;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+#[cfg(feature = "testing")]
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use rusqlite::Connection;
+#[cfg(feature = "testing")]
+use rusqlite::functions::{Context, FunctionFlags};
 use tokio::time::sleep;
 
-use super::{Backend, Burial, Completion, Exchanged, Kept, Lease, Retry, SqlBackend, Store, Upkeep, Want};
+use super::{Backend, Burial, Completion, Exchanged, Kept, Lease, Retry, Store, Upkeep, Want};
 use crate::backends::inspect::Observed;
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
 use crate::job::{NewJob, Pushed};
+use crate::limits::Bounds;
 use crate::queue::QueueStats;
+use crate::unique::Sweep;
 use crate::wakeups::{Notice, Wakeups};
 use crate::{Error, Job, JobId, PushOptions, Queue, telemetry};
-pub(super) use owner::Durability;
 use owner::Durability::{Lazy, Synced};
 
 /// A queue in an SQLite file.
 #[derive(Debug, Clone)]
 pub struct Sqlite {
-    pub(super) owner: owner::Handle,
+    owner: owner::Handle,
+    paused: Arc<limits::Paused>,
+    bounds: Arc<Bounds>,
+    unique: Arc<Sweep>,
 }
 
 /// How many transactions one upkeep makes at most.
@@ -54,7 +65,7 @@ impl Queue<Sqlite> {
     /// for up to 5 s.
     pub fn sqlite(path: impl AsRef<Path>) -> Result<Self, Error> {
         let conn = open::open(path.as_ref()).map_err(Error::Sqlite)?;
-        Ok(Queue::over(Sqlite { owner: owner::Handle::spawn(conn)? }))
+        Ok(Queue::over(Sqlite::over(conn)?))
     }
 
     /// Stores a job through the caller's connection to the same file, so in the caller's transaction, if it is in one:
@@ -84,22 +95,76 @@ impl Queue<Sqlite> {
         job: &J,
         options: PushOptions,
     ) -> Result<Pushed, Error> {
-        let pushed = push::push(conn, &[self.encode(job, &options)?]).map_err(Error::Sqlite)?;
+        let job = self.encode(job, &options)?;
+        self.store.make_room_in(conn, J::QUEUE, 1)?;
+        let pushed = push::push(conn, &[job]).map_err(Error::Sqlite)?;
         telemetry::pushed(J::QUEUE, J::NAME, 1);
         pushed.into_iter().next().ok_or(Error::Closed)
     }
 
     /// Stores many jobs of a type in the caller's transaction, or in one of its own. Answers with their ids in order.
     pub fn push_many_in<J: Job>(&self, conn: &Connection, jobs: &[J]) -> Result<Vec<Pushed>, Error> {
-        let pushed = push::push(conn, &self.encode_all(jobs)?).map_err(Error::Sqlite)?;
+        let encoded = self.encode_all(jobs)?;
+        self.store.make_room_in(conn, J::QUEUE, encoded.len())?;
+        let pushed = push::push(conn, &encoded).map_err(Error::Sqlite)?;
         telemetry::pushed(J::QUEUE, J::NAME, jobs.len());
         Ok(pushed)
     }
 }
 
-impl Backend for Sqlite {}
+#[cfg(feature = "testing")]
+impl Queue<Sqlite> {
+    /// A queue whose time is what `now` says, in milliseconds since 1970.
+    pub(crate) fn sqlite_by(path: &Path, now: Arc<AtomicI64>) -> Result<Self, Error> {
+        let conn = open::open(path).map_err(Error::Sqlite)?;
+        // It takes the place of SQLite's own. Half a millisecond, because the fraction is cut off.
+        let clock = move |_: &Context<'_>| Ok((now.load(Ordering::SeqCst) as f64 + 0.5) / 1000.0);
+        conn.create_scalar_function("unixepoch", 1, FunctionFlags::SQLITE_UTF8, clock)
+            .map_err(Error::Sqlite)?;
+        Ok(Queue::over(Sqlite::over(conn)?))
+    }
+}
 
-impl SqlBackend for Sqlite {}
+#[cfg(feature = "testing")]
+impl Sqlite {
+    pub(crate) async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.owner.read(read).await
+    }
+
+    pub(crate) async fn write<T: Send + 'static>(
+        &self,
+        write: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.owner.write(Synced, write).await
+    }
+}
+
+impl Sqlite {
+    fn over(conn: Connection) -> Result<Self, Error> {
+        let owner = owner::Handle::spawn(conn)?;
+        Ok(Sqlite { owner, paused: Arc::default(), bounds: Arc::default(), unique: Arc::default() })
+    }
+
+    /// Deletes the keys of unique jobs that nobody holds any more, some of them now and then.
+    async fn sweep_unique(&self) -> Result<(), Error> {
+        while let Some((name, key)) = self.unique.begin() {
+            let seen = self.owner.read(move |conn| unique::look(conn, &name, &key)).await?;
+            let last = seen.last().map(|((name, key, _), _)| (name.clone(), key.clone()));
+            let count = seen.len();
+            let free: Vec<_> = seen.into_iter().filter(|(_, free)| *free).map(|(key, _)| key).collect();
+            self.unique.ended(count, free.len(), last);
+            if !free.is_empty() {
+                self.owner.write(Lazy, move |conn| unique::delete(conn, &free)).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Backend for Sqlite {}
 
 impl Store for Sqlite {
     async fn migrate(&self) -> Result<(), Error> {
@@ -108,6 +173,14 @@ impl Store for Sqlite {
 
     async fn is_migrated(&self) -> Result<bool, Error> {
         self.owner.read(open::is_migrated).await
+    }
+
+    async fn admit(&self, queue: &'static str, jobs: usize) -> Result<(), Error> {
+        self.make_room(queue, jobs).await
+    }
+
+    fn is_paused(&self, queue: &str) -> bool {
+        self.paused.contains(queue)
     }
 
     async fn push(&self, jobs: Vec<NewJob>) -> Result<Vec<Pushed>, Error> {
@@ -124,16 +197,18 @@ impl Store for Sqlite {
         };
         let exchange = move |conn: &Connection| {
             let completed = done::complete(conn, &done)?;
-            let jobs = match want {
-                Some((queue, limit, lease)) => fetch::fetch(conn, &queue, limit, lease)?,
-                None => Vec::new(),
+            let (jobs, again) = match want {
+                Some((queue, limit, lease)) => keyed::fetch(conn, &queue, limit, lease)?,
+                None => Default::default(),
             };
-            Ok(Exchanged { completed, jobs, ..Default::default() })
+            Ok(Exchanged { completed, jobs, again })
         };
         self.owner.look_then_write(durability, look, exchange).await
     }
 
     async fn upkeep(&self, upkeep: Upkeep) -> Result<Kept, Error> {
+        self.paused.set(self.owner.read(limits::paused).await?);
+        self.sweep_unique().await?;
         let mut kept = Kept::default();
         // Others get their turn between two rounds.
         for _ in 0..MAX_ROUNDS {

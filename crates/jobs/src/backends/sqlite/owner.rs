@@ -17,13 +17,13 @@ const GATHER: Duration = Duration::from_micros(100);
 
 /// The way to the thread. It ends when its last handle is dropped.
 #[derive(Debug, Clone)]
-pub(in crate::backends) struct Handle {
+pub(super) struct Handle {
     calls: mpsc::Sender<Box<dyn Call>>,
 }
 
 /// What a transaction is worth after a power cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::backends) enum Durability {
+pub(super) enum Durability {
     /// On disk before the call is answered.
     Synced,
     /// Undone with the later of its kind, or kept: for what only the living need, such as leases. It survives a
@@ -50,7 +50,7 @@ impl Handle {
     }
 
     /// Runs a read that sees one state of the file.
-    pub(in crate::backends) async fn read<T: Send + 'static>(
+    pub(super) async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, Error> {
@@ -59,7 +59,7 @@ impl Handle {
     }
 
     /// Runs in a transaction: all of it or nothing.
-    pub(in crate::backends) async fn write<T: Send + 'static>(
+    pub(super) async fn write<T: Send + 'static>(
         &self,
         durability: Durability,
         write: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
@@ -68,7 +68,7 @@ impl Handle {
     }
 
     /// Runs in a transaction only if a look does not say what to answer: that costs no lock and no sync.
-    pub(in crate::backends) async fn look_then_write<T: Send + 'static>(
+    pub(super) async fn look_then_write<T: Send + 'static>(
         &self,
         durability: Durability,
         look: impl FnOnce(&Connection) -> rusqlite::Result<Option<T>> + Send + 'static,
