@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
@@ -154,7 +155,7 @@ pub struct JobContext {
 }
 
 /// When a job may start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Start {
     /// In so many milliseconds; 0 is now.
     In(i64),
@@ -165,10 +166,10 @@ pub enum Start {
 }
 
 /// A job as a backend stores it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NewJob {
-    pub queue: &'static str,
-    pub name: &'static str,
+    pub queue: Cow<'static, str>,
+    pub name: Cow<'static, str>,
     pub version: i32,
     pub payload: String,
     pub priority: i16,
@@ -192,8 +193,8 @@ impl NewJob {
             None => Start::In(millis(options.delay.unwrap_or_default())),
         };
         Ok(NewJob {
-            queue: J::QUEUE,
-            name: J::NAME,
+            queue: J::QUEUE.into(),
+            name: J::NAME.into(),
             version: i32::try_from(J::VERSION).unwrap_or(i32::MAX),
             payload,
             priority: options.priority.unwrap_or(J::PRIORITY).min(MAX_PRIORITY).into(),
@@ -206,6 +207,11 @@ impl NewJob {
             trace: None,
             awaited: false,
         })
+    }
+
+    /// As a schedule stores it.
+    pub(crate) fn to_json(&self) -> String {
+        serde_json::json!(self).to_string()
     }
 
     /// True if it can start as soon as it is stored.

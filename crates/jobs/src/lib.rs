@@ -8,23 +8,29 @@ mod deadline;
 mod error;
 mod job;
 mod queue;
+mod results;
+mod schedule;
 pub mod telemetry;
 mod unique;
 mod wakeups;
 mod worker;
+mod workflow;
 
-pub use backends::Backend;
 #[cfg(feature = "postgres")]
 pub use backends::postgres::Postgres;
 #[cfg(feature = "sqlite")]
 pub use backends::sqlite::Sqlite;
+pub use backends::{Backend, SqlBackend};
 pub use config::WorkerConfig;
 pub use dead::{AttemptError, DeadJob, DeadReason};
 pub use error::Error;
 pub use job::{Job, JobContext, JobId, PushOptions, Pushed};
 pub use queue::{Queue, QueueStats};
+pub use results::{EndedJob, Outcome, Results};
+pub use schedule::{Missed, Schedule, ScheduleStatus};
 pub use unique::{Unique, UniqueStates};
 pub use worker::Worker;
+pub use workflow::{PushedWorkflow, Step, Workflow};
 
 /// What a handler may fail with: any error, boxed.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -9,6 +9,9 @@ pub const RUN_DURATION: &str = "greenwave.jobs.run.duration";
 /// Histogram of the seconds between the time a job could run and its start, label `queue`.
 pub const WAIT: &str = "greenwave.jobs.wait";
 
+/// Counter of jobs pushed by a schedule, labels `schedule`, `queue` and `job`; [`PUSHED`] counts them too.
+pub const TICKS: &str = "greenwave.jobs.schedule.ticks";
+
 /// Name of the span around each attempt, level INFO, fields `job.id`, `job.name`, `job.queue` and `job.attempt`.
 pub const ATTEMPT_SPAN: &str = "job";
 
@@ -28,4 +31,17 @@ pub(crate) fn started(queue: &str, waited: std::time::Duration) {
 
 pub(crate) fn pushed(queue: &'static str, job: &'static str, count: usize) {
     metrics::counter!(PUSHED, "queue" => queue, "job" => job).increment(count as u64);
+}
+
+/// Counts a job of a workflow or schedule, whose type is known by name only.
+pub(crate) fn pushed_one(queue: &str, job: &str) {
+    metrics::counter!(PUSHED, "queue" => queue.to_owned(), "job" => job.to_owned()).increment(1);
+}
+
+/// Counts a job that a schedule pushed.
+pub(crate) fn ticked(schedule: &str, queue: &str, job: &str) {
+    let (schedule, queue, job) = (schedule.to_owned(), queue.to_owned(), job.to_owned());
+    metrics::counter!(TICKS, "schedule" => schedule, "queue" => queue.clone(), "job" => job.clone())
+        .increment(1);
+    pushed_one(&queue, &job);
 }

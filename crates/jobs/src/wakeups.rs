@@ -2,9 +2,12 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::Notify;
 
+use crate::results::Waiters;
+
 /// Wakes the idle workers of this process when their queues have something new.
 #[derive(Debug, Default)]
 pub struct Wakeups {
+    pub(crate) waiters: Waiters,
     sleepers: Mutex<Vec<Weak<Sleeper>>>,
 }
 

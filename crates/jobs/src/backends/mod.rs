@@ -1,5 +1,6 @@
 //! What the worker and the queue ask of a database.
 
+pub(crate) mod flows;
 #[cfg(feature = "postgres")]
 pub(crate) mod postgres;
 #[cfg(feature = "sqlite")]
@@ -18,6 +19,9 @@ use crate::{Error, JobId};
 
 /// A database that can hold a [`Queue`](crate::Queue): `Postgres` or `Sqlite`. Sealed.
 pub trait Backend: Store {}
+
+/// A [`Backend`] that is an SQL database, and can do all: `Postgres` or `Sqlite`. Sealed.
+pub trait SqlBackend: Backend + flows::FlowStore {}
 
 /// One hold of one job. Settling a job names its lease, so it has no effect once another worker has the job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,8 +1,11 @@
 //! PostgreSQL: rows are locked by `FOR UPDATE SKIP LOCKED`, time is the server's.
 
+mod flows;
 mod notify;
 mod push;
+mod schedules;
 mod settle;
+mod workflow;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -12,7 +15,7 @@ use sqlx::{PgConnection, PgPool, Transaction};
 
 use super::{
     Backend, Burial, Completion, Exchanged, Kept, LEASE_ENDED, Lease, LeasedJob, MAINTENANCE_BATCH, Retry,
-    Store, Upkeep, Want,
+    SqlBackend, Store, Upkeep, Want,
 };
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
 use crate::error::postgres;
@@ -31,6 +34,7 @@ pub struct Postgres {
 const MIGRATIONS: &[(i32, &str)] = &[
     (1, include_str!("../../../migrations/postgres/0001_jobs.sql")),
     (2, include_str!("../../../migrations/postgres/0002_positions_and_options.sql")),
+    (5, include_str!("../../../migrations/postgres/0005_schedules_and_workflows.sql")),
 ];
 
 /// "greenwav" in ASCII; whoever migrates the queue holds this advisory lock.
@@ -90,6 +94,7 @@ impl Queue<Postgres> {
 }
 
 impl Backend for Postgres {}
+impl SqlBackend for Postgres {}
 
 impl Store for Postgres {
     async fn migrate(&self) -> Result<(), Error> {

@@ -1,7 +1,10 @@
 //! SQLite: one thread owns one connection; writers take the file's lock with BEGIN IMMEDIATE.
 
+mod flows;
 mod owner;
+mod schedules;
 mod settle;
+mod workflow;
 
 use std::cell::Cell;
 use std::future::{self, Future};
@@ -14,7 +17,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
 use super::{
     Backend, Burial, Completion, Exchanged, Kept, LEASE_ENDED, Lease, LeasedJob, MAINTENANCE_BATCH, Retry,
-    Store, Upkeep, Want,
+    SqlBackend, Store, Upkeep, Want,
 };
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
 use crate::job::{NewJob, Pushed, Start, millis};
@@ -31,6 +34,7 @@ pub struct Sqlite {
 const MIGRATIONS: &[(i32, &str)] = &[
     (1, include_str!("../../../migrations/sqlite/0001_jobs.sql")),
     (2, include_str!("../../../migrations/sqlite/0002_positions_and_options.sql")),
+    (5, include_str!("../../../migrations/sqlite/0005_schedules_and_workflows.sql")),
 ];
 
 /// SQLite's own clock, in milliseconds since 1970.
@@ -96,6 +100,7 @@ impl Queue<Sqlite> {
 }
 
 impl Backend for Sqlite {}
+impl SqlBackend for Sqlite {}
 
 impl Store for Sqlite {
     async fn migrate(&self) -> Result<(), Error> {
