@@ -1,5 +1,6 @@
-use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use serde::de::DeserializeOwned;
@@ -165,11 +166,16 @@ pub enum Start {
     After(i32),
 }
 
+/// By this name serde does not see a reference, which it would borrow from what it reads.
+type Name = &'static str;
+
 /// A job as a backend stores it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NewJob {
-    pub queue: Cow<'static, str>,
-    pub name: Cow<'static, str>,
+    #[serde(deserialize_with = "interned")]
+    pub queue: Name,
+    #[serde(deserialize_with = "interned")]
+    pub name: Name,
     pub version: i32,
     pub payload: String,
     pub priority: i16,
@@ -193,8 +199,8 @@ impl NewJob {
             None => Start::In(millis(options.delay.unwrap_or_default())),
         };
         Ok(NewJob {
-            queue: J::QUEUE.into(),
-            name: J::NAME.into(),
+            queue: J::QUEUE,
+            name: J::NAME,
             version: i32::try_from(J::VERSION).unwrap_or(i32::MAX),
             payload,
             priority: options.priority.unwrap_or(J::PRIORITY).min(MAX_PRIORITY).into(),
@@ -218,6 +224,20 @@ impl NewJob {
     pub(crate) fn is_ready(&self) -> bool {
         self.start == Start::In(0)
     }
+}
+
+/// A name of a queue or a job that comes from the database, as if it stood in the program: kept for good, once each.
+/// There are few.
+fn interned<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Name, D::Error> {
+    static NAMES: Mutex<BTreeSet<Name>> = Mutex::new(BTreeSet::new());
+    let name = String::deserialize(deserializer)?;
+    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(name) = names.get(name.as_str()) {
+        return Ok(name);
+    }
+    let name: Name = name.leak();
+    names.insert(name);
+    Ok(name)
 }
 
 /// Whole milliseconds, rounded up; a century at most, which both databases can add to a date.

@@ -313,7 +313,7 @@ impl ScheduleStatus {
     pub(crate) fn read(name: String, definition: String, job: &str) -> Self {
         let schedule = Schedule::from_json(&definition).map_or(definition, |schedule| schedule.to_string());
         let (job, queue) = serde_json::from_str::<NewJob>(job)
-            .map(|job| (job.name.into_owned(), job.queue.into_owned()))
+            .map(|job| (job.name.to_owned(), job.queue.to_owned()))
             .unwrap_or_default();
         ScheduleStatus { name, schedule, job, queue, next: SystemTime::UNIX_EPOCH, last: None, paused: false }
     }
@@ -385,6 +385,6 @@ impl<B: SqlBackend> Queue<B> {
 /// Reports what a turn pushed.
 pub(crate) fn ticked(name: &str, ticks: &Ticks) {
     for job in &ticks.jobs {
-        telemetry::ticked(name, &job.queue, &job.name);
+        telemetry::ticked(name, job.queue, job.name);
     }
 }

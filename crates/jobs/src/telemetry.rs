@@ -33,15 +33,8 @@ pub(crate) fn pushed(queue: &'static str, job: &'static str, count: usize) {
     metrics::counter!(PUSHED, "queue" => queue, "job" => job).increment(count as u64);
 }
 
-/// Counts a job of a workflow or schedule, whose type is known by name only.
-pub(crate) fn pushed_one(queue: &str, job: &str) {
-    metrics::counter!(PUSHED, "queue" => queue.to_owned(), "job" => job.to_owned()).increment(1);
-}
-
 /// Counts a job that a schedule pushed.
-pub(crate) fn ticked(schedule: &str, queue: &str, job: &str) {
-    let (schedule, queue, job) = (schedule.to_owned(), queue.to_owned(), job.to_owned());
-    metrics::counter!(TICKS, "schedule" => schedule, "queue" => queue.clone(), "job" => job.clone())
-        .increment(1);
-    pushed_one(&queue, &job);
+pub(crate) fn ticked(schedule: &str, queue: &'static str, job: &'static str) {
+    metrics::counter!(TICKS, "schedule" => schedule.to_owned(), "queue" => queue, "job" => job).increment(1);
+    pushed(queue, job, 1);
 }

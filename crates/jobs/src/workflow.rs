@@ -168,7 +168,7 @@ pub struct PushedWorkflow {
 impl PushedWorkflow {
     pub(crate) fn new(workflow: &Workflow, pushed: Vec<Pushed>) -> Self {
         for job in &workflow.jobs {
-            telemetry::pushed_one(&job.queue, &job.name);
+            telemetry::pushed(job.queue, job.name, 1);
         }
         PushedWorkflow { workflow: workflow.id, ids: pushed.into_iter().map(|pushed| pushed.id).collect() }
     }

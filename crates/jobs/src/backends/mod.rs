@@ -14,7 +14,7 @@ use crate::backoff::Backoff;
 use crate::dead::{DeadJob, DeadReason};
 use crate::job::{NewJob, Pushed};
 use crate::queue::QueueStats;
-use crate::wakeups::Wakeups;
+use crate::wakeups::{Notice, Wakeups};
 use crate::{Error, JobId};
 
 /// A database that can hold a [`Queue`](crate::Queue): `Postgres` or `Sqlite`. Sealed.
@@ -38,6 +38,8 @@ pub struct LeasedJob {
     pub version: u32,
     pub payload: String,
     pub failures: u32,
+    /// How many workers in a row vanished while they held it.
+    pub crashes: u32,
     pub max_attempts: u32,
     pub timeout: Option<Duration>,
     pub waited: Duration,
@@ -126,8 +128,8 @@ pub trait Store: Clone + Send + Sync + 'static {
     /// Stores all or none, and answers in order.
     fn push(&self, jobs: Vec<NewJob>) -> impl Future<Output = Result<Vec<Pushed>, Error>> + Send;
 
-    /// Completes jobs, and leases ready ones of a queue, the most urgent first, all under one fresh lease id. Both in
-    /// one transaction, and as one round trip where the database can.
+    /// Completes jobs, and leases ready ones of a queue, all under one fresh lease id: the most urgent, in the order in
+    /// which they shall start. Both in one transaction, and as one round trip where the database can.
     fn exchange(
         &self,
         done: Vec<Completion>,
@@ -145,6 +147,8 @@ pub trait Store: Clone + Send + Sync + 'static {
         leases: Vec<Lease>,
         lease: Duration,
     ) -> impl Future<Output = Result<Vec<Lease>, Error>> + Send;
+    /// Stores how far jobs have come, as JSON, and answers how many it still found under their lease.
+    fn report(&self, progress: Vec<(Lease, String)>) -> impl Future<Output = Result<usize, Error>> + Send;
     /// Returns jobs to their queue as if they had not been fetched: a crash counted meanwhile was none.
     fn release(&self, leases: Vec<Lease>) -> impl Future<Output = Result<usize, Error>> + Send;
     /// Schedules the next attempts. The worker lived to tell, so earlier crashes are forgiven.
@@ -156,9 +160,9 @@ pub trait Store: Clone + Send + Sync + 'static {
     fn dead(&self, limit: usize) -> impl Future<Output = Result<Vec<DeadJob>, Error>> + Send;
     fn retry_dead(&self, id: JobId) -> impl Future<Output = Result<bool, Error>> + Send;
 
-    /// Tells other processes that a queue (or any, if none is named) has something new; soon, and without a promise.
-    fn announce(&self, queue: Option<&'static str>);
-    /// Passes on what other processes announce, for as long as it is polled.
+    /// Tells other processes, soon and without a promise.
+    fn announce(&self, notice: Notice);
+    /// Passes on what other processes announce, by [`Wakeups::tell`], for as long as it is polled.
     fn listen(&self, wakeups: Arc<Wakeups>) -> impl Future<Output = ()> + Send;
 }
 

@@ -49,7 +49,7 @@ impl<B: Backend> Fetcher<B> {
         let queues = handlers.queues();
         Fetcher {
             store: queue.store.clone(),
-            sleeper: queue.wakeups.register(queues.iter().map(|queue| (*queue).to_owned()).collect()),
+            sleeper: queue.wakeups.register(&queues),
             places: Arc::new(Semaphore::new(config.concurrency)),
             shared: Arc::new(Shared {
                 config,

@@ -2,6 +2,7 @@
 
 mod flows;
 mod notify;
+mod progress;
 mod push;
 mod schedules;
 mod settle;
@@ -11,7 +12,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::{PgConnection, PgPool, Transaction};
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, PgPool, Row, Transaction};
 
 use super::{
     Backend, Burial, Completion, Exchanged, Kept, LEASE_ENDED, Lease, LeasedJob, MAINTENANCE_BATCH, Retry,
@@ -20,8 +22,8 @@ use super::{
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
 use crate::error::postgres;
 use crate::job::{NewJob, Pushed, millis};
-use crate::queue::{QueueStats, encode_all};
-use crate::wakeups::Wakeups;
+use crate::queue::QueueStats;
+use crate::wakeups::{Notice, Wakeups};
 use crate::{Error, Job, JobId, PushOptions, Queue, telemetry};
 
 /// A queue in PostgreSQL, over a sqlx pool.
@@ -29,6 +31,7 @@ use crate::{Error, Job, JobId, PushOptions, Queue, telemetry};
 pub struct Postgres {
     pool: PgPool,
     announcer: Arc<notify::Announcer>,
+    wakeups: Arc<Wakeups>,
 }
 
 const MIGRATIONS: &[(i32, &str)] = &[
@@ -47,7 +50,8 @@ impl Queue<Postgres> {
     /// the pool, on which it listens.
     pub fn postgres(pool: PgPool) -> Self {
         let announcer = Arc::new(notify::Announcer::new(pool.clone()));
-        Queue::over(Postgres { pool, announcer })
+        let wakeups = Arc::<Wakeups>::default();
+        Queue::over(Postgres { pool, announcer, wakeups: Arc::clone(&wakeups) }, wakeups)
     }
 
     /// Stores a job in the caller's transaction: it exists if and when that commits.
@@ -76,7 +80,7 @@ impl Queue<Postgres> {
         job: &J,
         options: PushOptions,
     ) -> Result<Pushed, Error> {
-        let pushed = push::push(conn, vec![NewJob::encode(job, &options)?]).await?;
+        let pushed = push::push(conn, vec![self.encode(job, &options)?]).await?;
         telemetry::pushed(J::QUEUE, J::NAME, 1);
         pushed.into_iter().next().ok_or(Error::Closed)
     }
@@ -87,7 +91,7 @@ impl Queue<Postgres> {
         conn: &mut PgConnection,
         jobs: &[J],
     ) -> Result<Vec<Pushed>, Error> {
-        let ids = push::push(conn, encode_all(jobs)?).await?;
+        let ids = push::push(conn, self.encode_all(jobs)?).await?;
         telemetry::pushed(J::QUEUE, J::NAME, jobs.len());
         Ok(ids)
     }
@@ -134,6 +138,10 @@ impl Store for Postgres {
         settle::extend(&self.pool, leases, lease).await.map_err(postgres)
     }
 
+    async fn report(&self, progress: Vec<(Lease, String)>) -> Result<usize, Error> {
+        progress::report(&self.pool, progress).await.map_err(postgres)
+    }
+
     async fn release(&self, leases: Vec<Lease>) -> Result<usize, Error> {
         settle::release(&self.pool, leases).await.map_err(postgres)
     }
@@ -171,8 +179,8 @@ impl Store for Postgres {
         Ok(done.rows_affected() == 1)
     }
 
-    fn announce(&self, queue: Option<&'static str>) {
-        self.announcer.announce(queue.unwrap_or_default());
+    fn announce(&self, notice: Notice) {
+        self.announcer.announce(notice);
     }
 
     fn listen(&self, wakeups: Arc<Wakeups>) -> impl Future<Output = ()> + Send {
@@ -250,47 +258,35 @@ async fn fetch(
             SELECT id FROM greenwave_jobs WHERE state = 0 AND queue = $1
             AND key IS NULL ORDER BY priority, position LIMIT $2 FOR UPDATE SKIP LOCKED))
         RETURNING id, lease_id, name, version, payload::text, failures, max_attempts, timeout_ms,
-            extract(epoch FROM now() - run_at)::float8, trace, awaited, keep_ms > 0";
-    type Row = (i64, i64, String, i32, String, i32, i32, Option<i64>, f64, Option<String>, bool, bool);
-    let rows: Vec<Row> = sqlx::query_as(FETCH)
+            extract(epoch FROM now() - run_at)::float8, trace, awaited, keep_ms > 0, crashes, priority, position";
+    let rows = sqlx::query(FETCH)
         .bind(queue)
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .bind(millis(lease))
         .fetch_all(pool)
         .await?;
-    let mut jobs: Vec<LeasedJob> = rows
-        .into_iter()
-        .map(
-            |(
-                id,
-                lease,
-                name,
-                version,
-                payload,
-                failures,
-                max_attempts,
-                timeout,
-                waited,
-                trace,
-                awaited,
-                kept,
-            )| LeasedJob {
-                lease: Lease { job: id.into(), id: lease },
-                name,
-                version: version.unsigned_abs(),
-                payload,
-                failures: failures.unsigned_abs(),
-                max_attempts: max_attempts.unsigned_abs(),
-                timeout: timeout.map(|ms| Duration::from_millis(ms.unsigned_abs())),
-                waited: Duration::try_from_secs_f64(waited).unwrap_or_default(),
-                trace,
-                awaited,
-                kept,
-            },
-        )
-        .collect();
-    jobs.sort_unstable_by_key(|job| job.lease);
-    Ok(jobs)
+    let mut jobs = rows.iter().map(leased).collect::<Result<Vec<_>, _>>()?;
+    jobs.sort_unstable_by_key(|(order, _)| *order);
+    Ok(jobs.into_iter().map(|(_, job)| job).collect())
+}
+
+/// A fetched job, and its priority and position: RETURNING keeps no order.
+fn leased(row: &PgRow) -> Result<((i16, i64), LeasedJob), sqlx::Error> {
+    let job = LeasedJob {
+        lease: Lease { job: row.try_get::<i64, _>(0)?.into(), id: row.try_get(1)? },
+        name: row.try_get(2)?,
+        version: row.try_get::<i32, _>(3)?.unsigned_abs(),
+        payload: row.try_get(4)?,
+        failures: row.try_get::<i32, _>(5)?.unsigned_abs(),
+        max_attempts: row.try_get::<i32, _>(6)?.unsigned_abs(),
+        timeout: row.try_get::<Option<i64>, _>(7)?.map(|ms| Duration::from_millis(ms.unsigned_abs())),
+        waited: Duration::try_from_secs_f64(row.try_get(8)?).unwrap_or_default(),
+        trace: row.try_get(9)?,
+        awaited: row.try_get(10)?,
+        kept: row.try_get(11)?,
+        crashes: row.try_get::<i32, _>(12)?.unsigned_abs(),
+    };
+    Ok(((row.try_get(13)?, row.try_get(14)?), job))
 }
 
 async fn dead(pool: &PgPool, limit: usize) -> Result<Vec<DeadJob>, sqlx::Error> {

@@ -35,8 +35,8 @@ pub(super) async fn push(conn: &mut PgConnection, jobs: Vec<NewJob>) -> Result<V
         pendings.push(pending);
     }
     let mut ids: Vec<i64> = sqlx::query_scalar(PUSH)
-        .bind(jobs.iter().map(|job| job.queue.as_ref()).collect::<Vec<_>>())
-        .bind(jobs.iter().map(|job| job.name.as_ref()).collect::<Vec<_>>())
+        .bind(jobs.iter().map(|job| job.queue).collect::<Vec<_>>())
+        .bind(jobs.iter().map(|job| job.name).collect::<Vec<_>>())
         .bind(jobs.iter().map(|job| job.version).collect::<Vec<_>>())
         .bind(jobs.iter().map(|job| job.payload.as_str()).collect::<Vec<_>>())
         .bind(jobs.iter().map(|job| job.priority).collect::<Vec<_>>())

@@ -72,7 +72,7 @@ pub(super) async fn pause(pool: &PgPool, name: &str, paused: bool) -> Result<boo
 }
 
 /// Gives every schedule its turn whose time has come. Answers with the queues that have something new.
-pub(super) async fn tick(pool: &PgPool) -> Result<Vec<String>, Error> {
+pub(super) async fn tick(pool: &PgPool) -> Result<Vec<&'static str>, Error> {
     let mut queues = Vec::new();
     let mut failed: Vec<String> = Vec::new();
     while let Some(turn) = turn(pool, &failed).await? {
@@ -87,7 +87,7 @@ pub(super) async fn tick(pool: &PgPool) -> Result<Vec<String>, Error> {
 }
 
 /// One turn of one schedule: the queues it pushed to, or its name if that failed.
-async fn turn(pool: &PgPool, failed: &[String]) -> Result<Option<Result<Vec<String>, String>>, Error> {
+async fn turn(pool: &PgPool, failed: &[String]) -> Result<Option<Result<Vec<&'static str>, String>>, Error> {
     const DUE: &str = "
         SELECT name, definition, job, (extract(epoch FROM next_at) * 1000)::bigint,
             (extract(epoch FROM now()) * 1000)::bigint
@@ -111,7 +111,7 @@ async fn turn(pool: &PgPool, failed: &[String]) -> Result<Option<Result<Vec<Stri
     }
 }
 
-async fn take(conn: &mut PgConnection, turn: &Turn) -> Result<Vec<String>, Error> {
+async fn take(conn: &mut PgConnection, turn: &Turn) -> Result<Vec<&'static str>, Error> {
     const ADVANCE: &str = "
         UPDATE greenwave_jobs_schedules SET next_at = $3, last_at = coalesce($4, last_at)
         WHERE name = $1 AND next_at = $2";
@@ -136,7 +136,7 @@ async fn take(conn: &mut PgConnection, turn: &Turn) -> Result<Vec<String>, Error
         new.map(|(pushed, tick)| (pushed.id.get(), timestamp(*tick))).unzip();
     sqlx::query(MARK).bind(ids).bind(times).execute(conn).await.map_err(postgres)?;
     ticked(&turn.name, &ticks);
-    Ok(ticks.jobs.into_iter().map(|job| job.queue.into_owned()).collect())
+    Ok(ticks.jobs.into_iter().map(|job| job.queue).collect())
 }
 
 /// In how long the next tick is; nothing if it is due already, and cannot have its turn now.

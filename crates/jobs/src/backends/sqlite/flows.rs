@@ -1,5 +1,6 @@
 use rusqlite::{Connection, OptionalExtension};
 
+use super::owner::Durability::Synced;
 use super::{Sqlite, schedules, workflow};
 use crate::backends::flows::{Edge, FlowStore, Found, FoundBefore, found};
 use crate::job::{NewJob, Pushed};
@@ -8,8 +9,7 @@ use crate::workflow::{PushedWorkflow, Workflow};
 use crate::{Error, JobId, Queue};
 
 impl Queue<Sqlite> {
-    /// Stores a workflow through the caller's connection to the same file. Give it a transaction: outside one an error
-    /// leaves a part of the workflow stored.
+    /// Stores a workflow in the caller's transaction, or in one of its own: it exists if and when that commits.
     ///
     /// Call [`Queue::wake`] after the commit, so that no worker waits for its next poll.
     pub fn push_workflow_in(&self, conn: &Connection, workflow: &Workflow) -> Result<PushedWorkflow, Error> {
@@ -21,11 +21,11 @@ impl Queue<Sqlite> {
 
 impl FlowStore for Sqlite {
     async fn put_schedule(&self, name: String, schedule: Schedule, job: NewJob) -> Result<bool, Error> {
-        self.owner.write(move |conn| schedules::put(conn, &name, &schedule, &job)).await?
+        self.owner.write(Synced, move |conn| schedules::put(conn, &name, &schedule, &job)).await?
     }
 
     async fn delete_schedule(&self, name: String) -> Result<bool, Error> {
-        self.owner.write(move |conn| schedules::delete(conn, &name)).await
+        self.owner.write(Synced, move |conn| schedules::delete(conn, &name)).await
     }
 
     async fn schedules(&self) -> Result<Vec<ScheduleStatus>, Error> {
@@ -33,11 +33,11 @@ impl FlowStore for Sqlite {
     }
 
     async fn pause_schedule(&self, name: String, paused: bool) -> Result<bool, Error> {
-        self.owner.write(move |conn| schedules::pause(conn, &name, paused)).await?
+        self.owner.write(Synced, move |conn| schedules::pause(conn, &name, paused)).await?
     }
 
     async fn push_workflow(&self, jobs: Vec<NewJob>, edges: Vec<Edge>) -> Result<Vec<Pushed>, Error> {
-        self.owner.write(move |conn| workflow::push(conn, &jobs, &edges)).await
+        self.owner.write(Synced, move |conn| workflow::push(conn, &jobs, &edges)).await
     }
 
     async fn find(&self, id: JobId) -> Result<Option<Found>, Error> {

@@ -4,16 +4,12 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::{insert, now};
+use super::{now, now_ms, push};
 use crate::Error;
 use crate::backends::flows::{Turn, turn_failed};
 use crate::dead::time;
 use crate::job::NewJob;
 use crate::schedule::{Schedule, ScheduleStatus, ticked};
-
-fn clock(conn: &Connection) -> rusqlite::Result<i64> {
-    conn.prepare_cached(concat!("SELECT ", now!()))?.query_row([], |row| row.get(0))
-}
 
 /// The outer error rolls back.
 pub(super) fn put(
@@ -28,7 +24,7 @@ pub(super) fn put(
         ON CONFLICT (name) DO UPDATE SET definition = excluded.definition, job = excluded.job,
             next_at = iif(s.definition = excluded.definition, s.next_at, excluded.next_at)
         WHERE (s.definition, s.job) <> (excluded.definition, excluded.job)";
-    let next = match schedule.after(clock(conn)?) {
+    let next = match schedule.after(now_ms(conn)?) {
         Ok(next) => next,
         Err(error) => return Ok(Err(error)),
     };
@@ -62,7 +58,7 @@ pub(super) fn pause(conn: &Connection, name: &str, paused: bool) -> rusqlite::Re
     let row = conn.query_row(READ, [name], |row| Ok((row.get::<_, String>(0)?, row.get::<_, bool>(1)?)));
     let Some((definition, was)) = row.optional()? else { return Ok(Ok(false)) };
     // What passed during a pause is not missed.
-    let now = clock(conn)?;
+    let now = now_ms(conn)?;
     let after = |definition: &str| Schedule::from_json(definition)?.after(now);
     let next = match (was && !paused).then(|| after(&definition)).transpose() {
         Ok(next) => next,
@@ -82,11 +78,11 @@ pub(super) fn is_any_due(conn: &Connection) -> rusqlite::Result<bool> {
 }
 
 /// Gives every schedule its turn whose time has come. Answers with the queues that have something new.
-pub(super) fn tick(conn: &Connection) -> rusqlite::Result<Vec<String>> {
+pub(super) fn tick(conn: &Connection) -> rusqlite::Result<Vec<&'static str>> {
     const DUE: &str = "
         SELECT name, definition, job, next_at FROM greenwave_jobs_schedules WHERE NOT paused AND next_at <= ?1
         ORDER BY next_at";
-    let now = clock(conn)?;
+    let now = now_ms(conn)?;
     let due: Vec<Turn> = conn
         .prepare_cached(DUE)?
         .query_map([now], |row| {
@@ -111,15 +107,14 @@ pub(super) fn tick(conn: &Connection) -> rusqlite::Result<Vec<String>> {
     Ok(queues)
 }
 
-fn take(conn: &Connection, turn: &Turn) -> Result<Vec<String>, Error> {
+fn take(conn: &Connection, turn: &Turn) -> Result<Vec<&'static str>, Error> {
     const ADVANCE: &str = "
         UPDATE greenwave_jobs_schedules SET next_at = ?2, last_at = coalesce(?3, last_at) WHERE name = ?1";
     const MARK: &str = "UPDATE greenwave_jobs SET scheduled_for = ?2 WHERE id = ?1";
     let ticks = turn.ticks()?;
     let mut push = || {
         conn.prepare_cached(ADVANCE)?.execute(params![turn.name, ticks.next, ticks.ticks.last()])?;
-        for (job, tick) in ticks.jobs.iter().zip(&ticks.ticks) {
-            let pushed = insert(conn, job)?;
+        for (pushed, tick) in push::insert(conn, &ticks.jobs)?.iter().zip(&ticks.ticks) {
             if !pushed.existed {
                 conn.prepare_cached(MARK)?.execute([pushed.id.get(), *tick])?;
             }
@@ -128,7 +123,7 @@ fn take(conn: &Connection, turn: &Turn) -> Result<Vec<String>, Error> {
     };
     push().map_err(Error::Sqlite)?;
     ticked(&turn.name, &ticks);
-    Ok(ticks.jobs.into_iter().map(|job| job.queue.into_owned()).collect())
+    Ok(ticks.jobs.into_iter().map(|job| job.queue).collect())
 }
 
 /// In how long the next tick is; nothing if it is due already, and cannot have its turn now.

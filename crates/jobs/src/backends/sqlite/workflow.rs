@@ -3,24 +3,30 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{insert, now};
+use super::{draw, now, push};
 use crate::backends::flows::{Edge, abandoned};
 use crate::dead::DeadReason;
 use crate::job::{NewJob, Pushed};
 
-/// The position of a job that becomes ready now.
-macro_rules! position {
-    () => {
-        "(SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'greenwave_jobs')"
-    };
+/// Stores all or none. The savepoint is a transaction of its own if the caller is in none.
+pub(super) fn push(conn: &Connection, jobs: &[NewJob], edges: &[Edge]) -> rusqlite::Result<Vec<Pushed>> {
+    conn.execute_batch("SAVEPOINT greenwave_jobs_workflow")?;
+    let pushed = insert(conn, jobs, edges);
+    if pushed.is_err() && !conn.is_autocommit() {
+        conn.execute_batch("ROLLBACK TO greenwave_jobs_workflow")?;
+    }
+    if !conn.is_autocommit() {
+        conn.execute_batch("RELEASE greenwave_jobs_workflow")?;
+    }
+    pushed
 }
 
-pub(super) fn push(conn: &Connection, jobs: &[NewJob], edges: &[Edge]) -> rusqlite::Result<Vec<Pushed>> {
+fn insert(conn: &Connection, jobs: &[NewJob], edges: &[Edge]) -> rusqlite::Result<Vec<Pushed>> {
     const LINK: &str =
         "INSERT INTO greenwave_jobs_dependency (before_id, after_id, anyway) VALUES (?1, ?2, ?3)";
-    let pushed: Vec<Pushed> = jobs.iter().map(|job| insert(conn, job)).collect::<Result<_, _>>()?;
+    let pushed = push::insert(conn, jobs)?;
     let id = |place: usize| pushed.get(place).map_or(0, |pushed| pushed.id.get());
     let mut link = conn.prepare_cached(LINK)?;
     for edge in edges {
@@ -55,21 +61,17 @@ pub(super) fn ended(conn: &Connection, completed: &[(i64, bool)]) -> rusqlite::R
 fn unblock(conn: &Connection, freed: BTreeMap<i64, i64>) -> rusqlite::Result<Vec<String>> {
     const UNBLOCK: &str = concat!(
         "UPDATE greenwave_jobs SET pending = pending - ?2, state = iif(pending > ?2, 3, 0),
-            position = iif(pending > ?2, position, ",
-        position!(),
-        "), run_at = iif(pending > ?2, run_at, ",
+            position = iif(pending > ?2, position, ?3), run_at = iif(pending > ?2, run_at, ",
         now!(),
         ") WHERE id = ?1 AND state = 3 RETURNING queue, state"
     );
     let mut update = conn.prepare_cached(UNBLOCK)?;
     let mut queues = BTreeSet::new();
-    for (id, ended) in freed {
-        for row in
-            update.query_map([id, ended], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))?
-        {
-            if let (queue, 0) = row? {
-                queues.insert(queue);
-            }
+    let positions = draw(conn, freed.len())?;
+    for ((id, ended), position) in freed.into_iter().zip(positions) {
+        let row = |row: &Row<'_>| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?));
+        if let Some((queue, 0)) = update.query_row([id, ended, position], row).optional()? {
+            queues.insert(queue);
         }
     }
     Ok(queues.into_iter().collect())
@@ -135,9 +137,9 @@ pub(super) fn revived(conn: &Connection, ids: &[i64]) -> rusqlite::Result<()> {
                 AND NOT other.ended
                 AND NOT EXISTS (SELECT 1 FROM greenwave_jobs j WHERE j.id = other.before_id))";
     const REVIVE: &str = concat!(
-        "INSERT INTO greenwave_jobs (id, queue, name, version, payload, priority, state, run_at, max_attempts, errors,
-            created_at, key, timeout_ms, keep_ms, awaited, trace, scheduled_for, pending)
-        SELECT id, queue, name, version, payload, priority, 3, ",
+        "INSERT INTO greenwave_jobs (id, queue, name, version, payload, priority, state, position, run_at,
+            max_attempts, errors, created_at, key, timeout_ms, keep_ms, awaited, trace, scheduled_for, pending)
+        SELECT id, queue, name, version, payload, priority, 3, id, ",
         now!(),
         ", max_attempts, errors, created_at, key, timeout_ms, keep_ms, awaited, trace, scheduled_for,
             (SELECT count(*) FROM greenwave_jobs_dependency WHERE after_id = ?1 AND NOT ended)
