@@ -1,35 +1,45 @@
 //! PostgreSQL: rows are locked by `FOR UPDATE SKIP LOCKED`, time is the server's.
 
+mod done;
+mod fetch;
 mod flows;
+mod lanes;
 mod notify;
 mod progress;
 mod push;
 mod schedules;
 mod settle;
+mod upkeep;
+mod watermark;
 mod workflow;
 
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, PgPool, Row, Transaction};
+use sqlx::{PgConnection, PgPool, Transaction};
 
 use super::{
     Backend, Burial, Completion, Exchanged, Kept, LEASE_ENDED, Lease, LeasedJob, MAINTENANCE_BATCH, Retry,
     SqlBackend, Store, Upkeep, Want,
 };
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
-use crate::error::postgres;
-use crate::job::{NewJob, Pushed, millis};
+use crate::error::{chain, postgres};
+use crate::job::{NewJob, Pushed};
 use crate::queue::QueueStats;
 use crate::wakeups::{Notice, Wakeups};
 use crate::{Error, Job, JobId, PushOptions, Queue, telemetry};
+use lanes::Lanes;
 
 /// A queue in PostgreSQL, over a sqlx pool.
 #[derive(Debug, Clone)]
 pub struct Postgres {
     pool: PgPool,
+    /// Lanes apart, so that none waits for the others.
+    fetching: Arc<Lanes>,
+    settling: Arc<Lanes>,
+    pushing: Arc<Lanes>,
+    cleaning: Arc<done::Cleaning>,
     announcer: Arc<notify::Announcer>,
     wakeups: Arc<Wakeups>,
 }
@@ -37,6 +47,7 @@ pub struct Postgres {
 const MIGRATIONS: &[(i32, &str)] = &[
     (1, include_str!("../../../migrations/postgres/0001_jobs.sql")),
     (2, include_str!("../../../migrations/postgres/0002_positions_and_options.sql")),
+    (3, include_str!("../../../migrations/postgres/0003_done.sql")),
     (5, include_str!("../../../migrations/postgres/0005_schedules_and_workflows.sql")),
 ];
 
@@ -46,12 +57,25 @@ const MIGRATION_LOCK: i64 = 0x6772_6565_6e77_6176;
 impl Queue<Postgres> {
     /// A queue in the database of this pool. Nothing is sent until the first call.
     ///
-    /// A running worker uses up to four connections of the pool for moments at a time, and one of its own outside
-    /// the pool, on which it listens.
+    /// What the queue does most goes over connections that it takes out of the pool when they are needed, and keeps:
+    /// up to four that push, and four of a worker, which has one more, on which it listens. The pool may open others
+    /// in their place, so the server sees as many more than `max_connections`. When the pool is closed, they end at
+    /// their next use.
     pub fn postgres(pool: PgPool) -> Self {
+        let lanes = |count| Arc::new(Lanes::new(pool.clone(), count));
+        let (fetching, settling, pushing) = (lanes(2), lanes(2), lanes(4));
         let announcer = Arc::new(notify::Announcer::new(pool.clone()));
         let wakeups = Arc::<Wakeups>::default();
-        Queue::over(Postgres { pool, announcer, wakeups: Arc::clone(&wakeups) }, wakeups)
+        let store = Postgres {
+            pool,
+            fetching,
+            settling,
+            pushing,
+            cleaning: Arc::default(),
+            announcer,
+            wakeups: Arc::clone(&wakeups),
+        };
+        Queue::over(store, wakeups)
     }
 
     /// Stores a job in the caller's transaction: it exists if and when that commits.
@@ -102,7 +126,13 @@ impl SqlBackend for Postgres {}
 
 impl Store for Postgres {
     async fn migrate(&self) -> Result<(), Error> {
-        migrate(&self.pool).await.map_err(postgres)
+        migrate(&self.pool).await.map_err(postgres)?;
+        if self.cleaning.is_due() {
+            let mut lane = self.settling.take().await.map_err(postgres)?;
+            self.cleaning.clean(&mut lane).await.map_err(postgres)?;
+            self.settling.give(lane);
+        }
+        Ok(())
     }
 
     async fn is_migrated(&self) -> Result<bool, Error> {
@@ -111,31 +141,38 @@ impl Store for Postgres {
     }
 
     async fn push(&self, jobs: Vec<NewJob>) -> Result<Vec<Pushed>, Error> {
-        let mut conn = self.pool.acquire().await.map_err(postgres)?;
-        push::push(&mut conn, jobs).await
+        let mut lane = self.pushing.take().await.map_err(postgres)?;
+        let pushed = push::push(&mut lane, jobs).await?;
+        self.pushing.give(lane);
+        Ok(pushed)
     }
 
     async fn exchange(&self, done: Vec<Completion>, want: Option<Want<'_>>) -> Result<Exchanged, Error> {
-        let mut exchanged = Exchanged::default();
-        if !done.is_empty() {
-            let leases = done.into_iter().map(|completion| completion.lease).collect();
-            exchanged.completed = settle::complete(&self.pool, leases).await.map_err(postgres)?;
-        }
-        if let Some(Want { queue, limit, lease }) = want {
-            exchanged.jobs = fetch(&self.pool, queue, limit, lease).await.map_err(postgres)?;
-        }
+        let mut lane = self.fetching.take().await.map_err(postgres)?;
+        let exchanged = fetch::exchange(&mut lane, done, want).await.map_err(postgres)?;
+        self.fetching.give(lane);
         Ok(exchanged)
     }
 
     async fn upkeep(&self, upkeep: Upkeep) -> Result<Kept, Error> {
-        let max_crashes = i32::try_from(upkeep.max_crashes).unwrap_or(i32::MAX);
-        let (buried, promoted) = settle::promote(&self.pool, max_crashes).await.map_err(postgres)?;
-        let rescued = settle::rescue(&self.pool, upkeep.backoff).await.map_err(postgres)?;
-        Ok(Kept { rescued, buried, promoted, next_due: None })
+        let mut lane = self.settling.take().await.map_err(postgres)?;
+        let kept = upkeep::upkeep(&mut lane, upkeep).await.map_err(postgres)?;
+        if self.cleaning.is_due()
+            && let Err(error) = self.cleaning.clean(&mut lane).await
+        {
+            // Jobs run all the same.
+            tracing::warn!(error = chain(&error), "could not make or drop the partitions of the kept jobs");
+            return Ok(kept);
+        }
+        self.settling.give(lane);
+        Ok(kept)
     }
 
     async fn extend(&self, leases: Vec<Lease>, lease: Duration) -> Result<Vec<Lease>, Error> {
-        settle::extend(&self.pool, leases, lease).await.map_err(postgres)
+        let mut lane = self.settling.take().await.map_err(postgres)?;
+        let held = settle::extend(&mut lane, leases, lease).await.map_err(postgres)?;
+        self.settling.give(lane);
+        Ok(held)
     }
 
     async fn report(&self, progress: Vec<(Lease, String)>) -> Result<usize, Error> {
@@ -143,15 +180,24 @@ impl Store for Postgres {
     }
 
     async fn release(&self, leases: Vec<Lease>) -> Result<usize, Error> {
-        settle::release(&self.pool, leases).await.map_err(postgres)
+        let mut lane = self.settling.take().await.map_err(postgres)?;
+        let released = settle::release(&mut lane, leases).await.map_err(postgres)?;
+        self.settling.give(lane);
+        Ok(released)
     }
 
     async fn retry(&self, retries: Vec<Retry>) -> Result<usize, Error> {
-        settle::retry(&self.pool, retries).await.map_err(postgres)
+        let mut lane = self.settling.take().await.map_err(postgres)?;
+        let retried = settle::retry(&mut lane, retries).await.map_err(postgres)?;
+        self.settling.give(lane);
+        Ok(retried)
     }
 
     async fn bury(&self, burials: Vec<Burial>) -> Result<usize, Error> {
-        settle::bury(&self.pool, burials).await.map_err(postgres)
+        let mut lane = self.settling.take().await.map_err(postgres)?;
+        let buried = settle::bury(&mut lane, burials).await.map_err(postgres)?;
+        self.settling.give(lane);
+        Ok(buried)
     }
 
     async fn stats(&self) -> Result<QueueStats, Error> {
@@ -172,9 +218,11 @@ impl Store for Postgres {
     async fn retry_dead(&self, id: JobId) -> Result<bool, Error> {
         const REVIVE: &str = "
             WITH revived AS (DELETE FROM greenwave_jobs_dead WHERE id = $1 RETURNING *)
-            INSERT INTO greenwave_jobs
-                (id, queue, name, payload, priority, state, run_at, max_attempts, errors, created_at)
-            SELECT id, queue, name, payload, priority, 0, now(), max_attempts, errors, created_at FROM revived";
+            INSERT INTO greenwave_jobs (id, queue, name, payload, priority, state, run_at, max_attempts, errors,
+                created_at, version, key, timeout_ms, keep_ms, awaited, trace, progress)
+            SELECT id, queue, name, payload, priority, 0, now(), max_attempts, errors, created_at, version, key,
+                timeout_ms, keep_ms, awaited, trace, progress
+            FROM revived";
         let done = sqlx::query(REVIVE).bind(id.get()).execute(&self.pool).await.map_err(postgres)?;
         Ok(done.rows_affected() == 1)
     }
@@ -240,53 +288,6 @@ async fn is_migrated(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
         .bind(newest)
         .fetch_one(conn)
         .await
-}
-
-async fn fetch(
-    pool: &PgPool,
-    queue: &str,
-    limit: usize,
-    lease: Duration,
-) -> Result<Vec<LeasedJob>, sqlx::Error> {
-    // ANY(ARRAY(…)), because a join with the selection lets a generic plan scan the whole table.
-    // The lease id is a subquery, so that it is drawn once for the statement, and only if there is a job.
-    const FETCH: &str = "
-        UPDATE greenwave_jobs
-        SET state = 2, lease_id = (SELECT nextval('greenwave_jobs_lease')),
-            lease_until = now() + $3 * interval '1 millisecond'
-        WHERE id = ANY(ARRAY(
-            SELECT id FROM greenwave_jobs WHERE state = 0 AND queue = $1
-            AND key IS NULL ORDER BY priority, position LIMIT $2 FOR UPDATE SKIP LOCKED))
-        RETURNING id, lease_id, name, version, payload::text, failures, max_attempts, timeout_ms,
-            extract(epoch FROM now() - run_at)::float8, trace, awaited, keep_ms > 0, crashes, priority, position";
-    let rows = sqlx::query(FETCH)
-        .bind(queue)
-        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-        .bind(millis(lease))
-        .fetch_all(pool)
-        .await?;
-    let mut jobs = rows.iter().map(leased).collect::<Result<Vec<_>, _>>()?;
-    jobs.sort_unstable_by_key(|(order, _)| *order);
-    Ok(jobs.into_iter().map(|(_, job)| job).collect())
-}
-
-/// A fetched job, and its priority and position: RETURNING keeps no order.
-fn leased(row: &PgRow) -> Result<((i16, i64), LeasedJob), sqlx::Error> {
-    let job = LeasedJob {
-        lease: Lease { job: row.try_get::<i64, _>(0)?.into(), id: row.try_get(1)? },
-        name: row.try_get(2)?,
-        version: row.try_get::<i32, _>(3)?.unsigned_abs(),
-        payload: row.try_get(4)?,
-        failures: row.try_get::<i32, _>(5)?.unsigned_abs(),
-        max_attempts: row.try_get::<i32, _>(6)?.unsigned_abs(),
-        timeout: row.try_get::<Option<i64>, _>(7)?.map(|ms| Duration::from_millis(ms.unsigned_abs())),
-        waited: Duration::try_from_secs_f64(row.try_get(8)?).unwrap_or_default(),
-        trace: row.try_get(9)?,
-        awaited: row.try_get(10)?,
-        kept: row.try_get(11)?,
-        crashes: row.try_get::<i32, _>(12)?.unsigned_abs(),
-    };
-    Ok(((row.try_get(13)?, row.try_get(14)?), job))
 }
 
 async fn dead(pool: &PgPool, limit: usize) -> Result<Vec<DeadJob>, sqlx::Error> {
