@@ -81,10 +81,8 @@ async fn partition(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
                 WHERE inhparent = 'greenwave_jobs_done'::regclass),
             ARRAY(SELECT DISTINCT (expires_at AT TIME ZONE 'UTC')::date FROM greenwave_jobs_done_later
                 WHERE expires_at < now() + ($1 + 1) * interval '1 day')";
-    let (today, names, taken): (NaiveDate, Vec<String>, Vec<NaiveDate>) = sqlx::query_as(DAYS)
-        .bind(i32::try_from(AHEAD).unwrap_or(i32::MAX))
-        .fetch_one(&mut *conn)
-        .await?;
+    let (today, names, taken): (NaiveDate, Vec<String>, Vec<NaiveDate>) =
+        sqlx::query_as(DAYS).bind(i32::try_from(AHEAD).unwrap_or(i32::MAX)).fetch_one(&mut *conn).await?;
     let days: Vec<NaiveDate> = names.iter().filter_map(|name| day(name)).collect();
     for over in days.iter().filter(|day| **day < today) {
         let drop = format!("DROP TABLE {}", name(*over));

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use sqlx::postgres::PgRow;
 use chrono::{DateTime, Utc};
+use sqlx::postgres::PgRow;
 use sqlx::{Connection, PgConnection, Row};
 
 use super::lanes::Lane;
@@ -54,7 +54,7 @@ macro_rules! exchange {
                     WHERE (SELECT count(*) FROM gone) >= 0
                     LIMIT $7))
                 RETURNING id, lease_id, name, version, payload, failures, max_attempts, timeout_ms, run_at, trace,
-                    awaited, keep_ms > 0, priority, position)
+                    awaited, keep_ms > 0, priority, position, crashes)
             SELECT (SELECT count(*) FROM gone), clock_timestamp(), taken.* FROM (SELECT) AS always LEFT JOIN taken ON true"
         )
     };
@@ -62,7 +62,8 @@ macro_rules! exchange {
 
 const COMPLETE: &str = complete!();
 const COMPLETE_KEPT: &str = concat!("WITH ", complete!(kept), " SELECT count(*) FROM gone");
-const EXCHANGE: &str = exchange!(concat!("gone AS (", complete!(), " AND $3::text[] IS NULL RETURNING j.id)"));
+const EXCHANGE: &str =
+    exchange!(concat!("gone AS (", complete!(), " AND $3::text[] IS NULL RETURNING j.id)"));
 const EXCHANGE_KEPT: &str = exchange!(complete!(kept));
 
 /// Completes and leases. In a transaction of its own only where other jobs wait for one of those that are done.
@@ -97,7 +98,8 @@ async fn run(
     let (jobs, leases): (Vec<i64>, Vec<i64>) =
         done.iter().map(|completion| (completion.lease.job.get(), completion.lease.id)).unzip();
     let kept = done.iter().any(|completion| completion.kept);
-    let results = kept.then(|| done.iter().map(|completion| completion.result.as_deref()).collect::<Vec<_>>());
+    let results =
+        kept.then(|| done.iter().map(|completion| completion.result.as_deref()).collect::<Vec<_>>());
     let Some(Want { queue, limit, lease }) = want else {
         let completed = if kept {
             sqlx::query_scalar(COMPLETE_KEPT).bind(jobs).bind(leases).bind(results).fetch_one(conn).await?
@@ -140,8 +142,11 @@ fn read(row: &PgRow) -> Result<Option<((usize, i64), LeasedJob)>, sqlx::Error> {
         version: row.try_get_unchecked::<i32, _>(5)?.unsigned_abs(),
         payload: row.try_get_raw(6)?.as_str().map_err(sqlx::Error::Decode)?.to_owned(),
         failures: row.try_get_unchecked::<i32, _>(7)?.unsigned_abs(),
+        crashes: row.try_get_unchecked::<i32, _>(16)?.unsigned_abs(),
         max_attempts: row.try_get_unchecked::<i32, _>(8)?.unsigned_abs(),
-        timeout: row.try_get_unchecked::<Option<i64>, _>(9)?.map(|ms| Duration::from_millis(ms.unsigned_abs())),
+        timeout: row
+            .try_get_unchecked::<Option<i64>, _>(9)?
+            .map(|ms| Duration::from_millis(ms.unsigned_abs())),
         waited: Duration::from_micros(u64::try_from(now.saturating_sub(run_at)).unwrap_or(0)),
         trace: row.try_get_unchecked(11)?,
         awaited: row.try_get_unchecked(12)?,

@@ -176,7 +176,10 @@ impl Store for Postgres {
     }
 
     async fn report(&self, progress: Vec<(Lease, String)>) -> Result<usize, Error> {
-        progress::report(&self.pool, progress).await.map_err(postgres)
+        let mut lane = self.settling.take().await.map_err(postgres)?;
+        let reported = progress::report(&mut lane, progress).await.map_err(postgres)?;
+        self.settling.give(lane);
+        Ok(reported)
     }
 
     async fn release(&self, leases: Vec<Lease>) -> Result<usize, Error> {

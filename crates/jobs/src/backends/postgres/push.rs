@@ -1,9 +1,9 @@
 //! Storing jobs: one, many, very many.
 
+use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use sqlx::postgres::PgArguments;
 use sqlx::query::QueryScalar;
-use chrono::{DateTime, Utc};
 
 use crate::Error;
 use crate::error::postgres;
@@ -79,7 +79,9 @@ impl Shape {
         let (state, at, delay, pending) = match job.start {
             Start::In(0) => (0, None, 0, 0),
             Start::In(ms) => (1, None, ms, 0),
-            Start::At(ms) => (1, Some(DateTime::from_timestamp_millis(ms).unwrap_or(DateTime::<Utc>::MAX_UTC)), 0, 0),
+            Start::At(ms) => {
+                (1, Some(DateTime::from_timestamp_millis(ms).unwrap_or(DateTime::<Utc>::MAX_UTC)), 0, 0)
+            }
             Start::After(pending) => (3, None, 0, pending),
         };
         Shape {

@@ -173,7 +173,11 @@ impl Watermark {
         for (priority, position) in jobs {
             floors.fetched += 1;
             if floors.positions.get(priority).is_some_and(|floor| position < *floor) {
-                tracing::debug!(queue, position, "a job was below its queue's watermark; looking at all again");
+                tracing::debug!(
+                    queue,
+                    position,
+                    "a job was below its queue's watermark; looking at all again"
+                );
                 floors.positions = [0; PRIORITIES];
             }
         }
