@@ -33,14 +33,16 @@ pub struct QueueStats {
     pub scheduled: u64,
     /// Jobs that a worker holds.
     pub running: u64,
+    /// Jobs that wait for other jobs to end.
+    pub blocked: u64,
     /// Jobs that will not run again by themselves.
     pub dead: u64,
 }
 
 impl QueueStats {
-    /// Jobs that are still to be done: ready, scheduled or running.
+    /// Jobs that are still to be done: ready, scheduled, running or blocked.
     pub fn live(&self) -> u64 {
-        self.ready + self.scheduled + self.running
+        self.ready + self.scheduled + self.running + self.blocked
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{Error, JobId};
 
 /// A schedule's turn that has come.
 #[derive(Debug)]
-pub struct Turn {
+pub(crate) struct Turn {
     pub name: String,
     /// The schedule, as JSON.
     pub definition: String,

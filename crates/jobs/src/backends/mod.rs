@@ -8,7 +8,7 @@ pub(crate) mod sqlite;
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::backoff::Backoff;
 use crate::dead::{DeadJob, DeadReason};
@@ -45,6 +45,8 @@ pub struct LeasedJob {
     pub waited: Duration,
     /// The W3C traceparent of who pushed.
     pub trace: Option<String>,
+    /// The tick that it is of, if a schedule pushed it.
+    pub scheduled_for: Option<SystemTime>,
     /// True if other jobs wait for this one.
     pub awaited: bool,
     /// True if it is kept once it is completed.

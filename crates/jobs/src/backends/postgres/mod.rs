@@ -121,6 +121,17 @@ impl Queue<Postgres> {
     }
 }
 
+impl Postgres {
+    /// Wakes the workers of queues, here and elsewhere.
+    fn tell(&self, queues: Vec<String>) {
+        for queue in queues {
+            let notice = Notice::Ready(Some(queue.into()));
+            self.wakeups.tell(&notice);
+            self.announcer.announce(notice);
+        }
+    }
+}
+
 impl Backend for Postgres {}
 impl SqlBackend for Postgres {}
 
@@ -149,14 +160,19 @@ impl Store for Postgres {
 
     async fn exchange(&self, done: Vec<Completion>, want: Option<Want<'_>>) -> Result<Exchanged, Error> {
         let mut lane = self.fetching.take().await.map_err(postgres)?;
-        let exchanged = fetch::exchange(&mut lane, done, want).await.map_err(postgres)?;
+        let ended: Vec<JobId> =
+            done.iter().filter(|done| done.kept || done.awaited).map(|done| done.lease.job).collect();
+        let (exchanged, freed) = fetch::exchange(&mut lane, done, want).await.map_err(postgres)?;
         self.fetching.give(lane);
+        self.wakeups.waiters.ended(ended);
+        self.tell(freed);
         Ok(exchanged)
     }
 
     async fn upkeep(&self, upkeep: Upkeep) -> Result<Kept, Error> {
         let mut lane = self.settling.take().await.map_err(postgres)?;
-        let kept = upkeep::upkeep(&mut lane, upkeep).await.map_err(postgres)?;
+        let (kept, new) = upkeep::upkeep(&mut lane, upkeep).await?;
+        self.tell(new);
         if self.cleaning.is_due()
             && let Err(error) = self.cleaning.clean(&mut lane).await
         {
@@ -198,20 +214,25 @@ impl Store for Postgres {
 
     async fn bury(&self, burials: Vec<Burial>) -> Result<usize, Error> {
         let mut lane = self.settling.take().await.map_err(postgres)?;
-        let buried = settle::bury(&mut lane, burials).await.map_err(postgres)?;
+        let ended: Vec<JobId> = burials.iter().map(|burial| burial.lease.job).collect();
+        let (buried, freed) = settle::bury(&mut lane, burials).await.map_err(postgres)?;
         self.settling.give(lane);
+        self.wakeups.waiters.ended(ended);
+        self.tell(freed);
         Ok(buried)
     }
 
     async fn stats(&self) -> Result<QueueStats, Error> {
         const STATS: &str = "
             SELECT count(*) FILTER (WHERE state = 0), count(*) FILTER (WHERE state = 1),
-                   count(*) FILTER (WHERE state = 2), (SELECT count(*) FROM greenwave_jobs_dead)
+                   count(*) FILTER (WHERE state = 2), count(*) FILTER (WHERE state = 3),
+                   (SELECT count(*) FROM greenwave_jobs_dead)
             FROM greenwave_jobs";
-        let row: (i64, i64, i64, i64) =
+        let row: (i64, i64, i64, i64, i64) =
             sqlx::query_as(STATS).fetch_one(&self.pool).await.map_err(postgres)?;
-        let [ready, scheduled, running, dead] = [row.0, row.1, row.2, row.3].map(i64::unsigned_abs);
-        Ok(QueueStats { ready, scheduled, running, dead })
+        let [ready, scheduled, running, blocked, dead] =
+            [row.0, row.1, row.2, row.3, row.4].map(i64::unsigned_abs);
+        Ok(QueueStats { ready, scheduled, running, blocked, dead })
     }
 
     async fn dead(&self, limit: usize) -> Result<Vec<DeadJob>, Error> {
@@ -222,12 +243,18 @@ impl Store for Postgres {
         const REVIVE: &str = "
             WITH revived AS (DELETE FROM greenwave_jobs_dead WHERE id = $1 RETURNING *)
             INSERT INTO greenwave_jobs (id, queue, name, payload, priority, state, run_at, max_attempts, errors,
-                created_at, version, key, timeout_ms, keep_ms, awaited, trace, progress)
+                created_at, version, key, timeout_ms, keep_ms, awaited, trace, progress, scheduled_for)
             SELECT id, queue, name, payload, priority, 0, now(), max_attempts, errors, created_at, version, key,
-                timeout_ms, keep_ms, awaited, trace, progress
-            FROM revived";
-        let done = sqlx::query(REVIVE).bind(id.get()).execute(&self.pool).await.map_err(postgres)?;
-        Ok(done.rows_affected() == 1)
+                timeout_ms, keep_ms, awaited, trace, progress, scheduled_for
+            FROM revived RETURNING awaited";
+        let mut tx = begin(&self.pool).await.map_err(postgres)?;
+        let awaited: Option<bool> =
+            sqlx::query_scalar(REVIVE).bind(id.get()).fetch_optional(&mut *tx).await.map_err(postgres)?;
+        if awaited == Some(true) {
+            workflow::revived(&mut tx, &[id.get()]).await.map_err(postgres)?;
+        }
+        tx.commit().await.map_err(postgres)?;
+        Ok(awaited.is_some())
     }
 
     fn announce(&self, notice: Notice) {

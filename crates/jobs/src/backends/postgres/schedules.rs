@@ -1,9 +1,7 @@
 //! Schedules. A turn is one transaction: it moves the schedule on and pushes its jobs, so each tick runs once.
 
-use std::time::Duration;
-
 use sqlx::types::chrono::{DateTime, Utc};
-use sqlx::{PgConnection, PgPool};
+use sqlx::{Connection, PgConnection, PgPool};
 
 use super::{begin, push};
 use crate::Error;
@@ -72,12 +70,12 @@ pub(super) async fn pause(pool: &PgPool, name: &str, paused: bool) -> Result<boo
 }
 
 /// Gives every schedule its turn whose time has come. Answers with the queues that have something new.
-pub(super) async fn tick(pool: &PgPool) -> Result<Vec<&'static str>, Error> {
+pub(super) async fn tick(conn: &mut PgConnection) -> Result<Vec<String>, Error> {
     let mut queues = Vec::new();
     let mut failed: Vec<String> = Vec::new();
-    while let Some(turn) = turn(pool, &failed).await? {
+    while let Some(turn) = turn(conn, &failed).await? {
         match turn {
-            Ok(pushed) => queues.extend(pushed),
+            Ok(pushed) => queues.extend(pushed.into_iter().map(str::to_owned)),
             Err(name) => failed.push(name),
         }
     }
@@ -87,13 +85,16 @@ pub(super) async fn tick(pool: &PgPool) -> Result<Vec<&'static str>, Error> {
 }
 
 /// One turn of one schedule: the queues it pushed to, or its name if that failed.
-async fn turn(pool: &PgPool, failed: &[String]) -> Result<Option<Result<Vec<&'static str>, String>>, Error> {
+async fn turn(
+    conn: &mut PgConnection,
+    failed: &[String],
+) -> Result<Option<Result<Vec<&'static str>, String>>, Error> {
     const DUE: &str = "
         SELECT name, definition, job, (extract(epoch FROM next_at) * 1000)::bigint,
             (extract(epoch FROM now()) * 1000)::bigint
         FROM greenwave_jobs_schedules WHERE NOT paused AND next_at <= now() AND name <> ALL ($1)
         ORDER BY next_at LIMIT 1 FOR UPDATE SKIP LOCKED";
-    let mut tx = begin(pool).await.map_err(postgres)?;
+    let mut tx = conn.begin().await.map_err(postgres)?;
     let due: Option<(String, String, String, i64, i64)> =
         sqlx::query_as(DUE).bind(failed).fetch_optional(&mut *tx).await.map_err(postgres)?;
     let Some((name, definition, job, next_at, now)) = due else { return Ok(None) };
@@ -137,15 +138,6 @@ async fn take(conn: &mut PgConnection, turn: &Turn) -> Result<Vec<&'static str>,
     sqlx::query(MARK).bind(ids).bind(times).execute(conn).await.map_err(postgres)?;
     ticked(&turn.name, &ticks);
     Ok(ticks.jobs.into_iter().map(|job| job.queue).collect())
-}
-
-/// In how long the next tick is; nothing if it is due already, and cannot have its turn now.
-pub(super) async fn next(pool: &PgPool) -> Result<Option<Duration>, sqlx::Error> {
-    const NEXT: &str = "
-        SELECT extract(epoch FROM min(next_at) - now())::float8 FROM greenwave_jobs_schedules
-        WHERE NOT paused AND next_at > now()";
-    let seconds: Option<f64> = sqlx::query_scalar(NEXT).fetch_one(pool).await?;
-    Ok(seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()))
 }
 
 fn timestamp(unix_ms: i64) -> Option<DateTime<Utc>> {

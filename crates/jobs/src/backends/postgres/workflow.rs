@@ -127,6 +127,9 @@ pub(super) async fn died(conn: &mut PgConnection, ids: &[i64]) -> Result<Vec<Str
             UPDATE greenwave_jobs_dependency SET ended = true WHERE before_id = ANY ($1) AND anyway AND NOT ended
             RETURNING after_id)
         SELECT after_id, count(*)::integer FROM ended GROUP BY after_id ORDER BY after_id";
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
     lock_alone(conn).await?;
     let doomed: Vec<(i64, i64)> = sqlx::query_as(DOOMED).bind(ids).fetch_all(&mut *conn).await?;
     let mut dead = ids.to_vec();

@@ -4,6 +4,7 @@ use rusqlite::{Connection, Row, params};
 
 use super::{draw, now_ms};
 use crate::backends::{Lease, LeasedJob};
+use crate::dead::time;
 use crate::job::millis;
 
 pub(super) fn is_any_ready(conn: &Connection, queue: &str) -> rusqlite::Result<bool> {
@@ -21,7 +22,7 @@ pub(super) fn fetch(
 ) -> rusqlite::Result<Vec<LeasedJob>> {
     const READY: &str = "
         SELECT id, name, version, payload, failures, max_attempts, timeout_ms, run_at, trace, awaited, keep_ms > 0,
-            crashes
+            crashes, scheduled_for
         FROM greenwave_jobs WHERE state = 0 AND key IS NULL AND queue = ?1
         ORDER BY priority, position LIMIT ?2";
     let now = now_ms(conn)?;
@@ -49,6 +50,7 @@ pub(super) fn leased(row: &Row<'_>, id: i64, now: i64) -> rusqlite::Result<Lease
         awaited: row.get(9)?,
         kept: row.get(10)?,
         crashes: row.get(11)?,
+        scheduled_for: row.get::<_, Option<i64>>(12)?.map(time),
     })
 }
 

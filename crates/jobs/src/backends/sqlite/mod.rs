@@ -99,6 +99,13 @@ impl Queue<Sqlite> {
     }
 }
 
+impl Sqlite {
+    /// Wakes the workers of queues. Those of other processes see that the file has changed.
+    fn tell(&self, queues: Vec<String>) {
+        queues.iter().for_each(|queue| self.wakeups.wake(Some(queue)));
+    }
+}
+
 impl Backend for Sqlite {}
 impl SqlBackend for Sqlite {}
 
@@ -119,19 +126,24 @@ impl Store for Sqlite {
         let want = want.map(|want| (want.queue.to_owned(), want.limit, want.lease));
         let durability = if done.is_empty() { Lazy } else { Synced };
         let queue = want.as_ref().map(|want| want.0.clone()).filter(|_| done.is_empty());
+        let ended: Vec<JobId> =
+            done.iter().filter(|done| done.kept || done.awaited).map(|done| done.lease.job).collect();
         let look = move |conn: &Connection| match queue {
-            Some(queue) if !fetch::is_any_ready(conn, &queue)? => Ok(Some(Exchanged::default())),
+            Some(queue) if !fetch::is_any_ready(conn, &queue)? => Ok(Some(Default::default())),
             _ => Ok(None),
         };
         let exchange = move |conn: &Connection| {
-            let completed = done::complete(conn, &done)?;
+            let (completed, freed) = done::complete(conn, &done)?;
             let jobs = match want {
                 Some((queue, limit, lease)) => fetch::fetch(conn, &queue, limit, lease)?,
                 None => Vec::new(),
             };
-            Ok(Exchanged { completed, jobs })
+            Ok((Exchanged { completed, jobs }, freed))
         };
-        self.owner.look_then_write(durability, look, exchange).await
+        let (exchanged, freed) = self.owner.look_then_write(durability, look, exchange).await?;
+        self.wakeups.waiters.ended(ended);
+        self.tell(freed);
+        Ok(exchanged)
     }
 
     async fn upkeep(&self, upkeep: Upkeep) -> Result<Kept, Error> {
@@ -139,8 +151,9 @@ impl Store for Sqlite {
         // Others get their turn between two rounds.
         for _ in 0..MAX_ROUNDS {
             let round = move |conn: &Connection| upkeep::round(conn, upkeep);
-            let upkeep::Round { kept: found, more } =
+            let upkeep::Round { kept: found, new, more } =
                 self.owner.look_then_write(Lazy, upkeep::look, round).await?;
+            self.tell(new);
             kept.rescued += found.rescued;
             kept.buried += found.buried;
             kept.promoted += found.promoted;
@@ -169,7 +182,11 @@ impl Store for Sqlite {
     }
 
     async fn bury(&self, burials: Vec<Burial>) -> Result<usize, Error> {
-        self.owner.write(Synced, move |conn| settle::bury(conn, &burials)).await
+        let ended: Vec<JobId> = burials.iter().map(|burial| burial.lease.job).collect();
+        let (buried, freed) = self.owner.write(Synced, move |conn| settle::bury(conn, &burials)).await?;
+        self.wakeups.waiters.ended(ended);
+        self.tell(freed);
+        Ok(buried)
     }
 
     async fn stats(&self) -> Result<QueueStats, Error> {
@@ -228,11 +245,18 @@ fn now_ms(conn: &Connection) -> rusqlite::Result<i64> {
 fn stats(conn: &Connection) -> rusqlite::Result<QueueStats> {
     const STATS: &str = "
         SELECT count(*) FILTER (WHERE state = 0), count(*) FILTER (WHERE state = 1),
-               count(*) FILTER (WHERE state = 2), (SELECT count(*) FROM greenwave_jobs_dead)
+               count(*) FILTER (WHERE state = 2), count(*) FILTER (WHERE state = 3),
+               (SELECT count(*) FROM greenwave_jobs_dead)
         FROM greenwave_jobs";
     conn.query_row(STATS, [], |row| {
         let count = |column| row.get::<_, i64>(column).map(i64::unsigned_abs);
-        Ok(QueueStats { ready: count(0)?, scheduled: count(1)?, running: count(2)?, dead: count(3)? })
+        Ok(QueueStats {
+            ready: count(0)?,
+            scheduled: count(1)?,
+            running: count(2)?,
+            blocked: count(3)?,
+            dead: count(4)?,
+        })
     })
 }
 
@@ -260,14 +284,17 @@ fn retry_dead(conn: &Connection, id: JobId) -> rusqlite::Result<bool> {
     const REVIVE: &str = concat!(
         "INSERT INTO greenwave_jobs
             (id, queue, name, version, payload, priority, max_attempts, timeout_ms, keep_ms, awaited, created_at, key,
-            trace, progress, errors, state, position, run_at)
+            trace, progress, scheduled_for, errors, state, position, run_at)
         SELECT id, queue, name, version, payload, priority, max_attempts, timeout_ms, keep_ms, awaited, created_at, key,
-            trace, progress, errors, 0, ?2, ",
+            trace, progress, scheduled_for, errors, 0, ?2, ",
         now!(),
         " FROM greenwave_jobs_dead WHERE id = ?1"
     );
     let position = draw(conn, 1)?.start;
     let revived = conn.execute(REVIVE, [id.get(), position])? == 1;
     conn.execute("DELETE FROM greenwave_jobs_dead WHERE id = ?1", [id.get()])?;
+    if revived {
+        workflow::revived(conn, &[id.get()])?;
+    }
     Ok(revived)
 }

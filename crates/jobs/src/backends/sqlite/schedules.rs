@@ -78,7 +78,7 @@ pub(super) fn is_any_due(conn: &Connection) -> rusqlite::Result<bool> {
 }
 
 /// Gives every schedule its turn whose time has come. Answers with the queues that have something new.
-pub(super) fn tick(conn: &Connection) -> rusqlite::Result<Vec<&'static str>> {
+pub(super) fn tick(conn: &Connection) -> rusqlite::Result<Vec<String>> {
     const DUE: &str = "
         SELECT name, definition, job, next_at FROM greenwave_jobs_schedules WHERE NOT paused AND next_at <= ?1
         ORDER BY next_at";
@@ -94,7 +94,7 @@ pub(super) fn tick(conn: &Connection) -> rusqlite::Result<Vec<&'static str>> {
     for turn in due {
         conn.execute_batch("SAVEPOINT turn")?;
         match take(conn, &turn) {
-            Ok(pushed) => queues.extend(pushed),
+            Ok(pushed) => queues.extend(pushed.into_iter().map(str::to_owned)),
             Err(error) => {
                 conn.execute_batch("ROLLBACK TO turn")?;
                 turn_failed(&turn.name, now, &error);
@@ -112,7 +112,7 @@ fn take(conn: &Connection, turn: &Turn) -> Result<Vec<&'static str>, Error> {
         UPDATE greenwave_jobs_schedules SET next_at = ?2, last_at = coalesce(?3, last_at) WHERE name = ?1";
     const MARK: &str = "UPDATE greenwave_jobs SET scheduled_for = ?2 WHERE id = ?1";
     let ticks = turn.ticks()?;
-    let mut push = || {
+    let push = || {
         conn.prepare_cached(ADVANCE)?.execute(params![turn.name, ticks.next, ticks.ticks.last()])?;
         for (pushed, tick) in push::insert(conn, &ticks.jobs)?.iter().zip(&ticks.ticks) {
             if !pushed.existed {

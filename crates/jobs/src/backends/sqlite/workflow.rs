@@ -44,6 +44,9 @@ pub(super) fn ended(conn: &Connection, completed: &[(i64, bool)]) -> rusqlite::R
     const DROP: &str =
         "DELETE FROM greenwave_jobs_dependency WHERE before_id = ?1 AND NOT ended RETURNING after_id";
     const OWN: &str = "DELETE FROM greenwave_jobs_dependency WHERE after_id = ?1";
+    if completed.is_empty() {
+        return Ok(Vec::new());
+    }
     let (mut keep, mut drop) = (conn.prepare_cached(KEEP)?, conn.prepare_cached(DROP)?);
     let mut own = conn.prepare_cached(OWN)?;
     let mut freed = BTreeMap::new();
@@ -65,6 +68,9 @@ fn unblock(conn: &Connection, freed: BTreeMap<i64, i64>) -> rusqlite::Result<Vec
         now!(),
         ") WHERE id = ?1 AND state = 3 RETURNING queue, state"
     );
+    if freed.is_empty() {
+        return Ok(Vec::new());
+    }
     let mut update = conn.prepare_cached(UNBLOCK)?;
     let mut queues = BTreeSet::new();
     let positions = draw(conn, freed.len())?;
