@@ -12,6 +12,8 @@ mod queue;
 mod results;
 mod schedule;
 pub mod telemetry;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod trace;
 mod unique;
 mod verdict;
@@ -27,13 +29,13 @@ pub use backends::{Backend, SqlBackend};
 pub use config::WorkerConfig;
 pub use dead::{AttemptError, DeadJob, DeadReason};
 pub use error::Error;
-pub use job::{Job, JobContext, JobId, PushOptions, Pushed};
+pub use job::{Job, JobId, PushOptions, Pushed};
 pub use queue::{Queue, QueueStats};
 pub use results::{EndedJob, Outcome, Results};
 pub use schedule::{Missed, Schedule, ScheduleStatus};
 pub use unique::{Unique, UniqueStates};
 pub use verdict::{Discard, RetryIn, Snooze};
-pub use worker::Worker;
+pub use worker::{JobContext, Worker};
 pub use workflow::{PushedWorkflow, Step, Workflow};
 
 /// What a handler may fail with: any error, boxed.

@@ -20,7 +20,7 @@ pub struct Queue<B> {
     pub(crate) store: B,
     pub(crate) wakeups: Arc<Wakeups>,
     pub(crate) pushes: Arc<Pushes>,
-    traceparent: Traceparent,
+    pub(crate) traceparent: Traceparent,
 }
 
 /// How many jobs there are.

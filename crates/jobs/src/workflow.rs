@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::backends::SqlBackend;
 use crate::backends::flows::Edge;
 use crate::deadline::in_time;
+use crate::error::chain;
 use crate::job::{NewJob, Start};
 use crate::{Error, Job, JobId, PushOptions, Pushed, Queue, telemetry};
 
@@ -32,7 +33,7 @@ pub struct Workflow {
     jobs: Vec<NewJob>,
     edges: Vec<Edge>,
     /// What was wrong first; said when the workflow is pushed.
-    error: Option<Error>,
+    error: Option<String>,
 }
 
 /// A job of a workflow that is being put together.
@@ -96,10 +97,10 @@ impl Workflow {
         job: &J,
         after: impl IntoIterator<Item = Step>,
         options: PushOptions,
-    ) -> Result<(), Error> {
-        let refused = |why: &str| Err(Error::Workflow(format!("job `{}` {why}", J::NAME)));
+    ) -> Result<(), String> {
+        let refused = |why: &str| Err(format!("job `{}` {why}", J::NAME));
         let timed = options.delay.is_some() || options.at.is_some();
-        let mut job = NewJob::encode(job, &options)?;
+        let mut job = NewJob::encode(job, &options).map_err(|error| chain(&error))?;
         if job.unique.is_some() {
             return refused("is unique, but a workflow's jobs must be its own");
         }
@@ -131,9 +132,8 @@ impl Workflow {
     /// Lets a job run as soon as all that it waits for have ended, dead ones too: to clean up, or to tell somebody.
     pub fn run_anyway(&mut self, step: Step) {
         if step.workflow != self.id {
-            self.error.get_or_insert_with(|| {
-                Error::Workflow("a step of another workflow was to run anyway".to_owned())
-            });
+            let why = "a step of another workflow was to run anyway";
+            self.error.get_or_insert_with(|| why.to_owned());
             return;
         }
         self.edges.iter_mut().filter(|edge| edge.after == step.place).for_each(|edge| edge.anyway = true);
@@ -149,12 +149,13 @@ impl Workflow {
         self.jobs.is_empty()
     }
 
-    /// What is to be stored.
-    pub(crate) fn parts(&self) -> Result<(Vec<NewJob>, Vec<Edge>), Error> {
-        match &self.error {
-            Some(error) => Err(Error::Workflow(crate::error::chain(error))),
-            None => Ok((self.jobs.clone(), self.edges.clone())),
+    /// What is to be stored, with the trace of whoever pushes it.
+    pub(crate) fn parts(&self, trace: Option<&str>) -> Result<(Vec<NewJob>, Vec<Edge>), Error> {
+        if let Some(error) = &self.error {
+            return Err(Error::Workflow(error.clone()));
         }
+        let job = |job: &NewJob| NewJob { trace: trace.map(str::to_owned), ..job.clone() };
+        Ok((self.jobs.iter().map(job).collect(), self.edges.clone()))
     }
 }
 
@@ -195,7 +196,7 @@ impl<B: SqlBackend> Queue<B> {
     /// # Cancel safety
     /// As for [`push`](Self::push).
     pub async fn push_workflow(&self, workflow: &Workflow) -> Result<PushedWorkflow, Error> {
-        let (jobs, edges) = workflow.parts()?;
+        let (jobs, edges) = workflow.parts(self.traceparent.current().as_deref())?;
         if jobs.is_empty() {
             return Ok(PushedWorkflow::new(workflow, Vec::new()));
         }

@@ -1,6 +1,9 @@
 //! What the worker and the queue ask of a database.
 
 pub(crate) mod flows;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod model;
 #[cfg(feature = "postgres")]
 pub(crate) mod postgres;
 #[cfg(feature = "sqlite")]

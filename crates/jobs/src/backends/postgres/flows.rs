@@ -17,7 +17,7 @@ impl Queue<Postgres> {
         conn: &mut PgConnection,
         workflow: &Workflow,
     ) -> Result<PushedWorkflow, Error> {
-        let (jobs, edges) = workflow.parts()?;
+        let (jobs, edges) = workflow.parts(self.traceparent.current().as_deref())?;
         let pushed = workflow::push(conn, jobs, &edges).await?;
         Ok(PushedWorkflow::new(workflow, pushed))
     }

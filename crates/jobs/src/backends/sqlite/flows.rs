@@ -13,7 +13,7 @@ impl Queue<Sqlite> {
     ///
     /// Call [`Queue::wake`] after the commit, so that no worker waits for its next poll.
     pub fn push_workflow_in(&self, conn: &Connection, workflow: &Workflow) -> Result<PushedWorkflow, Error> {
-        let (jobs, edges) = workflow.parts()?;
+        let (jobs, edges) = workflow.parts(self.traceparent.current().as_deref())?;
         let pushed = workflow::push(conn, &jobs, &edges).map_err(Error::Sqlite)?;
         Ok(PushedWorkflow::new(workflow, pushed))
     }

@@ -16,9 +16,13 @@ use std::future::Future;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+#[cfg(feature = "testing")]
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use rusqlite::Connection;
+#[cfg(feature = "testing")]
+use rusqlite::functions::{Context, FunctionFlags};
 use tokio::time::sleep;
 
 use super::{Backend, Burial, Completion, Exchanged, Kept, Lease, Retry, SqlBackend, Store, Upkeep, Want};
@@ -55,6 +59,10 @@ impl Queue<Sqlite> {
     /// for up to 5 s.
     pub fn sqlite(path: impl AsRef<Path>) -> Result<Self, Error> {
         let conn = open::open(path.as_ref()).map_err(Error::Sqlite)?;
+        Self::sqlite_over(conn)
+    }
+
+    fn sqlite_over(conn: Connection) -> Result<Self, Error> {
         let wakeups = Arc::<Wakeups>::default();
         Ok(Queue::over(Sqlite { owner: owner::Handle::spawn(conn)?, wakeups: Arc::clone(&wakeups) }, wakeups))
     }
@@ -103,6 +111,36 @@ impl Sqlite {
     /// Wakes the workers of queues. Those of other processes see that the file has changed.
     fn tell(&self, queues: Vec<String>) {
         queues.iter().for_each(|queue| self.wakeups.wake(Some(queue)));
+    }
+}
+
+#[cfg(feature = "testing")]
+impl Queue<Sqlite> {
+    /// A queue whose time is what `now` says, in milliseconds since 1970.
+    pub(crate) fn sqlite_by(path: &Path, now: Arc<AtomicI64>) -> Result<Self, Error> {
+        let conn = open::open(path).map_err(Error::Sqlite)?;
+        // It takes the place of SQLite's own. Half a millisecond, because the fraction is cut off.
+        let clock = move |_: &Context<'_>| Ok((now.load(Ordering::SeqCst) as f64 + 0.5) / 1000.0);
+        conn.create_scalar_function("unixepoch", 1, FunctionFlags::SQLITE_UTF8, clock)
+            .map_err(Error::Sqlite)?;
+        Self::sqlite_over(conn)
+    }
+}
+
+#[cfg(feature = "testing")]
+impl Sqlite {
+    pub(crate) async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.owner.read(read).await
+    }
+
+    pub(crate) async fn write<T: Send + 'static>(
+        &self,
+        write: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.owner.write(Synced, write).await
     }
 }
 
