@@ -51,7 +51,7 @@ impl FlowStore for Postgres {
         // One statement sees one state: a job is in one of the tables.
         const FIND: &str = "
             SELECT state, progress::text, NULL FROM greenwave_jobs WHERE id = $1
-            UNION ALL SELECT 4::smallint, result::text, NULL FROM greenwave_jobs_done WHERE id = $1
+            UNION ALL SELECT 4::smallint, result::text, NULL FROM greenwave_jobs_done WHERE id = $1 AND expires_at > now()
             UNION ALL SELECT 5::smallint, reason, errors -> -1 ->> 'error' FROM greenwave_jobs_dead WHERE id = $1
             ORDER BY 1 LIMIT 1";
         type Row = (i16, Option<String>, Option<String>);
@@ -64,7 +64,7 @@ impl FlowStore for Postgres {
         const FIND: &str = "
             SELECT done.id, done.name, 4::smallint, done.result::text, NULL
             FROM greenwave_jobs_dependency d JOIN greenwave_jobs_done done ON done.id = d.before_id
-            WHERE d.after_id = $1
+            WHERE d.after_id = $1 AND done.expires_at > now()
             UNION ALL
             SELECT dead.id, dead.name, 5::smallint, dead.reason, dead.errors -> -1 ->> 'error'
             FROM greenwave_jobs_dependency d JOIN greenwave_jobs_dead dead ON dead.id = d.before_id

@@ -1,7 +1,7 @@
 use rusqlite::{Connection, OptionalExtension};
 
 use super::owner::Durability::Synced;
-use super::{Sqlite, schedules, workflow};
+use super::{Sqlite, now, schedules, workflow};
 use crate::backends::flows::{Edge, FlowStore, Found, FoundBefore, found};
 use crate::job::{NewJob, Pushed};
 use crate::schedule::{Schedule, ScheduleStatus};
@@ -50,23 +50,30 @@ impl FlowStore for Sqlite {
 }
 
 fn find(conn: &Connection, id: JobId) -> rusqlite::Result<Option<Found>> {
-    const FIND: &str = "
-        SELECT state, progress, NULL FROM greenwave_jobs WHERE id = ?1
-        UNION ALL SELECT 4, result, NULL FROM greenwave_jobs_done WHERE id = ?1
+    const FIND: &str = concat!(
+        "SELECT state, progress, NULL FROM greenwave_jobs WHERE id = ?1
+        UNION ALL SELECT 4, result, NULL FROM greenwave_jobs_done WHERE id = ?1 AND expires_at > ",
+        now!(),
+        "
         UNION ALL SELECT 5, reason, errors ->> '$[#-1].error' FROM greenwave_jobs_dead WHERE id = ?1
-        ORDER BY 1 LIMIT 1";
+        ORDER BY 1 LIMIT 1"
+    );
     let mut statement = conn.prepare_cached(FIND)?;
     statement.query_row([id.get()], |row| Ok(found(row.get(0)?, row.get(1)?, row.get(2)?))).optional()
 }
 
 fn find_before(conn: &Connection, id: JobId) -> rusqlite::Result<Vec<FoundBefore>> {
-    const FIND: &str = "
-        SELECT done.id, done.name, 4, done.result, NULL
-        FROM greenwave_jobs_dependency d JOIN greenwave_jobs_done done ON done.id = d.before_id WHERE d.after_id = ?1
+    const FIND: &str = concat!(
+        "SELECT done.id, done.name, 4, done.result, NULL
+        FROM greenwave_jobs_dependency d JOIN greenwave_jobs_done done ON done.id = d.before_id
+        WHERE d.after_id = ?1 AND done.expires_at > ",
+        now!(),
+        "
         UNION ALL
         SELECT dead.id, dead.name, 5, dead.reason, dead.errors ->> '$[#-1].error'
         FROM greenwave_jobs_dependency d JOIN greenwave_jobs_dead dead ON dead.id = d.before_id WHERE d.after_id = ?1
-        ORDER BY 1";
+        ORDER BY 1"
+    );
     let mut statement = conn.prepare_cached(FIND)?;
     let before = statement.query_map([id.get()], |row| {
         let found = found(row.get(2)?, row.get(3)?, row.get(4)?);
