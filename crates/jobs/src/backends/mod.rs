@@ -1,5 +1,9 @@
 //! What the worker and the queue ask of a database.
 
+pub(crate) mod flows;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod model;
 #[cfg(feature = "postgres")]
 pub(crate) mod postgres;
 #[cfg(feature = "sqlite")]
@@ -7,7 +11,7 @@ pub(crate) mod sqlite;
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::backoff::Backoff;
 use crate::dead::{DeadJob, DeadReason};
@@ -18,6 +22,9 @@ use crate::{Error, JobId};
 
 /// A database that can hold a [`Queue`](crate::Queue): `Postgres` or `Sqlite`. Sealed.
 pub trait Backend: Store {}
+
+/// A [`Backend`] that is an SQL database, and can do all: `Postgres` or `Sqlite`. Sealed.
+pub trait SqlBackend: Backend + flows::FlowStore {}
 
 /// One hold of one job. Settling a job names its lease, so it has no effect once another worker has the job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,6 +48,8 @@ pub struct LeasedJob {
     pub waited: Duration,
     /// The W3C traceparent of who pushed.
     pub trace: Option<String>,
+    /// The tick that it is of, if a schedule pushed it.
+    pub scheduled_for: Option<SystemTime>,
     /// True if other jobs wait for this one.
     pub awaited: bool,
     /// True if it is kept once it is completed.

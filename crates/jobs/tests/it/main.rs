@@ -11,3 +11,5 @@ mod postgres;
 mod sqlite;
 #[cfg(feature = "postgres")]
 mod watermark;
+#[cfg(feature = "testing")]
+mod testing;

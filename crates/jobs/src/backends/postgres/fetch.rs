@@ -8,7 +8,7 @@ use sqlx::{Connection, PgConnection, Row};
 
 use super::lanes::Lane;
 use super::watermark::{Mark, Watermark, look};
-use super::{Completion, Exchanged, Lease, LeasedJob, Want};
+use super::{Completion, Exchanged, Lease, LeasedJob, Want, workflow};
 use crate::job::millis;
 
 // `id = ANY($1)` says again what the join says, so that the plan is an index scan whatever the statistics are.
@@ -54,7 +54,7 @@ macro_rules! exchange {
                     WHERE (SELECT count(*) FROM gone) >= 0
                     LIMIT $7))
                 RETURNING id, lease_id, name, version, payload, failures, max_attempts, timeout_ms, run_at, trace,
-                    awaited, keep_ms > 0, priority, position, crashes)
+                    awaited, keep_ms > 0, priority, position, crashes, scheduled_for)
             SELECT (SELECT count(*) FROM gone), clock_timestamp(), taken.* FROM (SELECT) AS always LEFT JOIN taken ON true"
         )
     };
@@ -66,12 +66,13 @@ const EXCHANGE: &str =
     exchange!(concat!("gone AS (", complete!(), " AND $3::text[] IS NULL RETURNING j.id)"));
 const EXCHANGE_KEPT: &str = exchange!(complete!(kept));
 
-/// Completes and leases. In a transaction of its own only where other jobs wait for one of those that are done.
+/// Completes and leases, and says which queues have something new besides. In a transaction of its own only where one
+/// of those that are done is part of a workflow.
 pub(super) async fn exchange(
     lane: &mut Lane,
     mut done: Vec<Completion>,
     want: Option<Want<'_>>,
-) -> Result<Exchanged, sqlx::Error> {
+) -> Result<(Exchanged, Vec<String>), sqlx::Error> {
     let (conn, marks) = lane.parts();
     if let Some(Want { queue, .. }) = want
         && marks.is_sweep_due(queue)
@@ -82,11 +83,39 @@ pub(super) async fn exchange(
     done.sort_unstable_by_key(|completion| completion.lease);
     if done.iter().any(|completion| completion.awaited) {
         let mut tx = conn.begin().await?;
-        let exchanged = run(&mut tx, marks, &done, want).await?;
+        let (completed, freed) = complete_awaited(&mut tx, &done).await?;
+        // What became ready by it may be leased at once.
+        let exchanged = match want {
+            Some(_) => run(&mut tx, marks, &[], want).await?,
+            None => Exchanged::default(),
+        };
         tx.commit().await?;
-        return Ok(exchanged);
+        return Ok((Exchanged { completed, ..exchanged }, freed));
     }
-    run(conn, marks, &done, want).await
+    Ok((run(conn, marks, &done, want).await?, Vec::new()))
+}
+
+/// Completes jobs of which some are part of a workflow.
+async fn complete_awaited(
+    conn: &mut PgConnection,
+    done: &[Completion],
+) -> Result<(usize, Vec<String>), sqlx::Error> {
+    const COMPLETE: &str = concat!("WITH ", complete!(kept), " SELECT id, keep_ms > 0, awaited FROM gone");
+    let (jobs, leases) = columns(done);
+    let gone: Vec<(i64, bool, bool)> = sqlx::query_as(COMPLETE)
+        .bind(jobs)
+        .bind(leases)
+        .bind(done.iter().map(|completion| completion.result.as_deref()).collect::<Vec<_>>())
+        .fetch_all(&mut *conn)
+        .await?;
+    let awaited: Vec<(i64, bool)> =
+        gone.iter().filter(|(_, _, awaited)| *awaited).map(|(id, kept, _)| (*id, *kept)).collect();
+    Ok((gone.len(), workflow::ended(conn, &awaited).await?))
+}
+
+/// Job ids and lease ids, for two array parameters.
+fn columns(done: &[Completion]) -> (Vec<i64>, Vec<i64>) {
+    done.iter().map(|completion| (completion.lease.job.get(), completion.lease.id)).unzip()
 }
 
 async fn run(
@@ -95,8 +124,7 @@ async fn run(
     done: &[Completion],
     want: Option<Want<'_>>,
 ) -> Result<Exchanged, sqlx::Error> {
-    let (jobs, leases): (Vec<i64>, Vec<i64>) =
-        done.iter().map(|completion| (completion.lease.job.get(), completion.lease.id)).unzip();
+    let (jobs, leases) = columns(done);
     let kept = done.iter().any(|completion| completion.kept);
     let results =
         kept.then(|| done.iter().map(|completion| completion.result.as_deref()).collect::<Vec<_>>());
@@ -151,6 +179,7 @@ fn read(row: &PgRow) -> Result<Option<((usize, i64), LeasedJob)>, sqlx::Error> {
         trace: row.try_get_unchecked(11)?,
         awaited: row.try_get_unchecked(12)?,
         kept: row.try_get_unchecked(13)?,
+        scheduled_for: row.try_get::<Option<DateTime<Utc>>, _>(17)?.map(Into::into),
     };
     let priority = usize::from(row.try_get_unchecked::<i16, _>(14)?.unsigned_abs());
     Ok(Some(((priority, row.try_get_unchecked(15)?), job)))
