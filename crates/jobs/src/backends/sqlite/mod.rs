@@ -3,12 +3,15 @@
 mod done;
 mod fetch;
 mod flows;
+mod keyed;
+mod limits;
 mod open;
 mod owner;
 mod progress;
 mod push;
 mod schedules;
 mod settle;
+mod unique;
 mod upkeep;
 mod workflow;
 
@@ -28,7 +31,9 @@ use tokio::time::sleep;
 use super::{Backend, Burial, Completion, Exchanged, Kept, Lease, Retry, SqlBackend, Store, Upkeep, Want};
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
 use crate::job::{NewJob, Pushed};
+use crate::limits::Bounds;
 use crate::queue::QueueStats;
+use crate::unique::Sweep;
 use crate::wakeups::{Notice, Wakeups};
 use crate::{Error, Job, JobId, PushOptions, Queue, telemetry};
 use owner::Durability::{Lazy, Synced};
@@ -37,6 +42,9 @@ use owner::Durability::{Lazy, Synced};
 #[derive(Debug, Clone)]
 pub struct Sqlite {
     owner: owner::Handle,
+    paused: Arc<limits::Paused>,
+    bounds: Arc<Bounds>,
+    unique: Arc<Sweep>,
     wakeups: Arc<Wakeups>,
 }
 
@@ -64,7 +72,7 @@ impl Queue<Sqlite> {
 
     fn sqlite_over(conn: Connection) -> Result<Self, Error> {
         let wakeups = Arc::<Wakeups>::default();
-        Ok(Queue::over(Sqlite { owner: owner::Handle::spawn(conn)?, wakeups: Arc::clone(&wakeups) }, wakeups))
+        Ok(Queue::over(Sqlite::over(conn, Arc::clone(&wakeups))?, wakeups))
     }
 
     /// Stores a job through the caller's connection to the same file, so in the caller's transaction, if it is in one:
@@ -94,14 +102,18 @@ impl Queue<Sqlite> {
         job: &J,
         options: PushOptions,
     ) -> Result<Pushed, Error> {
-        let pushed = push::push(conn, &[self.encode(job, &options)?]).map_err(Error::Sqlite)?;
+        let job = self.encode(job, &options)?;
+        self.store.make_room_in(conn, J::QUEUE, 1)?;
+        let pushed = push::push(conn, &[job]).map_err(Error::Sqlite)?;
         telemetry::pushed(J::QUEUE, J::NAME, 1);
         pushed.into_iter().next().ok_or(Error::Closed)
     }
 
     /// Stores many jobs of a type in the caller's transaction, or in one of its own. Answers with their ids in order.
     pub fn push_many_in<J: Job>(&self, conn: &Connection, jobs: &[J]) -> Result<Vec<Pushed>, Error> {
-        let pushed = push::push(conn, &self.encode_all(jobs)?).map_err(Error::Sqlite)?;
+        let encoded = self.encode_all(jobs)?;
+        self.store.make_room_in(conn, J::QUEUE, encoded.len())?;
+        let pushed = push::push(conn, &encoded).map_err(Error::Sqlite)?;
         telemetry::pushed(J::QUEUE, J::NAME, jobs.len());
         Ok(pushed)
     }
@@ -144,8 +156,29 @@ impl Sqlite {
     }
 }
 
+impl Sqlite {
+    fn over(conn: Connection, wakeups: Arc<Wakeups>) -> Result<Self, Error> {
+        let owner = owner::Handle::spawn(conn)?;
+        Ok(Sqlite { owner, paused: Arc::default(), bounds: Arc::default(), unique: Arc::default(), wakeups })
+    }
+
+    /// Deletes the keys of unique jobs that nobody holds any more, some of them now and then.
+    async fn sweep_unique(&self) -> Result<(), Error> {
+        while let Some((name, key)) = self.unique.begin() {
+            let seen = self.owner.read(move |conn| unique::look(conn, &name, &key)).await?;
+            let last = seen.last().map(|((name, key, _), _)| (name.clone(), key.clone()));
+            let count = seen.len();
+            let free: Vec<_> = seen.into_iter().filter(|(_, free)| *free).map(|(key, _)| key).collect();
+            self.unique.ended(count, free.len(), last);
+            if !free.is_empty() {
+                self.owner.write(Lazy, move |conn| unique::delete(conn, &free)).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Backend for Sqlite {}
-impl SqlBackend for Sqlite {}
 
 impl Store for Sqlite {
     async fn migrate(&self) -> Result<(), Error> {
@@ -154,6 +187,14 @@ impl Store for Sqlite {
 
     async fn is_migrated(&self) -> Result<bool, Error> {
         self.owner.read(open::is_migrated).await
+    }
+
+    async fn admit(&self, queue: &'static str, jobs: usize) -> Result<(), Error> {
+        self.make_room(queue, jobs).await
+    }
+
+    fn is_paused(&self, queue: &str) -> bool {
+        self.paused.contains(queue)
     }
 
     async fn push(&self, jobs: Vec<NewJob>) -> Result<Vec<Pushed>, Error> {
@@ -172,11 +213,11 @@ impl Store for Sqlite {
         };
         let exchange = move |conn: &Connection| {
             let (completed, freed) = done::complete(conn, &done)?;
-            let jobs = match want {
-                Some((queue, limit, lease)) => fetch::fetch(conn, &queue, limit, lease)?,
-                None => Vec::new(),
+            let (jobs, again) = match want {
+                Some((queue, limit, lease)) => keyed::fetch(conn, &queue, limit, lease)?,
+                None => Default::default(),
             };
-            Ok((Exchanged { completed, jobs }, freed))
+            Ok((Exchanged { completed, jobs, again }, freed))
         };
         let (exchanged, freed) = self.owner.look_then_write(durability, look, exchange).await?;
         self.wakeups.waiters.ended(ended);
@@ -185,6 +226,8 @@ impl Store for Sqlite {
     }
 
     async fn upkeep(&self, upkeep: Upkeep) -> Result<Kept, Error> {
+        self.paused.set(self.owner.read(limits::paused).await?);
+        self.sweep_unique().await?;
         let mut kept = Kept::default();
         // Others get their turn between two rounds.
         for _ in 0..MAX_ROUNDS {

@@ -74,7 +74,9 @@ pub(crate) async fn each_tick_runs_once_in_the_whole_fleet<F: SqlFixture>() {
 
 pub(crate) async fn missed_ticks_run_as_asked<F: SqlFixture>() {
     let (fixture, queue) = F::ready().await;
-    for (missed, runs) in [(Missed::Skip, 0), (Missed::RunOnce, 1), (Missed::RunAll(3), 3), (Missed::RunAll(9), 5)] {
+    for (missed, runs) in
+        [(Missed::Skip, 0), (Missed::RunOnce, 1), (Missed::RunAll(3), 3), (Missed::RunAll(9), 5)]
+    {
         queue.unschedule("hourly").await.unwrap();
         queue.schedule("hourly", Schedule::every(HOUR).missed(missed), &note("tick")).await.unwrap();
         let before = only(&queue).await;
