@@ -12,6 +12,24 @@ pub enum Error {
         source: serde_json::Error,
     },
 
+    /// A schedule makes no sense: its cron pattern, its time zone or its interval.
+    #[error("{0}")]
+    Schedule(String),
+
+    /// A workflow was put together wrongly.
+    #[error("the workflow cannot be pushed: {0}")]
+    Workflow(String),
+
+    /// The result of a job is not of the type that was asked for.
+    #[error("the result of job {job} is of another type")]
+    Result {
+        /// The job.
+        job: crate::JobId,
+        /// What serde said.
+        #[source]
+        source: serde_json::Error,
+    },
+
     /// PostgreSQL refused or could not be reached. After a failed push the job may or may not be stored.
     #[cfg(feature = "postgres")]
     #[error("the queue's PostgreSQL database failed")]

@@ -1,4 +1,6 @@
+use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use serde::de::DeserializeOwned;
@@ -137,7 +139,7 @@ pub struct PushOptions {
 }
 
 /// When a job may start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Start {
     /// In so many milliseconds; 0 is now.
     In(i64),
@@ -147,11 +149,16 @@ pub enum Start {
     After(i32),
 }
 
+/// By this name serde does not see a reference, which it would borrow from what it reads.
+type Name = &'static str;
+
 /// A job as a backend stores it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NewJob {
-    pub queue: &'static str,
-    pub name: &'static str,
+    #[serde(deserialize_with = "interned")]
+    pub queue: Name,
+    #[serde(deserialize_with = "interned")]
+    pub name: Name,
     pub version: i32,
     pub payload: String,
     pub priority: i16,
@@ -197,10 +204,29 @@ impl NewJob {
         })
     }
 
+    /// As a schedule stores it.
+    pub(crate) fn to_json(&self) -> String {
+        serde_json::json!(self).to_string()
+    }
+
     /// True if it can start as soon as it is stored.
     pub(crate) fn is_ready(&self) -> bool {
         self.start == Start::In(0)
     }
+}
+
+/// A name of a queue or a job that comes from the database, as if it stood in the program: kept for good, once each.
+/// There are few.
+fn interned<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Name, D::Error> {
+    static NAMES: Mutex<BTreeSet<Name>> = Mutex::new(BTreeSet::new());
+    let name = String::deserialize(deserializer)?;
+    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(name) = names.get(name.as_str()) {
+        return Ok(name);
+    }
+    let name: Name = name.leak();
+    names.insert(name);
+    Ok(name)
 }
 
 /// Whole milliseconds, rounded up; a century at most, which both databases can add to a date.

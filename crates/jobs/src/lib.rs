@@ -12,6 +12,8 @@ mod limits;
 mod objectives;
 mod push;
 mod queue;
+mod results;
+mod schedule;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -20,6 +22,7 @@ mod unique;
 mod verdict;
 mod wakeups;
 mod worker;
+mod workflow;
 
 #[cfg(feature = "postgres")]
 pub use backends::postgres::Postgres;
@@ -30,14 +33,16 @@ pub use config::WorkerConfig;
 pub use dead::{AttemptError, DeadJob, DeadReason};
 pub use error::Error;
 pub use inspect::{JobDetails, JobFilter, JobPage, JobState, JobSummary, QueueOverview, StateCounts};
-pub use job::{Job, JobContext, JobId, PushOptions, Pushed};
+pub use job::{Job, JobId, PushOptions, Pushed};
 pub use limits::{QueueLimits, Rate};
 pub use objectives::ObjectiveConfig;
-pub use job::{Job, JobId, PushOptions, Pushed};
 pub use queue::{Queue, QueueStats};
+pub use results::{EndedJob, Outcome, Results};
+pub use schedule::{Missed, Schedule, ScheduleStatus};
 pub use unique::{Unique, UniqueStates};
 pub use verdict::{Discard, RetryIn, Snooze};
 pub use worker::{JobContext, Worker};
+pub use workflow::{PushedWorkflow, Step, Workflow};
 
 /// What a handler may fail with: any error, boxed.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -22,7 +22,7 @@ pub struct Queue<B> {
     pub(crate) wakeups: Arc<Wakeups>,
     pub(crate) counts: Arc<Counts>,
     pub(crate) pushes: Arc<Pushes>,
-    traceparent: Traceparent,
+    pub(crate) traceparent: Traceparent,
 }
 
 /// How many jobs there are.
@@ -35,14 +35,16 @@ pub struct QueueStats {
     pub scheduled: u64,
     /// Jobs that a worker holds.
     pub running: u64,
+    /// Jobs that wait for other jobs to end.
+    pub blocked: u64,
     /// Jobs that will not run again by themselves.
     pub dead: u64,
 }
 
 impl QueueStats {
-    /// Jobs that are still to be done: ready, scheduled or running.
+    /// Jobs that are still to be done: ready, scheduled, running or blocked.
     pub fn live(&self) -> u64 {
-        self.ready + self.scheduled + self.running
+        self.ready + self.scheduled + self.running + self.blocked
     }
 }
 
@@ -50,10 +52,10 @@ impl QueueStats {
 const MIGRATION: Duration = Duration::from_secs(5 * 60);
 
 impl<B: Backend> Queue<B> {
-    pub(crate) fn over(store: B) -> Self {
+    pub(crate) fn over(store: B, wakeups: Arc<Wakeups>) -> Self {
         Queue {
             store,
-            wakeups: Arc::default(),
+            wakeups,
             counts: Arc::default(),
             pushes: Arc::default(),
             traceparent: Traceparent::default(),

@@ -31,6 +31,9 @@ pub const OBJECTIVE_MISSED: &str = "greenwave.jobs.objective.missed";
 /// `queue`, `oldest`, `max_wait` and `ready`.
 pub const OBJECTIVE_TARGET: &str = "greenwave_jobs::objective";
 
+/// Counter of jobs pushed by a schedule, labels `schedule`, `queue` and `job`; [`PUSHED`] counts them too.
+pub const TICKS: &str = "greenwave.jobs.schedule.ticks";
+
 /// Name of the span around each attempt, level INFO, fields `job.id`, `job.name`, `job.queue`, `job.attempt` and, if
 /// the pusher's trace is known, `traceparent`.
 pub const ATTEMPT_SPAN: &str = "job";
@@ -103,4 +106,10 @@ pub(crate) fn observed(observed: &crate::backends::inspect::Observed) {
 
 pub(crate) fn objective(queue: &str, missed: bool) {
     metrics::gauge!(OBJECTIVE_MISSED, "queue" => queue.to_owned()).set(if missed { 1.0 } else { 0.0 });
+}
+
+/// Counts a job that a schedule pushed.
+pub(crate) fn ticked(schedule: &str, queue: &'static str, job: &'static str) {
+    metrics::counter!(TICKS, "schedule" => schedule.to_owned(), "queue" => queue, "job" => job).increment(1);
+    pushed(queue, job, 1);
 }

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use crate::Error;
 use crate::job::{NewJob, millis};
 
+use serde::{Deserialize, Serialize};
+
 /// What makes two jobs the same, and for how long.
 ///
 /// A push of a job whose `key` is taken stores nothing, and answers with the job that has it. Keys of different
@@ -21,7 +23,7 @@ use crate::job::{NewJob, millis};
 /// let hourly = Unique::by("customer 7").within(Duration::from_secs(3600)).also_completed();
 /// # let _ = (while_it_lives, hourly);
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Unique {
     /// The key.
@@ -33,7 +35,7 @@ pub struct Unique {
 }
 
 /// In which states a job holds its unique key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct UniqueStates {
     /// Ready, scheduled or blocked. Default: true.

@@ -1,5 +1,6 @@
 //! What the worker and the queue ask of a database.
 
+pub(crate) mod flows;
 pub(crate) mod inspect;
 pub(crate) mod limits;
 #[cfg(test)]
@@ -12,7 +13,7 @@ pub(crate) mod sqlite;
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::backoff::Backoff;
 use crate::dead::{DeadJob, DeadReason};
@@ -24,8 +25,8 @@ use crate::{Error, JobId};
 /// A database that can hold a [`Queue`](crate::Queue): `Postgres` or `Sqlite`. Sealed.
 pub trait Backend: Store {}
 
-/// An SQL database that can hold a [`Queue`](crate::Queue), and do what only one can: limits, pauses, inspection. Sealed.
-pub trait SqlBackend: Backend + inspect::InspectStore + limits::LimitStore {}
+/// A [`Backend`] that is an SQL database, and can do all: `Postgres` or `Sqlite`. Sealed.
+pub trait SqlBackend: Backend + flows::FlowStore + inspect::InspectStore + limits::LimitStore {}
 
 /// One hold of one job. Settling a job names its lease, so it has no effect once another worker has the job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -49,6 +50,8 @@ pub struct LeasedJob {
     pub waited: Duration,
     /// The W3C traceparent of who pushed.
     pub trace: Option<String>,
+    /// The tick that it is of, if a schedule pushed it.
+    pub scheduled_for: Option<SystemTime>,
     /// True if other jobs wait for this one.
     pub awaited: bool,
     /// True if it is kept once it is completed.

@@ -62,10 +62,12 @@ async fn reaches(name: &str, queue: &str, test: impl Fn(f64) -> bool) {
 fn worker<J: Job, B: Backend>(queue: Queue<B>, permits: &Arc<Semaphore>) -> Running {
     let objectives = vec![ObjectiveConfig { queue: J::QUEUE.into(), max_wait: Duration::from_millis(300) }];
     let permits = Arc::clone(permits);
-    start(Worker::new(queue, WorkerConfig { concurrency: 1, objectives, ..quick() }).handle(move |_: J, _| {
-        let permits = Arc::clone(&permits);
-        async move { permits.acquire().await.map(|permit| permit.forget()).map_err(BoxError::from) }
-    }))
+    start(Worker::new(queue, WorkerConfig { concurrency: 1, objectives, ..quick() }).handle(
+        move |_: J, _| {
+            let permits = Arc::clone(&permits);
+            async move { permits.acquire().await.map(|permit| permit.forget()).map_err(BoxError::from) }
+        },
+    ))
 }
 
 async fn an_objective_is_missed_met_again_and_handed_over<J: Job + Default, F: Fixture>() {

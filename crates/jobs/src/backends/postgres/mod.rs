@@ -2,6 +2,7 @@
 
 mod done;
 mod fetch;
+mod flows;
 mod inspect;
 mod keyed;
 mod lanes;
@@ -9,10 +10,12 @@ mod limits;
 mod notify;
 mod progress;
 mod push;
+mod schedules;
 mod settle;
 mod unique;
 mod upkeep;
 mod watermark;
+mod workflow;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -48,6 +51,7 @@ pub struct Postgres {
     bounds: Arc<Bounds>,
     unique: Arc<Sweep>,
     announcer: Arc<notify::Announcer>,
+    wakeups: Arc<Wakeups>,
 }
 
 const MIGRATIONS: &[(i32, &str)] = &[
@@ -55,6 +59,7 @@ const MIGRATIONS: &[(i32, &str)] = &[
     (2, include_str!("../../../migrations/postgres/0002_positions_and_options.sql")),
     (3, include_str!("../../../migrations/postgres/0003_done.sql")),
     (4, include_str!("../../../migrations/postgres/0004_limits.sql")),
+    (5, include_str!("../../../migrations/postgres/0005_schedules_and_workflows.sql")),
     (6, include_str!("../../../migrations/postgres/0006_admin.sql")),
 ];
 
@@ -72,7 +77,8 @@ impl Queue<Postgres> {
         let lanes = |count| Arc::new(Lanes::new(pool.clone(), count));
         let (fetching, settling, pushing) = (lanes(2), lanes(2), lanes(4));
         let announcer = Arc::new(notify::Announcer::new(pool.clone()));
-        Queue::over(Postgres {
+        let wakeups = Arc::<Wakeups>::default();
+        let store = Postgres {
             pool,
             fetching,
             settling,
@@ -82,7 +88,9 @@ impl Queue<Postgres> {
             bounds: Arc::default(),
             unique: Arc::default(),
             announcer,
-        })
+            wakeups: Arc::clone(&wakeups),
+        };
+        Queue::over(store, wakeups)
     }
 
     /// Stores a job in the caller's transaction: it exists if and when that commits.
@@ -132,6 +140,17 @@ impl Queue<Postgres> {
     }
 }
 
+impl Postgres {
+    /// Wakes the workers of queues, here and elsewhere.
+    fn tell(&self, queues: Vec<String>) {
+        for queue in queues {
+            let notice = Notice::Ready(Some(queue.into()));
+            self.wakeups.tell(&notice);
+            self.announcer.announce(notice);
+        }
+    }
+}
+
 impl Backend for Postgres {}
 
 impl Store for Postgres {
@@ -167,14 +186,20 @@ impl Store for Postgres {
 
     async fn exchange(&self, done: Vec<Completion>, want: Option<Want<'_>>) -> Result<Exchanged, Error> {
         let mut lane = self.fetching.take().await.map_err(postgres)?;
-        let exchanged = fetch::exchange(&mut lane, &self.rules, done, want).await.map_err(postgres)?;
+        let ended: Vec<JobId> =
+            done.iter().filter(|done| done.kept || done.awaited).map(|done| done.lease.job).collect();
+        let (exchanged, freed) =
+            fetch::exchange(&mut lane, &self.rules, done, want).await.map_err(postgres)?;
         self.fetching.give(lane);
+        self.wakeups.waiters.ended(ended);
+        self.tell(freed);
         Ok(exchanged)
     }
 
     async fn upkeep(&self, upkeep: Upkeep) -> Result<Kept, Error> {
         let mut lane = self.settling.take().await.map_err(postgres)?;
-        let kept = upkeep::upkeep(&mut lane, upkeep).await.map_err(postgres)?;
+        let (kept, new) = upkeep::upkeep(&mut lane, upkeep).await?;
+        self.tell(new);
         self.rules.refresh(&mut lane).await.map_err(postgres)?;
         unique::sweep(&mut lane, &self.unique).await.map_err(postgres)?;
         if self.cleaning.is_due()
@@ -218,20 +243,25 @@ impl Store for Postgres {
 
     async fn bury(&self, burials: Vec<Burial>) -> Result<usize, Error> {
         let mut lane = self.settling.take().await.map_err(postgres)?;
-        let buried = settle::bury(&mut lane, burials).await.map_err(postgres)?;
+        let ended: Vec<JobId> = burials.iter().map(|burial| burial.lease.job).collect();
+        let (buried, freed) = settle::bury(&mut lane, burials).await.map_err(postgres)?;
         self.settling.give(lane);
+        self.wakeups.waiters.ended(ended);
+        self.tell(freed);
         Ok(buried)
     }
 
     async fn stats(&self) -> Result<QueueStats, Error> {
         const STATS: &str = "
             SELECT count(*) FILTER (WHERE state = 0), count(*) FILTER (WHERE state = 1),
-                   count(*) FILTER (WHERE state = 2), (SELECT count(*) FROM greenwave_jobs_dead)
+                   count(*) FILTER (WHERE state = 2), count(*) FILTER (WHERE state = 3),
+                   (SELECT count(*) FROM greenwave_jobs_dead)
             FROM greenwave_jobs";
-        let row: (i64, i64, i64, i64) =
+        let row: (i64, i64, i64, i64, i64) =
             sqlx::query_as(STATS).fetch_one(&self.pool).await.map_err(postgres)?;
-        let [ready, scheduled, running, dead] = [row.0, row.1, row.2, row.3].map(i64::unsigned_abs);
-        Ok(QueueStats { ready, scheduled, running, dead })
+        let [ready, scheduled, running, blocked, dead] =
+            [row.0, row.1, row.2, row.3, row.4].map(i64::unsigned_abs);
+        Ok(QueueStats { ready, scheduled, running, blocked, dead })
     }
 
     async fn dead(&self, limit: usize) -> Result<Vec<DeadJob>, Error> {
@@ -242,12 +272,18 @@ impl Store for Postgres {
         const REVIVE: &str = "
             WITH revived AS (DELETE FROM greenwave_jobs_dead WHERE id = $1 RETURNING *)
             INSERT INTO greenwave_jobs (id, queue, name, payload, priority, state, run_at, max_attempts, errors,
-                created_at, version, key, timeout_ms, keep_ms, awaited, trace, progress)
+                created_at, version, key, timeout_ms, keep_ms, awaited, trace, progress, scheduled_for)
             SELECT id, queue, name, payload, priority, 0, now(), max_attempts, errors, created_at, version, key,
-                timeout_ms, keep_ms, awaited, trace, progress
-            FROM revived";
-        let done = sqlx::query(REVIVE).bind(id.get()).execute(&self.pool).await.map_err(postgres)?;
-        Ok(done.rows_affected() == 1)
+                timeout_ms, keep_ms, awaited, trace, progress, scheduled_for
+            FROM revived RETURNING awaited";
+        let mut tx = begin(&self.pool).await.map_err(postgres)?;
+        let awaited: Option<bool> =
+            sqlx::query_scalar(REVIVE).bind(id.get()).fetch_optional(&mut *tx).await.map_err(postgres)?;
+        if awaited == Some(true) {
+            workflow::revived(&mut tx, &[id.get()]).await.map_err(postgres)?;
+        }
+        tx.commit().await.map_err(postgres)?;
+        Ok(awaited.is_some())
     }
 
     async fn observe(&self, holder: i64, queues: &[&str], hold: Duration) -> Result<Vec<Observed>, Error> {

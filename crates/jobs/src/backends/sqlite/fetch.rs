@@ -4,6 +4,7 @@ use rusqlite::{Connection, Row, params};
 
 use super::{draw, now_ms};
 use crate::backends::{Lease, LeasedJob};
+use crate::dead::time;
 use crate::job::millis;
 
 pub(super) fn is_any_ready(conn: &Connection, queue: &str) -> rusqlite::Result<bool> {
@@ -16,7 +17,8 @@ pub(super) fn is_any_ready(conn: &Connection, queue: &str) -> rusqlite::Result<b
 /// What [`leased`] reads.
 macro_rules! columns {
     () => {
-        "id, name, version, payload, failures, max_attempts, timeout_ms, run_at, trace, awaited, keep_ms > 0, crashes"
+        "id, name, version, payload, failures, max_attempts, timeout_ms, run_at, trace, awaited, keep_ms > 0, crashes,
+            scheduled_for"
     };
 }
 pub(super) use columns;
@@ -58,6 +60,7 @@ pub(super) fn leased(row: &Row<'_>, id: i64, now: i64) -> rusqlite::Result<Lease
         awaited: row.get(9)?,
         kept: row.get(10)?,
         crashes: row.get(11)?,
+        scheduled_for: row.get::<_, Option<i64>>(12)?.map(time),
     })
 }
 

@@ -7,7 +7,8 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 
 use super::owner::Durability::{Lazy, Synced};
 use super::owner::Handle;
-use super::{Sqlite, draw, now};
+use super::settle::bury_unfailed;
+use super::{Sqlite, now, retry_dead, workflow};
 use crate::backends::inspect::{Cancelled, Counted, InspectStore, Looked, MAX_SCAN, Observed, Table};
 use crate::dead::{DeadReason, read_errors, time};
 use crate::inspect::{JobDetails, JobFilter, JobState, JobSummary, json};
@@ -70,7 +71,9 @@ impl InspectStore for Sqlite {
     }
 
     async fn cancel(&self, ids: Vec<i64>) -> Result<Vec<Cancelled>, Error> {
-        self.owner.write(Synced, move |conn| cancel(conn, &ids)).await
+        let (cancelled, freed) = self.owner.write(Synced, move |conn| cancel(conn, &ids)).await?;
+        self.tell(freed);
+        Ok(cancelled)
     }
 
     async fn revive(&self, ids: Vec<i64>) -> Result<u64, Error> {
@@ -192,44 +195,27 @@ fn job(conn: &Connection, id: JobId) -> rusqlite::Result<Option<JobDetails>> {
     Ok(None)
 }
 
-fn cancel(conn: &Connection, ids: &[i64]) -> rusqlite::Result<Vec<Cancelled>> {
-    const BURY: &str = concat!(
-        "INSERT INTO greenwave_jobs_dead
-            (id, queue, name, version, payload, priority, key, attempts, max_attempts, reason, errors, created_at, died_at,
-            timeout_ms, keep_ms, awaited, trace, progress)
-        SELECT id, queue, name, version, payload, priority, key, failures, max_attempts, ?2, errors, created_at, ",
-        now!(),
-        ", timeout_ms, keep_ms, awaited, trace, progress FROM greenwave_jobs WHERE id = ?1"
-    );
-    let mut bury = conn.prepare_cached(BURY)?;
-    let mut delete = conn.prepare_cached("DELETE FROM greenwave_jobs WHERE id = ?1 RETURNING state = 2")?;
-    let mut cancelled = Vec::new();
+/// Answers with the queues too that have something new by it.
+fn cancel(conn: &Connection, ids: &[i64]) -> rusqlite::Result<(Vec<Cancelled>, Vec<String>)> {
+    let mut held = conn.prepare_cached("SELECT state = 2, awaited FROM greenwave_jobs WHERE id = ?1")?;
+    let (mut cancelled, mut awaited) = (Vec::new(), Vec::new());
     for id in ids {
-        if bury.execute(params![id, DeadReason::Cancelled.code()])? == 1 {
-            let ran = delete.query_row([id], |row| row.get(0))?;
+        let found = held.query_row([id], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+        if let Some((ran, is_awaited)) = found {
+            bury_unfailed(conn, *id, DeadReason::Cancelled)?;
             cancelled.push(Cancelled { id: (*id).into(), ran });
+            if is_awaited {
+                awaited.push(*id);
+            }
         }
     }
-    Ok(cancelled)
+    Ok((cancelled, workflow::died(conn, &awaited)?))
 }
 
 fn revive(conn: &Connection, ids: &[i64]) -> rusqlite::Result<u64> {
-    const REVIVE: &str = concat!(
-        "INSERT INTO greenwave_jobs
-            (id, queue, name, version, payload, priority, key, state, run_at, max_attempts, errors, created_at, timeout_ms,
-            keep_ms, awaited, trace, position)
-        SELECT id, queue, name, version, payload, priority, key, 0, ",
-        now!(),
-        ", max_attempts, errors, created_at, timeout_ms, keep_ms, awaited, trace, ?2
-        FROM greenwave_jobs_dead WHERE id = ?1"
-    );
-    let mut revive = conn.prepare_cached(REVIVE)?;
-    let mut delete = conn.prepare_cached("DELETE FROM greenwave_jobs_dead WHERE id = ?1")?;
     let mut revived = 0;
-    let positions = draw(conn, ids.len())?;
-    for (id, position) in ids.iter().zip(positions) {
-        revived += revive.execute([*id, position])? as u64;
-        delete.execute([id])?;
+    for id in ids {
+        revived += u64::from(retry_dead(conn, (*id).into())?);
     }
     Ok(revived)
 }

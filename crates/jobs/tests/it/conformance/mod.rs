@@ -1,13 +1,17 @@
 //! What every backend does alike.
 
 mod failing;
+mod flows;
 mod inspecting;
 mod leasing;
 mod limits;
 mod pausing;
 mod pushing;
+mod results;
+mod schedules;
 mod stopping;
 mod unique;
+mod workflows;
 
 /// Makes a test for each backend out of each function.
 macro_rules! conformance {
@@ -65,6 +69,32 @@ conformance! {
         a_worker_that_lost_its_lease_cannot_complete
         a_lease_that_a_living_worker_gives_back_late_is_no_crash
         two_workers_never_run_one_job_at_once;
+    schedules:
+        each_tick_runs_once_in_the_whole_fleet
+        missed_ticks_run_as_asked
+        a_tick_that_is_a_little_late_is_not_missed
+        the_same_schedule_changes_nothing_and_another_counts_from_now
+        a_paused_schedule_passes_its_ticks_over
+        a_worker_wakes_for_the_tick
+        every_attempt_knows_its_tick
+        jitter_delays_a_start_and_no_tick;
+    workflows:
+        a_job_starts_when_all_that_it_waits_for_are_done
+        a_workflow_is_pushed_in_a_transaction_or_not_at_all
+        predecessors_that_end_at_once_free_a_job_once
+        what_waits_for_a_dead_job_is_abandoned_unless_it_runs_anyway
+        a_job_comes_back_when_nothing_it_waits_for_is_dead
+        an_abandoned_job_brought_back_with_its_cause_waits_for_it
+        a_job_that_kills_its_workers_abandons_what_waits_for_it
+        a_job_that_runs_twice_ends_once
+        ten_thousand_jobs_have_one_callback
+        a_workflow_that_makes_no_sense_is_refused;
+    results:
+        whoever_waits_gets_the_result
+        whoever_waits_hears_of_a_death
+        a_result_is_unknown_once_it_is_kept_no_longer
+        a_job_reads_the_results_of_those_it_waited_for
+        whoever_looks_sees_how_far_a_job_has_come;
     stopping:
         a_stopping_worker_lets_its_jobs_end
         what_outlasts_the_grace_returns_to_the_queue
