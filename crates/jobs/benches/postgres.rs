@@ -130,7 +130,10 @@ async fn speed(server: &Server, size: &Size) {
         }
         arm.drain(size.jobs).await;
     }
-    println!("{} no-op jobs, medians of {} rounds\n\n| | jobs/s | database CPU µs a job |\n|---|---|---|", size.jobs, size.rounds);
+    println!(
+        "{} no-op jobs, medians of {} rounds\n\n| | jobs/s | database CPU µs a job |\n|---|---|---|",
+        size.jobs, size.rounds
+    );
     for (name, rates, cost) in [
         ("insert in bulk", fills, costs[0]),
         ("drain, one worker", drains, costs[1]),
