@@ -30,7 +30,6 @@ pub use backends::{Backend, SqlBackend};
 pub use config::WorkerConfig;
 pub use dead::{AttemptError, DeadJob, DeadReason};
 pub use error::Error;
-pub use job::{Job, JobContext, JobId, PushOptions, Pushed};
 pub use job::{Job, JobId, PushOptions, Pushed};
 pub use limits::{QueueLimits, Rate};
 pub use queue::{Queue, QueueStats};
