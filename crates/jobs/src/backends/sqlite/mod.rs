@@ -29,7 +29,7 @@ use rusqlite::Connection;
 use rusqlite::functions::{Context, FunctionFlags};
 use tokio::time::sleep;
 
-use super::{Backend, Burial, Completion, Exchanged, Kept, Lease, Retry, Store, Upkeep, Want};
+use super::{Backend, Burial, Completion, Control, Exchanged, Kept, Lease, Retry, Store, Upkeep, Want};
 use crate::backends::inspect::Observed;
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
 use crate::job::{NewJob, Pushed};
@@ -44,7 +44,7 @@ use owner::Durability::{Lazy, Synced};
 #[derive(Debug, Clone)]
 pub struct Sqlite {
     owner: owner::Handle,
-    paused: Arc<limits::Paused>,
+    controls: Arc<limits::Controls>,
     bounds: Arc<Bounds>,
     unique: Arc<Sweep>,
     wakeups: Arc<Wakeups>,
@@ -161,7 +161,13 @@ impl Sqlite {
 impl Sqlite {
     fn over(conn: Connection, wakeups: Arc<Wakeups>) -> Result<Self, Error> {
         let owner = owner::Handle::spawn(conn)?;
-        Ok(Sqlite { owner, paused: Arc::default(), bounds: Arc::default(), unique: Arc::default(), wakeups })
+        Ok(Sqlite {
+            owner,
+            controls: Arc::default(),
+            bounds: Arc::default(),
+            unique: Arc::default(),
+            wakeups,
+        })
     }
 
     /// Deletes the keys of unique jobs that nobody holds any more, some of them now and then.
@@ -195,8 +201,8 @@ impl Store for Sqlite {
         self.make_room(queue, jobs).await
     }
 
-    fn is_paused(&self, queue: &str) -> bool {
-        self.paused.contains(queue)
+    fn control(&self, queue: &str) -> Control {
+        self.controls.get(queue)
     }
 
     async fn push(&self, jobs: Vec<NewJob>) -> Result<Vec<Pushed>, Error> {
@@ -228,7 +234,7 @@ impl Store for Sqlite {
     }
 
     async fn upkeep(&self, upkeep: Upkeep) -> Result<Kept, Error> {
-        self.paused.set(self.owner.read(limits::paused).await?);
+        self.controls.set(self.owner.read(limits::controls).await?);
         self.sweep_unique().await?;
         let mut kept = Kept::default();
         // Others get their turn between two rounds.
