@@ -34,7 +34,7 @@ mod refusals {
     use std::time::Duration;
 
     use expect_test::{Expect, expect};
-    use greenwave_jobs::{BoxError, Error, Queue, Sqlite, Worker, WorkerConfig};
+    use greenwave_jobs::{BoxError, Error, ObjectiveConfig, Queue, Sqlite, Worker, WorkerConfig};
     use tokio_util::sync::CancellationToken;
 
     use crate::support::{Note, note, quick, recorder, start, within};
@@ -69,6 +69,12 @@ mod refusals {
         check(
             with(WorkerConfig { max_batch: usize::MAX, ..quick() }),
             expect!["the worker cannot run: `max_batch` must be at most 100000"],
+        )
+        .await;
+        let elsewhere = ObjectiveConfig { queue: "elsewhere".into(), max_wait: Duration::from_secs(1) };
+        check(
+            with(WorkerConfig { objectives: vec![elsewhere], ..quick() }),
+            expect!["the worker cannot run: an objective is for queue `elsewhere`, which no handler serves"],
         )
         .await;
         check(|queue| Worker::new(queue, quick()), expect!["the worker cannot run: it has no handler"]).await;

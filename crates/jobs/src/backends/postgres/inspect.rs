@@ -53,10 +53,12 @@ macro_rules! summary {
     };
 }
 
-/// Looks at a bounded number of rows from the newest down, of which it answers with those that match. The state is said
-/// to the planner as that of the table's index, so an inner LIMIT alone decides the plan: the primary key, backwards.
+/// Looks at a bounded number of rows from the newest down, of which it answers with those that match.
+///
+/// The primary key is to be read backwards. Where nothing is known of a new table, the planner takes a range with two
+/// ends for a small part of it, and sorts that; so without a first id there is no second end.
 macro_rules! look {
-    ($columns:expr, $all:literal, $table:literal, $state:literal) => {
+    ($columns:expr, $all:literal, $table:literal, $from:literal, $state:literal) => {
         concat!(
             "SELECT ",
             $columns,
@@ -64,7 +66,10 @@ macro_rules! look {
             $all,
             " FROM ",
             $table,
-            " WHERE id < $1 AND id >= $2 ORDER BY id DESC LIMIT $8) scanned
+            " WHERE id < $1 AND ",
+            $from,
+            "
+                ORDER BY id DESC LIMIT $8) scanned
             WHERE ($3::text IS NULL OR queue = $3) AND ($4::text IS NULL OR name = $4)
                 AND ($5::text IS NULL OR key = $5) AND ",
             $state,
@@ -73,11 +78,35 @@ macro_rules! look {
     };
 }
 
-const LOOK_LIVE: &str = look!(summary!(live), "*", "greenwave_jobs", "($6::smallint IS NULL OR state = $6)");
-const LOOK_DEAD: &str = look!(summary!(dead), "*", "greenwave_jobs_dead", "coalesce($6, 5) = 5");
+/// The last row that a look saw, if there may be more.
+macro_rules! floor {
+    ($table:literal, $from:literal) => {
+        concat!(
+            "SELECT id FROM ",
+            $table,
+            " WHERE id < $1 AND ",
+            $from,
+            " ORDER BY id DESC OFFSET $3 LIMIT 1"
+        )
+    };
+}
 
-const LOOK_DONE: &str =
-    look!(summary!(done), "*, NULL::text AS key", "greenwave_jobs_done", "coalesce($6, 4) = 4");
+/// Without a first id and with one: the look, and its floor.
+macro_rules! looks {
+    ($columns:expr, $all:literal, $table:literal, $state:literal) => {
+        [
+            look!($columns, $all, $table, "$2::bigint IS NOT NULL", $state),
+            look!($columns, $all, $table, "id >= $2", $state),
+            floor!($table, "$2::bigint IS NOT NULL"),
+            floor!($table, "id >= $2"),
+        ]
+    };
+}
+
+const LIVE: [&str; 4] = looks!(summary!(live), "*", "greenwave_jobs", "($6::smallint IS NULL OR state = $6)");
+const DEAD: [&str; 4] = looks!(summary!(dead), "*", "greenwave_jobs_dead", "coalesce($6, 5) = 5");
+const DONE: [&str; 4] =
+    looks!(summary!(done), "*, NULL::text AS key", "greenwave_jobs_done", "coalesce($6, 4) = 4");
 
 impl InspectStore for Postgres {
     async fn look(&self, table: Table, filter: &JobFilter) -> Result<Looked, Error> {
@@ -214,11 +243,12 @@ impl FromRow<'_, PgRow> for JobDetails {
 }
 
 async fn look(pool: &PgPool, table: Table, filter: &JobFilter) -> Result<Looked, sqlx::Error> {
-    let (look, floor) = match table {
-        Table::Live => (LOOK_LIVE, FLOOR_LIVE),
-        Table::Dead => (LOOK_DEAD, FLOOR_DEAD),
-        Table::Done => (LOOK_DONE, FLOOR_DONE),
+    let [look, look_from, floor, floor_from] = match table {
+        Table::Live => LIVE,
+        Table::Dead => DEAD,
+        Table::Done => DONE,
     };
+    let (look, floor) = if filter.from.is_some() { (look_from, floor_from) } else { (look, floor) };
     let from = filter.from.map_or(i64::MIN, JobId::get);
     let below = filter.below();
     let jobs: Vec<JobSummary> = sqlx::query_as(look)
@@ -241,17 +271,6 @@ async fn look(pool: &PgPool, table: Table, filter: &JobFilter) -> Result<Looked,
     };
     Ok(Looked { jobs, floor })
 }
-
-/// The last row that a look saw, if there may be more.
-macro_rules! floor {
-    ($table:literal) => {
-        concat!("SELECT id FROM ", $table, " WHERE id < $1 AND id >= $2 ORDER BY id DESC OFFSET $3 LIMIT 1")
-    };
-}
-
-const FLOOR_LIVE: &str = floor!("greenwave_jobs");
-const FLOOR_DEAD: &str = floor!("greenwave_jobs_dead");
-const FLOOR_DONE: &str = floor!("greenwave_jobs_done");
 
 async fn job(pool: &PgPool, id: JobId) -> Result<Option<JobDetails>, sqlx::Error> {
     const LIVE: &str = concat!(

@@ -1,5 +1,6 @@
 //! Inspection and its actions.
 
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 use super::owner::Durability::{Lazy, Synced};
 use super::owner::Handle;
 use super::settle::bury_unfailed;
-use super::{Sqlite, now, retry_dead, workflow};
+use super::{Sqlite, now, now_ms, retry_dead, workflow};
 use crate::backends::inspect::{Cancelled, Counted, InspectStore, Looked, MAX_SCAN, Observed, Table};
 use crate::dead::{DeadReason, read_errors, time};
 use crate::inspect::{JobDetails, JobFilter, JobState, JobSummary, json};
@@ -220,24 +221,41 @@ fn revive(conn: &Connection, ids: &[i64]) -> rusqlite::Result<u64> {
     Ok(revived)
 }
 
+/// By state: how many jobs, and since when the first of them is ready.
+type States = BTreeMap<i16, (u64, i64)>;
+
+/// Summed up here: SQLite would sort a row for each job.
 fn count(conn: &Connection) -> rusqlite::Result<Vec<Counted>> {
-    const COUNT: &str = concat!(
-        "SELECT queue, name, state, count(*), ",
-        now!(),
-        " - min(run_at) FILTER (WHERE state = 0) FROM greenwave_jobs GROUP BY queue, name, state
-        UNION ALL
-        SELECT queue, name, 5, count(*), NULL FROM greenwave_jobs_dead GROUP BY queue, name"
-    );
-    let counted = |row: &Row<'_>| {
-        Ok(Counted {
-            queue: row.get(0)?,
-            name: row.get(1)?,
-            state: JobState::from_code(row.get(2)?),
-            jobs: row.get::<_, i64>(3)?.unsigned_abs(),
-            oldest: row.get::<_, Option<i64>>(4)?.map(age),
-        })
-    };
-    conn.prepare_cached(COUNT)?.query_map([], counted)?.collect()
+    const ROWS: &str = "SELECT queue, name, state, run_at FROM greenwave_jobs
+        UNION ALL SELECT queue, name, 5, 0 FROM greenwave_jobs_dead";
+    let now: i64 = now_ms(conn)?;
+    let mut queues: HashMap<String, HashMap<String, States>> = HashMap::new();
+    let mut statement = conn.prepare_cached(ROWS)?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let (queue, name) = (row.get_ref(0)?.as_str()?, row.get_ref(1)?.as_str()?);
+        let (state, run_at): (i16, i64) = (row.get(2)?, row.get(3)?);
+        let states = match queues.get_mut(queue).and_then(|names| names.get_mut(name)) {
+            Some(states) => states,
+            None => queues.entry(queue.to_owned()).or_default().entry(name.to_owned()).or_default(),
+        };
+        let (jobs, oldest) = states.entry(state).or_insert((0, i64::MAX));
+        *jobs += 1;
+        *oldest = run_at.min(*oldest);
+    }
+    let mut counted = Vec::new();
+    for (queue, names) in queues {
+        for (name, states) in names {
+            counted.extend(states.into_iter().map(|(state, (jobs, oldest))| Counted {
+                queue: queue.clone(),
+                name: name.clone(),
+                state: JobState::from_code(state),
+                jobs,
+                oldest: (state == JobState::Ready.code()).then(|| age(now - oldest)),
+            }));
+        }
+    }
+    Ok(counted)
 }
 
 /// A clock that is set back makes no negative age.

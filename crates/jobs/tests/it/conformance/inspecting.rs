@@ -159,12 +159,12 @@ where
 {
     let (_fixture, queue) = F::ready().await;
     let id = queue.push(&note("stuck")).await.unwrap().id;
-    let config = WorkerConfig { lease: Duration::from_millis(300), ..quick() };
+    let config = WorkerConfig { lease: Duration::from_secs(2), ..quick() };
     let (worker, mut runs) = sticker(queue.clone(), config);
     let worker = start(worker);
     let (_, context) = within(runs.recv()).await.unwrap();
     assert!(queue.cancel(id).await.unwrap());
-    within(context.cancellation.cancelled()).await;
+    within(context.cancellation().cancelled()).await;
     worker.stop().await;
     let shown = queue.show(id).await.unwrap().unwrap();
     assert_eq!(shown.summary.reason, Some(DeadReason::Cancelled));
