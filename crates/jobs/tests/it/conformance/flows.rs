@@ -45,7 +45,11 @@ impl SqlFixture for crate::support::PostgresFixture {
     ) -> PushedWorkflow {
         let mut tx = self.pool.begin().await.unwrap();
         let pushed = queue.push_workflow_in(&mut tx, flow).await.unwrap();
-        if commit { tx.commit().await.unwrap() } else { tx.rollback().await.unwrap() }
+        if commit {
+            tx.commit().await.unwrap()
+        } else {
+            tx.rollback().await.unwrap()
+        }
         pushed
     }
 }
@@ -76,7 +80,11 @@ impl SqlFixture for crate::support::SqliteFixture {
         let mut conn = open(self);
         let tx = conn.transaction().unwrap();
         let pushed = queue.push_workflow_in(&tx, flow).unwrap();
-        if commit { tx.commit().unwrap() } else { tx.rollback().unwrap() }
+        if commit {
+            tx.commit().unwrap()
+        } else {
+            tx.rollback().unwrap()
+        }
         pushed
     }
 }

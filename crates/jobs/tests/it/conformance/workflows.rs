@@ -46,7 +46,8 @@ async fn next(runs: &mut mpsc::UnboundedReceiver<String>, count: usize) -> Vec<S
 /// The dead by id: why, and the last they said.
 async fn dead<B: SqlBackend>(queue: &Queue<B>) -> BTreeMap<JobId, (DeadReason, String)> {
     let dead = queue.dead_jobs(100).await.unwrap();
-    let said = |job: &greenwave_jobs::DeadJob| job.errors.last().map(|last| last.error.clone()).unwrap_or_default();
+    let said =
+        |job: &greenwave_jobs::DeadJob| job.errors.last().map(|last| last.error.clone()).unwrap_or_default();
     dead.iter().map(|job| (job.id, (job.reason, said(job)))).collect()
 }
 
@@ -310,7 +311,9 @@ pub(crate) async fn a_workflow_that_makes_no_sense_is_refused<F: SqlFixture>() {
     let first = flow.add(&note("first"));
     let delay = PushOptions { delay: Some(Duration::from_secs(1)), ..Default::default() };
     flow.add_after_with(&note("second"), [first], delay);
-    expect!["the workflow cannot be pushed: job `note` waits for others, so it cannot have a time of its own"]
-        .assert_eq(&refusal(flow).await);
+    expect![
+        "the workflow cannot be pushed: job `note` waits for others, so it cannot have a time of its own"
+    ]
+    .assert_eq(&refusal(flow).await);
     assert_eq!(queue.stats().await.unwrap(), Default::default());
 }
