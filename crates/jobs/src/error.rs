@@ -65,6 +65,10 @@ pub enum Error {
     #[error("the worker cannot run: {0}")]
     Worker(String),
 
+    /// What was asked for makes no sense, and was not done.
+    #[error("{0}")]
+    Invalid(String),
+
     /// The database did not answer in time: it or the network hangs, or another process holds a lock.
     #[error("the queue's database did not answer within {0:?}")]
     Timeout(std::time::Duration),
@@ -80,7 +84,7 @@ impl Error {
     /// stored all the same.
     pub(crate) fn is_refusal(&self) -> bool {
         match self {
-            Error::Full { .. } | Error::Unsupported(_) => true,
+            Error::Full { .. } | Error::Unsupported(_) | Error::Invalid(_) => true,
             // Data exceptions, broken constraints, what a trigger raised.
             #[cfg(feature = "postgres")]
             Error::Postgres(sqlx::Error::Database(error)) => error

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::unique::Unique;
+use crate::unique::{Unique, check_key};
 use crate::{BoxError, Error};
 
 /// A piece of work that can wait: a serde struct with a name, and what holds for all jobs of its kind.
@@ -51,7 +51,8 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// How long a completed job, with its result, is kept. Default: not at all.
     const KEEP: Duration = Duration::ZERO;
 
-    /// The key by which jobs of a queue share limits and take turns: a customer, a tenant. Default: none.
+    /// The key by which jobs of a queue share limits and take turns: a customer, a tenant. At most 1024 bytes; an empty
+    /// one is none. Default: none.
     fn key(&self) -> Option<String> {
         None
     }
@@ -176,6 +177,12 @@ impl NewJob {
     pub(crate) fn encode<J: Job>(job: &J, options: &PushOptions) -> Result<Self, Error> {
         let payload = serde_json::to_string(job).map_err(|source| Error::Encode { job: J::NAME, source })?;
         let max_attempts = options.max_attempts.unwrap_or(J::MAX_ATTEMPTS);
+        // An empty key is none.
+        let key = options.key.clone().or_else(|| job.key()).filter(|key| !key.is_empty());
+        let unique = options.unique.clone().or_else(|| job.unique());
+        // Checked here, for one that the database refused would take the whole batch with it.
+        key.iter().try_for_each(|key| check_key(J::NAME, "key", key))?;
+        unique.iter().try_for_each(|unique| unique.check(J::NAME))?;
         let start = match options.at {
             Some(at) => Start::At(millis(at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())),
             None => Start::In(millis(options.delay.unwrap_or_default())),
@@ -190,8 +197,8 @@ impl NewJob {
             start,
             timeout_ms: J::TIMEOUT.map(millis),
             keep_ms: millis(J::KEEP),
-            key: options.key.clone().or_else(|| job.key()),
-            unique: options.unique.clone().or_else(|| job.unique()),
+            key,
+            unique,
             trace: None,
             awaited: false,
         })

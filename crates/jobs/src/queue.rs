@@ -117,7 +117,9 @@ impl<B: Backend> Queue<B> {
 
     /// As [`push`](Self::push), with a delay or a priority.
     pub async fn push_with<J: Job>(&self, job: &J, options: PushOptions) -> Result<Pushed, Error> {
-        self.push_gathered(self.encode(job, &options)?).await
+        let job = self.encode(job, &options)?;
+        in_time(self.store.admit(J::QUEUE, 1)).await?;
+        self.push_gathered(job).await
     }
 
     /// Stores many jobs of a type in one statement: all of them, or none. Answers with their ids in order.
@@ -127,7 +129,9 @@ impl<B: Backend> Queue<B> {
         if jobs.is_empty() {
             return Ok(Vec::new());
         }
-        let ids = in_time(self.store.push(self.encode_all(jobs)?)).await?;
+        let encoded = self.encode_all(jobs)?;
+        in_time(self.store.admit(J::QUEUE, encoded.len())).await?;
+        let ids = in_time(self.store.push(encoded)).await?;
         telemetry::pushed(J::QUEUE, J::NAME, jobs.len());
         self.wake_queue(J::QUEUE);
         Ok(ids)

@@ -1,6 +1,7 @@
 //! What the worker and the queue ask of a database.
 
 pub(crate) mod flows;
+pub(crate) mod limits;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod model;
@@ -23,8 +24,9 @@ use crate::{Error, JobId};
 /// A database that can hold a [`Queue`](crate::Queue): `Postgres` or `Sqlite`. Sealed.
 pub trait Backend: Store {}
 
-/// A [`Backend`] that is an SQL database, and can do all: `Postgres` or `Sqlite`. Sealed.
-pub trait SqlBackend: Backend + flows::FlowStore {}
+/// An SQL database that can hold a [`Queue`](crate::Queue), and do what only one can: limits, pauses, schedules,
+/// workflows, results. Sealed.
+pub trait SqlBackend: Backend + flows::FlowStore + limits::LimitStore {}
 
 /// One hold of one job. Settling a job names its lease, so it has no effect once another worker has the job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -83,6 +85,10 @@ pub struct Exchanged {
     /// How many completions still had their lease.
     pub completed: usize,
     pub jobs: Vec<LeasedJob>,
+    /// A limit may hold back jobs that are ready: ask again in so long.
+    pub again: Option<Duration>,
+    /// Queues that have something new besides: jobs that waited for those that are done.
+    pub freed: Vec<String>,
 }
 
 /// The settings of upkeep.
@@ -132,6 +138,18 @@ pub trait Store: Clone + Send + Sync + 'static {
 
     /// Stores all or none, and answers in order.
     fn push(&self, jobs: Vec<NewJob>) -> impl Future<Output = Result<Vec<Pushed>, Error>> + Send;
+
+    /// Asks for room for so many jobs of a queue: [`Error::Full`] where its bound is reached. To be asked before a
+    /// push, for each caller alone.
+    fn admit(&self, _queue: &'static str, _jobs: usize) -> impl Future<Output = Result<(), Error>> + Send {
+        async { Ok(()) }
+    }
+
+    /// True if the queue was paused when this process last looked, which it does at each upkeep at least: what was
+    /// fetched ahead is then to be given back.
+    fn is_paused(&self, _queue: &str) -> bool {
+        false
+    }
 
     /// Completes jobs, and leases ready ones of a queue, all under one fresh lease id: the most urgent, in the order in
     /// which they shall start. Both in one transaction, and as one round trip where the database can.

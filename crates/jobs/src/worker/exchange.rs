@@ -104,31 +104,41 @@ impl<B: Backend> Exchanger<B> {
     /// Works until the worker shall stop and all attempts have ended and are recorded.
     pub(super) async fn run(mut self, cancel: CancellationToken) {
         let shared = Arc::clone(&self.shared);
-        let mut grace_ends = None;
-        loop {
-            if cancel.is_cancelled() && grace_ends.is_none() {
-                grace_ends = Some(Instant::now() + shared.config.grace);
-                self.give_back(shared.floor.close(Instant::now()));
-            }
-            if grace_ends.is_some() && shared.floor.is_empty() && self.flights.is_empty() {
-                return;
-            }
-            let stopping = grace_ends.is_some();
+        let floor = &shared.floor;
+        while !cancel.is_cancelled() {
             self.hear();
-            self.launch(stopping);
-            let wake = self.next_wake(stopping);
+            self.launch(false);
+            let wake = self.next_wake();
             tokio::select! {
-                () = cancel.cancelled(), if !stopping => {}
-                () = sleep_until(grace_ends.unwrap_or(wake)), if grace_ends.is_some_and(|end| end > Instant::now()) => {
-                    self.interrupt();
-                }
-                Some(landed) = self.flights.next(), if !self.flights.is_empty() => self.land(landed, stopping),
+                () = cancel.cancelled() => {}
+                Some(landed) = self.flights.next(), if !self.flights.is_empty() => self.land(landed, false),
                 Some(kept) = self.upkeep.next(), if !self.upkeep.is_empty() => self.kept(kept),
                 () = self.sleeper.woken() => {}
-                () = shared.floor.rung() => {}
+                () = floor.rung() => {}
                 () = sleep_until(wake) => {}
             }
             while self.places.try_join_next().is_some() {}
+        }
+        self.stop().await;
+    }
+
+    /// Gives back what has not started, lets what runs end for the grace, then interrupts it; records all.
+    async fn stop(mut self) {
+        let shared = Arc::clone(&self.shared);
+        let floor = &shared.floor;
+        let mut grace_ends = Some(Instant::now() + shared.config.grace);
+        self.give_back(floor.close(Instant::now()));
+        while !(floor.is_empty() && self.flights.is_empty()) {
+            if grace_ends.take_if(|end| *end <= Instant::now()).is_some() {
+                self.interrupt();
+            }
+            self.launch(true);
+            let tick = Instant::now() + TICK;
+            tokio::select! {
+                Some(landed) = self.flights.next(), if !self.flights.is_empty() => self.land(landed, true),
+                () = floor.rung() => {}
+                () = sleep_until(grace_ends.map_or(tick, |end| end.min(tick))) => {}
+            }
         }
     }
 
@@ -229,7 +239,7 @@ impl<B: Backend> Exchanger<B> {
             self.appetites[at].asked -= limit;
         }
         match answer {
-            Ok(Exchanged { completed, jobs }) => {
+            Ok(Exchanged { completed, jobs, .. }) => {
                 self.weather.clear();
                 // After an error some may be those that it recorded all the same.
                 if completed < ended.len() && !ended.iter().any(|ended| ended.repeated) {
@@ -359,13 +369,12 @@ impl<B: Backend> Exchanger<B> {
         }
     }
 
-    fn next_wake(&self, stopping: bool) -> Instant {
-        let now = Instant::now();
-        let mut wake = if stopping { now + TICK } else { self.next_poll.min(self.next_upkeep) };
+    fn next_wake(&self) -> Instant {
+        let mut wake = self.next_poll.min(self.next_upkeep);
         let held_back = self.appetites.iter().any(|appetite| appetite.careful);
         if held_back || self.shared.floor.is_anything_waiting() {
-            wake = wake.min(now + TICK);
+            wake = wake.min(Instant::now() + TICK);
         }
-        if now < self.resume_at { self.resume_at.max(wake.min(self.resume_at)) } else { wake }
+        wake.max(self.resume_at)
     }
 }

@@ -6,7 +6,9 @@ use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
 use sqlx::{Connection, PgConnection, Row};
 
+use super::keyed;
 use super::lanes::Lane;
+use super::limits::{Rules, unruled};
 use super::watermark::{Mark, Watermark, look};
 use super::{Completion, Exchanged, Lease, LeasedJob, Want, workflow};
 use crate::job::millis;
@@ -51,7 +53,9 @@ macro_rules! exchange {
                         WHERE state = 0 AND key IS NULL AND queue = $6 AND priority = (number - 1)::smallint
                             AND position >= floor
                         ORDER BY position LIMIT $7 FOR UPDATE SKIP LOCKED) AS ready
-                    WHERE (SELECT count(*) FROM gone) >= 0
+                    WHERE (SELECT count(*) FROM gone) >= 0 AND ",
+            unruled!("$6"),
+            "
                     LIMIT $7))
                 RETURNING id, lease_id, name, version, payload, failures, max_attempts, timeout_ms, run_at, trace,
                     awaited, keep_ms > 0, priority, position, crashes, scheduled_for)
@@ -66,13 +70,48 @@ const EXCHANGE: &str =
     exchange!(concat!("gone AS (", complete!(), " AND $3::text[] IS NULL RETURNING j.id)"));
 const EXCHANGE_KEPT: &str = exchange!(complete!(kept));
 
-/// Completes and leases, and says which queues have something new besides. In a transaction of its own only where one
-/// of those that are done is part of a workflow.
+/// Completes and leases. Where there are rules, what is plainly done goes with the fetch under the queue's lock, and
+/// all else before it.
 pub(super) async fn exchange(
+    lane: &mut Lane,
+    rules: &Rules,
+    done: Vec<Completion>,
+    want: Option<Want<'_>>,
+) -> Result<Exchanged, sqlx::Error> {
+    let Some(wanted) = want else { return plain(lane, done, None).await };
+    let mut rule = rules.get(wanted.queue);
+    // Somebody may have resumed it.
+    if rule.paused {
+        rule = rules.look(lane, wanted.queue).await?;
+    }
+    if rule.paused {
+        return plain(lane, done, None).await;
+    }
+    if !rule.is_ruled() {
+        let exchanged = plain(lane, done, want).await?;
+        // It found nothing: is there something that it must not see?
+        if !exchanged.jobs.is_empty() || !rules.look(lane, wanted.queue).await?.is_ruled() {
+            return Ok(exchanged);
+        }
+        let ruled = keyed::exchange(lane, &[], wanted).await?;
+        return Ok(Exchanged { jobs: ruled.jobs, again: ruled.again, ..exchanged });
+    }
+    if done.iter().any(|completion| completion.awaited || completion.kept) {
+        let exchanged = plain(lane, done, None).await?;
+        let ruled = keyed::exchange(lane, &[], wanted).await?;
+        return Ok(Exchanged { jobs: ruled.jobs, again: ruled.again, ..exchanged });
+    }
+    let mut done: Vec<Lease> = done.into_iter().map(|completion| completion.lease).collect();
+    done.sort_unstable();
+    keyed::exchange(lane, &done, wanted).await
+}
+
+/// In a transaction of its own only where one of those that are done is part of a workflow.
+async fn plain(
     lane: &mut Lane,
     mut done: Vec<Completion>,
     want: Option<Want<'_>>,
-) -> Result<(Exchanged, Vec<String>), sqlx::Error> {
+) -> Result<Exchanged, sqlx::Error> {
     let (conn, marks) = lane.parts();
     if let Some(Want { queue, .. }) = want
         && marks.is_sweep_due(queue)
@@ -90,9 +129,9 @@ pub(super) async fn exchange(
             None => Exchanged::default(),
         };
         tx.commit().await?;
-        return Ok((Exchanged { completed, ..exchanged }, freed));
+        return Ok(Exchanged { completed, freed, ..exchanged });
     }
-    Ok((run(conn, marks, &done, want).await?, Vec::new()))
+    run(conn, marks, &done, want).await
 }
 
 /// Completes jobs of which some are part of a workflow.
@@ -137,7 +176,7 @@ async fn run(
             let done = sqlx::query(COMPLETE).bind(jobs).bind(leases).execute(conn).await?;
             done.rows_affected().try_into().unwrap_or(i64::MAX)
         };
-        return Ok(Exchanged { completed: usize::try_from(completed).unwrap_or(0), jobs: Vec::new() });
+        return Ok(Exchanged { completed: usize::try_from(completed).unwrap_or(0), ..Exchanged::default() });
     };
     let rows = sqlx::query(if kept { EXCHANGE_KEPT } else { EXCHANGE })
         .bind(jobs)
@@ -156,11 +195,12 @@ async fn run(
     Ok(Exchanged {
         completed: usize::try_from(completed).unwrap_or(0),
         jobs: taken.into_iter().map(|(_, job)| job).collect(),
+        ..Exchanged::default()
     })
 }
 
 /// A leased job, and its priority and position; none of the row that only has the count.
-fn read(row: &PgRow) -> Result<Option<((usize, i64), LeasedJob)>, sqlx::Error> {
+pub(super) fn read(row: &PgRow) -> Result<Option<((usize, i64), LeasedJob)>, sqlx::Error> {
     let Some(id) = row.try_get_unchecked::<Option<i64>, _>(2)? else { return Ok(None) };
     // Times in microseconds, as they travel.
     let (now, run_at): (i64, i64) = (row.try_get_unchecked(1)?, row.try_get_unchecked(10)?);

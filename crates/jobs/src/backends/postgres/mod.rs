@@ -3,12 +3,15 @@
 mod done;
 mod fetch;
 mod flows;
+mod keyed;
 mod lanes;
+mod limits;
 mod notify;
 mod progress;
 mod push;
 mod schedules;
 mod settle;
+mod unique;
 mod upkeep;
 mod watermark;
 mod workflow;
@@ -21,12 +24,14 @@ use sqlx::{PgConnection, PgPool, Transaction};
 
 use super::{
     Backend, Burial, Completion, Exchanged, Kept, LEASE_ENDED, Lease, LeasedJob, MAINTENANCE_BATCH, Retry,
-    SqlBackend, Store, Upkeep, Want,
+    Store, Upkeep, Want,
 };
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
 use crate::error::{chain, postgres};
 use crate::job::{NewJob, Pushed};
+use crate::limits::Bounds;
 use crate::queue::QueueStats;
+use crate::unique::Sweep;
 use crate::wakeups::{Notice, Wakeups};
 use crate::{Error, Job, JobId, PushOptions, Queue, telemetry};
 use lanes::Lanes;
@@ -40,6 +45,9 @@ pub struct Postgres {
     settling: Arc<Lanes>,
     pushing: Arc<Lanes>,
     cleaning: Arc<done::Cleaning>,
+    rules: Arc<limits::Rules>,
+    bounds: Arc<Bounds>,
+    unique: Arc<Sweep>,
     announcer: Arc<notify::Announcer>,
     wakeups: Arc<Wakeups>,
 }
@@ -48,6 +56,7 @@ const MIGRATIONS: &[(i32, &str)] = &[
     (1, include_str!("../../../migrations/postgres/0001_jobs.sql")),
     (2, include_str!("../../../migrations/postgres/0002_positions_and_options.sql")),
     (3, include_str!("../../../migrations/postgres/0003_done.sql")),
+    (4, include_str!("../../../migrations/postgres/0004_limits.sql")),
     (5, include_str!("../../../migrations/postgres/0005_schedules_and_workflows.sql")),
 ];
 
@@ -72,6 +81,9 @@ impl Queue<Postgres> {
             settling,
             pushing,
             cleaning: Arc::default(),
+            rules: Arc::default(),
+            bounds: Arc::default(),
+            unique: Arc::default(),
             announcer,
             wakeups: Arc::clone(&wakeups),
         };
@@ -104,7 +116,9 @@ impl Queue<Postgres> {
         job: &J,
         options: PushOptions,
     ) -> Result<Pushed, Error> {
-        let pushed = push::push(conn, vec![self.encode(job, &options)?]).await?;
+        let job = self.encode(job, &options)?;
+        self.store.admit_in(conn, J::QUEUE, 1).await?;
+        let pushed = push::push(conn, vec![job]).await?;
         telemetry::pushed(J::QUEUE, J::NAME, 1);
         pushed.into_iter().next().ok_or(Error::Closed)
     }
@@ -115,7 +129,9 @@ impl Queue<Postgres> {
         conn: &mut PgConnection,
         jobs: &[J],
     ) -> Result<Vec<Pushed>, Error> {
-        let ids = push::push(conn, self.encode_all(jobs)?).await?;
+        let encoded = self.encode_all(jobs)?;
+        self.store.admit_in(conn, J::QUEUE, encoded.len()).await?;
+        let ids = push::push(conn, encoded).await?;
         telemetry::pushed(J::QUEUE, J::NAME, jobs.len());
         Ok(ids)
     }
@@ -133,7 +149,6 @@ impl Postgres {
 }
 
 impl Backend for Postgres {}
-impl SqlBackend for Postgres {}
 
 impl Store for Postgres {
     async fn migrate(&self) -> Result<(), Error> {
@@ -151,6 +166,14 @@ impl Store for Postgres {
         is_migrated(&mut conn).await.map_err(postgres)
     }
 
+    async fn admit(&self, queue: &'static str, jobs: usize) -> Result<(), Error> {
+        self.make_room(queue, jobs).await
+    }
+
+    fn is_paused(&self, queue: &str) -> bool {
+        self.rules.is_paused(queue)
+    }
+
     async fn push(&self, jobs: Vec<NewJob>) -> Result<Vec<Pushed>, Error> {
         let mut lane = self.pushing.take().await.map_err(postgres)?;
         let pushed = push::push(&mut lane, jobs).await?;
@@ -162,10 +185,10 @@ impl Store for Postgres {
         let mut lane = self.fetching.take().await.map_err(postgres)?;
         let ended: Vec<JobId> =
             done.iter().filter(|done| done.kept || done.awaited).map(|done| done.lease.job).collect();
-        let (exchanged, freed) = fetch::exchange(&mut lane, done, want).await.map_err(postgres)?;
+        let mut exchanged = fetch::exchange(&mut lane, &self.rules, done, want).await.map_err(postgres)?;
         self.fetching.give(lane);
         self.wakeups.waiters.ended(ended);
-        self.tell(freed);
+        self.tell(std::mem::take(&mut exchanged.freed));
         Ok(exchanged)
     }
 
@@ -173,6 +196,8 @@ impl Store for Postgres {
         let mut lane = self.settling.take().await.map_err(postgres)?;
         let (kept, new) = upkeep::upkeep(&mut lane, upkeep).await?;
         self.tell(new);
+        self.rules.refresh(&mut lane).await.map_err(postgres)?;
+        unique::sweep(&mut lane, &self.unique).await.map_err(postgres)?;
         if self.cleaning.is_due()
             && let Err(error) = self.cleaning.clean(&mut lane).await
         {

@@ -3,12 +3,15 @@
 mod done;
 mod fetch;
 mod flows;
+mod keyed;
+mod limits;
 mod open;
 mod owner;
 mod progress;
 mod push;
 mod schedules;
 mod settle;
+mod unique;
 mod upkeep;
 mod workflow;
 
@@ -25,10 +28,12 @@ use rusqlite::Connection;
 use rusqlite::functions::{Context, FunctionFlags};
 use tokio::time::sleep;
 
-use super::{Backend, Burial, Completion, Exchanged, Kept, Lease, Retry, SqlBackend, Store, Upkeep, Want};
+use super::{Backend, Burial, Completion, Exchanged, Kept, Lease, Retry, Store, Upkeep, Want};
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
 use crate::job::{NewJob, Pushed};
+use crate::limits::Bounds;
 use crate::queue::QueueStats;
+use crate::unique::Sweep;
 use crate::wakeups::{Notice, Wakeups};
 use crate::{Error, Job, JobId, PushOptions, Queue, telemetry};
 use owner::Durability::{Lazy, Synced};
@@ -37,6 +42,9 @@ use owner::Durability::{Lazy, Synced};
 #[derive(Debug, Clone)]
 pub struct Sqlite {
     owner: owner::Handle,
+    paused: Arc<limits::Paused>,
+    bounds: Arc<Bounds>,
+    unique: Arc<Sweep>,
     wakeups: Arc<Wakeups>,
 }
 
@@ -59,12 +67,8 @@ impl Queue<Sqlite> {
     /// for up to 5 s.
     pub fn sqlite(path: impl AsRef<Path>) -> Result<Self, Error> {
         let conn = open::open(path.as_ref()).map_err(Error::Sqlite)?;
-        Self::sqlite_over(conn)
-    }
-
-    fn sqlite_over(conn: Connection) -> Result<Self, Error> {
-        let wakeups = Arc::<Wakeups>::default();
-        Ok(Queue::over(Sqlite { owner: owner::Handle::spawn(conn)?, wakeups: Arc::clone(&wakeups) }, wakeups))
+        let (store, wakeups) = Sqlite::over(conn)?;
+        Ok(Queue::over(store, wakeups))
     }
 
     /// Stores a job through the caller's connection to the same file, so in the caller's transaction, if it is in one:
@@ -94,14 +98,18 @@ impl Queue<Sqlite> {
         job: &J,
         options: PushOptions,
     ) -> Result<Pushed, Error> {
-        let pushed = push::push(conn, &[self.encode(job, &options)?]).map_err(Error::Sqlite)?;
+        let job = self.encode(job, &options)?;
+        self.store.make_room_in(conn, J::QUEUE, 1)?;
+        let pushed = push::push(conn, &[job]).map_err(Error::Sqlite)?;
         telemetry::pushed(J::QUEUE, J::NAME, 1);
         pushed.into_iter().next().ok_or(Error::Closed)
     }
 
     /// Stores many jobs of a type in the caller's transaction, or in one of its own. Answers with their ids in order.
     pub fn push_many_in<J: Job>(&self, conn: &Connection, jobs: &[J]) -> Result<Vec<Pushed>, Error> {
-        let pushed = push::push(conn, &self.encode_all(jobs)?).map_err(Error::Sqlite)?;
+        let encoded = self.encode_all(jobs)?;
+        self.store.make_room_in(conn, J::QUEUE, encoded.len())?;
+        let pushed = push::push(conn, &encoded).map_err(Error::Sqlite)?;
         telemetry::pushed(J::QUEUE, J::NAME, jobs.len());
         Ok(pushed)
     }
@@ -123,7 +131,8 @@ impl Queue<Sqlite> {
         let clock = move |_: &Context<'_>| Ok((now.load(Ordering::SeqCst) as f64 + 0.5) / 1000.0);
         conn.create_scalar_function("unixepoch", 1, FunctionFlags::SQLITE_UTF8, clock)
             .map_err(Error::Sqlite)?;
-        Self::sqlite_over(conn)
+        let (store, wakeups) = Sqlite::over(conn)?;
+        Ok(Queue::over(store, wakeups))
     }
 }
 
@@ -144,8 +153,31 @@ impl Sqlite {
     }
 }
 
+impl Sqlite {
+    fn over(conn: Connection) -> Result<(Self, Arc<Wakeups>), Error> {
+        let owner = owner::Handle::spawn(conn)?;
+        let wakeups = Arc::<Wakeups>::default();
+        let (paused, bounds, unique) = Default::default();
+        Ok((Sqlite { owner, paused, bounds, unique, wakeups: Arc::clone(&wakeups) }, wakeups))
+    }
+
+    /// Deletes the keys of unique jobs that nobody holds any more, some of them now and then.
+    async fn sweep_unique(&self) -> Result<(), Error> {
+        while let Some((name, key)) = self.unique.begin() {
+            let seen = self.owner.read(move |conn| unique::look(conn, &name, &key)).await?;
+            let last = seen.last().map(|((name, key, _), _)| (name.clone(), key.clone()));
+            let count = seen.len();
+            let free: Vec<_> = seen.into_iter().filter(|(_, free)| *free).map(|(key, _)| key).collect();
+            self.unique.ended(count, free.len(), last);
+            if !free.is_empty() {
+                self.owner.write(Lazy, move |conn| unique::delete(conn, &free)).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Backend for Sqlite {}
-impl SqlBackend for Sqlite {}
 
 impl Store for Sqlite {
     async fn migrate(&self) -> Result<(), Error> {
@@ -154,6 +186,14 @@ impl Store for Sqlite {
 
     async fn is_migrated(&self) -> Result<bool, Error> {
         self.owner.read(open::is_migrated).await
+    }
+
+    async fn admit(&self, queue: &'static str, jobs: usize) -> Result<(), Error> {
+        self.make_room(queue, jobs).await
+    }
+
+    fn is_paused(&self, queue: &str) -> bool {
+        self.paused.contains(queue)
     }
 
     async fn push(&self, jobs: Vec<NewJob>) -> Result<Vec<Pushed>, Error> {
@@ -167,24 +207,26 @@ impl Store for Sqlite {
         let ended: Vec<JobId> =
             done.iter().filter(|done| done.kept || done.awaited).map(|done| done.lease.job).collect();
         let look = move |conn: &Connection| match queue {
-            Some(queue) if !fetch::is_any_ready(conn, &queue)? => Ok(Some(Default::default())),
+            Some(queue) if !fetch::is_any_ready(conn, &queue)? => Ok(Some(Exchanged::default())),
             _ => Ok(None),
         };
         let exchange = move |conn: &Connection| {
             let (completed, freed) = done::complete(conn, &done)?;
-            let jobs = match want {
-                Some((queue, limit, lease)) => fetch::fetch(conn, &queue, limit, lease)?,
-                None => Vec::new(),
+            let (jobs, again) = match want {
+                Some((queue, limit, lease)) => keyed::fetch(conn, &queue, limit, lease)?,
+                None => Default::default(),
             };
-            Ok((Exchanged { completed, jobs }, freed))
+            Ok(Exchanged { completed, jobs, again, freed })
         };
-        let (exchanged, freed) = self.owner.look_then_write(durability, look, exchange).await?;
+        let mut exchanged = self.owner.look_then_write(durability, look, exchange).await?;
         self.wakeups.waiters.ended(ended);
-        self.tell(freed);
+        self.tell(std::mem::take(&mut exchanged.freed));
         Ok(exchanged)
     }
 
     async fn upkeep(&self, upkeep: Upkeep) -> Result<Kept, Error> {
+        self.paused.set(self.owner.read(limits::paused).await?);
+        self.sweep_unique().await?;
         let mut kept = Kept::default();
         // Others get their turn between two rounds.
         for _ in 0..MAX_ROUNDS {

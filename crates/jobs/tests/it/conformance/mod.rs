@@ -3,10 +3,13 @@
 mod failing;
 mod flows;
 mod leasing;
+mod limits;
+mod pausing;
 mod pushing;
 mod results;
 mod schedules;
 mod stopping;
+mod unique;
 mod workflows;
 
 /// Makes a test for each backend out of each function.
@@ -96,4 +99,34 @@ conformance! {
         what_outlasts_the_grace_returns_to_the_queue
         an_error_while_stopping_is_no_failure
         a_stop_under_load_loses_and_repeats_nothing;
+    limits:
+        a_queue_runs_no_more_than_its_limit_in_all_workers
+        a_key_runs_no_more_than_its_limit_in_all_workers
+        a_name_runs_no_more_than_its_limit_and_others_pass_it
+        keys_that_are_held_back_do_not_hold_up_the_others
+        a_rate_holds_in_all_workers
+        the_slots_of_a_killed_worker_are_free_again
+        no_tenant_waits_for_the_backlog_of_another
+        jobs_of_a_key_start_by_priority_and_age
+        the_first_keyed_job_of_a_queue_wakes_an_idle_worker
+        limits_are_kept_and_checked
+        a_full_queue_refuses_pushes_until_it_has_room;
+    unique:
+        a_unique_job_is_stored_once_while_it_lives
+        a_key_may_outlive_its_job_for_its_window
+        a_window_ends_while_the_job_waits
+        a_running_job_may_let_one_follow_it
+        a_dead_job_holds_its_key_if_asked_to
+        keys_of_different_names_never_meet
+        of_those_with_one_key_in_a_batch_the_first_is_stored
+        of_many_that_push_one_key_at_once_one_stores_it
+        batches_with_the_same_keys_in_other_orders_do_not_deadlock
+        a_transaction_that_rolls_back_gives_its_keys_back
+        what_makes_no_sense_as_a_key_is_refused
+        keys_that_nobody_holds_leave_the_table;
+    pausing:
+        a_paused_queue_starts_no_job
+        a_pause_in_full_flight_stops_the_flow
+        a_pause_outlives_every_process
+        a_resume_wakes_an_idle_worker;
 }
