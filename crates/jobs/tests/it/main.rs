@@ -9,5 +9,7 @@ mod support;
 mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+#[cfg(feature = "postgres")]
+mod watermark;
 #[cfg(feature = "testing")]
 mod testing;

@@ -46,10 +46,10 @@ macro_rules! exchange {
             ", taken AS (
                 UPDATE greenwave_jobs SET state = 2, lease_id = (SELECT nextval('greenwave_jobs_lease')),
                     lease_until = (SELECT clock_timestamp()) + $4 * interval '1 millisecond'
-                WHERE id = ANY(ARRAY(
-                    SELECT ready.id FROM unnest($5::bigint[]) WITH ORDINALITY AS floors (floor, number)
+                WHERE ctid = ANY(ARRAY(
+                    SELECT ready.ctid FROM unnest($5::bigint[]) WITH ORDINALITY AS floors (floor, number)
                     CROSS JOIN LATERAL (
-                        SELECT id FROM greenwave_jobs
+                        SELECT ctid FROM greenwave_jobs
                         WHERE state = 0 AND key IS NULL AND queue = $6 AND priority = (number - 1)::smallint
                             AND position >= floor
                         ORDER BY position LIMIT $7 FOR UPDATE SKIP LOCKED) AS ready

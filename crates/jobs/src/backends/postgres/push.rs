@@ -190,8 +190,9 @@ async fn mixed(conn: &mut PgConnection, jobs: &[NewJob]) -> Result<Vec<i64>, sql
 async fn copy(conn: &mut PgConnection, jobs: &[NewJob], shape: &Shape) -> Result<Vec<i64>, sqlx::Error> {
     const DRAW: &str = "
         SELECT (extract(epoch FROM clock_timestamp() - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint,
-            ARRAY(SELECT nextval(pg_get_serial_sequence('greenwave_jobs', 'id')::regclass)
-                FROM generate_series(1, $1::bigint))";
+            ARRAY(SELECT nextval(drawn.sequence)
+                FROM (SELECT pg_get_serial_sequence('greenwave_jobs', 'id')::regclass AS sequence OFFSET 0) AS drawn,
+                    generate_series(1, $1::bigint))";
     const COPY: &str = "
         COPY greenwave_jobs (id, payload, key, trace, queue, name, version, priority, max_attempts, state, run_at,
             created_at, timeout_ms, keep_ms, awaited) FROM STDIN (FORMAT binary)";
