@@ -79,6 +79,15 @@ pub struct Want<'a> {
     pub lease: Duration,
 }
 
+/// What a worker has to know of a queue.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Control {
+    /// Nothing more of it shall start: what was fetched ahead is to be given back.
+    pub paused: bool,
+    /// What waits in a worker takes the place of what could run elsewhere: fetch nothing ahead.
+    pub limited: bool,
+}
+
 /// What came of an exchange.
 #[derive(Debug, Default)]
 pub struct Exchanged {
@@ -145,10 +154,10 @@ pub trait Store: Clone + Send + Sync + 'static {
         async { Ok(()) }
     }
 
-    /// True if the queue was paused when this process last looked, which it does at each upkeep at least: what was
-    /// fetched ahead is then to be given back.
-    fn is_paused(&self, _queue: &str) -> bool {
-        false
+    /// What holds for a queue, as far as this process knows: from its own calls at once, and otherwise since its last
+    /// upkeep.
+    fn control(&self, _queue: &str) -> Control {
+        Control::default()
     }
 
     /// Completes jobs, and leases ready ones of a queue, all under one fresh lease id: the most urgent, in the order in

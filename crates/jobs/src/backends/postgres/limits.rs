@@ -9,8 +9,8 @@ use tokio::runtime::Handle;
 
 use super::Postgres;
 use crate::Error;
-use crate::backends::SqlBackend;
 use crate::backends::limits::LimitStore;
+use crate::backends::{Control, SqlBackend};
 use crate::deadline::in_time;
 use crate::error::postgres;
 use crate::limits::{Admission, Bounds, QueueLimits, read};
@@ -66,8 +66,11 @@ impl Rules {
         }
     }
 
-    pub(super) fn is_paused(&self, queue: &str) -> bool {
-        self.lock().rules.get(queue).is_some_and(|rule| rule.paused)
+    pub(super) fn control(&self, queue: &str) -> Control {
+        self.lock()
+            .rules
+            .get(queue)
+            .map_or(Control::default(), |rule| Control { paused: rule.paused, limited: rule.limited })
     }
 
     fn pause(&self, queue: &str, paused: bool) {

@@ -23,8 +23,8 @@ use std::time::Duration;
 use sqlx::{PgConnection, PgPool, Transaction};
 
 use super::{
-    Backend, Burial, Completion, Exchanged, Kept, LEASE_ENDED, Lease, LeasedJob, MAINTENANCE_BATCH, Retry,
-    Store, Upkeep, Want,
+    Backend, Burial, Completion, Control, Exchanged, Kept, LEASE_ENDED, Lease, LeasedJob, MAINTENANCE_BATCH,
+    Retry, Store, Upkeep, Want,
 };
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
 use crate::error::{chain, postgres};
@@ -170,8 +170,8 @@ impl Store for Postgres {
         self.make_room(queue, jobs).await
     }
 
-    fn is_paused(&self, queue: &str) -> bool {
-        self.rules.is_paused(queue)
+    fn control(&self, queue: &str) -> Control {
+        self.rules.control(queue)
     }
 
     async fn push(&self, jobs: Vec<NewJob>) -> Result<Vec<Pushed>, Error> {

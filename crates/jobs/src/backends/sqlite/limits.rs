@@ -1,6 +1,6 @@
 //! What holds for a named queue: limits and pauses. The file is at hand, so each fetch reads it.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -10,8 +10,8 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::Sqlite;
 use super::owner::Durability::Synced;
 use crate::Error;
-use crate::backends::SqlBackend;
 use crate::backends::limits::LimitStore;
+use crate::backends::{Control, SqlBackend};
 use crate::limits::{Admission, Bounds, QueueLimits, invalid, read};
 
 /// What holds for a queue.
@@ -34,23 +34,28 @@ fn unreadable(error: Error) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(1, Type::Text, error.into())
 }
 
-/// The names of the paused queues.
-pub(super) fn paused(conn: &Connection) -> rusqlite::Result<Vec<String>> {
-    const PAUSED: &str = "SELECT name FROM greenwave_jobs_queues WHERE paused ORDER BY name";
-    conn.prepare_cached(PAUSED)?.query_map([], |row| row.get(0))?.collect()
+/// What holds for each queue for which anything does.
+pub(super) fn controls(conn: &Connection) -> rusqlite::Result<HashMap<String, Control>> {
+    let mut names = conn.prepare_cached("SELECT name FROM greenwave_jobs_queues")?;
+    let names = names.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<String>>>()?;
+    let control = |name: String| {
+        let Rule { paused, limits } = rule(conn, &name)?;
+        Ok((name, Control { paused, limited: limits.hold_back() }))
+    };
+    names.into_iter().map(control).collect()
 }
 
-/// The queues that were paused when this process last looked.
+/// What held for the queues when this process last looked.
 #[derive(Debug, Default)]
-pub(super) struct Paused(Mutex<HashSet<String>>);
+pub(super) struct Controls(Mutex<HashMap<String, Control>>);
 
-impl Paused {
-    pub(super) fn contains(&self, queue: &str) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(queue)
+impl Controls {
+    pub(super) fn get(&self, queue: &str) -> Control {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(queue).copied().unwrap_or_default()
     }
 
-    pub(super) fn set(&self, queues: Vec<String>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = queues.into_iter().collect();
+    pub(super) fn set(&self, controls: HashMap<String, Control>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = controls;
     }
 }
 
@@ -79,12 +84,13 @@ impl LimitStore for Sqlite {
             ON CONFLICT (name) DO UPDATE SET paused = excluded.paused";
         let queue = queue.to_owned();
         self.owner.write(Synced, move |conn| conn.execute(SET, params![queue, paused])).await?;
-        self.paused.set(self.owner.read(self::paused).await?);
+        self.controls.set(self.owner.read(controls).await?);
         Ok(())
     }
 
     async fn paused(&self) -> Result<Vec<String>, Error> {
-        self.owner.read(paused).await
+        const PAUSED: &str = "SELECT name FROM greenwave_jobs_queues WHERE paused ORDER BY name";
+        self.owner.read(|conn| conn.prepare_cached(PAUSED)?.query_map([], |row| row.get(0))?.collect()).await
     }
 }
 

@@ -28,7 +28,7 @@ use rusqlite::Connection;
 use rusqlite::functions::{Context, FunctionFlags};
 use tokio::time::sleep;
 
-use super::{Backend, Burial, Completion, Exchanged, Kept, Lease, Retry, Store, Upkeep, Want};
+use super::{Backend, Burial, Completion, Control, Exchanged, Kept, Lease, Retry, Store, Upkeep, Want};
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
 use crate::job::{NewJob, Pushed};
 use crate::limits::Bounds;
@@ -42,7 +42,7 @@ use owner::Durability::{Lazy, Synced};
 #[derive(Debug, Clone)]
 pub struct Sqlite {
     owner: owner::Handle,
-    paused: Arc<limits::Paused>,
+    controls: Arc<limits::Controls>,
     bounds: Arc<Bounds>,
     unique: Arc<Sweep>,
     wakeups: Arc<Wakeups>,
@@ -157,8 +157,8 @@ impl Sqlite {
     fn over(conn: Connection) -> Result<(Self, Arc<Wakeups>), Error> {
         let owner = owner::Handle::spawn(conn)?;
         let wakeups = Arc::<Wakeups>::default();
-        let (paused, bounds, unique) = Default::default();
-        Ok((Sqlite { owner, paused, bounds, unique, wakeups: Arc::clone(&wakeups) }, wakeups))
+        let (controls, bounds, unique) = Default::default();
+        Ok((Sqlite { owner, controls, bounds, unique, wakeups: Arc::clone(&wakeups) }, wakeups))
     }
 
     /// Deletes the keys of unique jobs that nobody holds any more, some of them now and then.
@@ -192,8 +192,8 @@ impl Store for Sqlite {
         self.make_room(queue, jobs).await
     }
 
-    fn is_paused(&self, queue: &str) -> bool {
-        self.paused.contains(queue)
+    fn control(&self, queue: &str) -> Control {
+        self.controls.get(queue)
     }
 
     async fn push(&self, jobs: Vec<NewJob>) -> Result<Vec<Pushed>, Error> {
@@ -225,7 +225,7 @@ impl Store for Sqlite {
     }
 
     async fn upkeep(&self, upkeep: Upkeep) -> Result<Kept, Error> {
-        self.paused.set(self.owner.read(limits::paused).await?);
+        self.controls.set(self.owner.read(limits::controls).await?);
         self.sweep_unique().await?;
         let mut kept = Kept::default();
         // Others get their turn between two rounds.
