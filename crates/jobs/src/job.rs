@@ -3,7 +3,6 @@ use std::time::{Duration, SystemTime};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio_util::sync::CancellationToken;
 
 use crate::unique::Unique;
 use crate::{BoxError, Error};
@@ -134,23 +133,6 @@ pub struct PushOptions {
     pub key: Option<String>,
     /// Default: [`Job::unique`].
     pub unique: Option<Unique>,
-}
-
-/// What a handler knows about the attempt it makes.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct JobContext {
-    /// The job's id: the same in every attempt, so a good key for making effects once.
-    pub id: JobId,
-    /// The number of this attempt; the first is 1. An attempt cut short by a crash or a stop is not counted.
-    pub attempt: u32,
-    /// The attempt after which a failure is final.
-    pub max_attempts: u32,
-    /// Fires when the worker is asked to stop (the handler then has the worker's grace to end by itself), and when
-    /// the attempt is over for any reason, so that what it spawned may end with it.
-    ///
-    /// An error that a handler returns after this fired is no failure: the job goes back to its queue as it was.
-    pub cancellation: CancellationToken,
 }
 
 /// When a job may start.

@@ -26,11 +26,11 @@ pub use backends::sqlite::Sqlite;
 pub use config::WorkerConfig;
 pub use dead::{AttemptError, DeadJob, DeadReason};
 pub use error::Error;
-pub use job::{Job, JobContext, JobId, PushOptions, Pushed};
+pub use job::{Job, JobId, PushOptions, Pushed};
 pub use queue::{Queue, QueueStats};
 pub use unique::{Unique, UniqueStates};
 pub use verdict::{Discard, RetryIn, Snooze};
-pub use worker::Worker;
+pub use worker::{JobContext, Worker};
 
 /// What a handler may fail with: any error, boxed.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
