@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod conformance;
+mod objectives;
 mod rules;
 mod support;
 
@@ -9,7 +10,7 @@ mod support;
 mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
-#[cfg(feature = "postgres")]
-mod watermark;
 #[cfg(feature = "testing")]
 mod testing;
+#[cfg(feature = "postgres")]
+mod watermark;
