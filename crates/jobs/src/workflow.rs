@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::backends::SqlBackend;
@@ -149,6 +150,15 @@ impl Workflow {
         self.jobs.is_empty()
     }
 
+    /// How many jobs of each queue wait for none.
+    pub(crate) fn first(&self) -> BTreeMap<&'static str, usize> {
+        let mut first = BTreeMap::new();
+        for job in self.jobs.iter().filter(|job| !matches!(job.start, Start::After(_))) {
+            *first.entry(job.queue).or_insert(0) += 1;
+        }
+        first
+    }
+
     /// What is to be stored, with the trace of whoever pushes it.
     pub(crate) fn parts(&self, trace: Option<&str>) -> Result<(Vec<NewJob>, Vec<Edge>), Error> {
         if let Some(error) = &self.error {
@@ -159,7 +169,7 @@ impl Workflow {
     }
 }
 
-/// The ids of a workflow's jobs.
+/// The ids of a workflow's jobs, once it is pushed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PushedWorkflow {
     workflow: u64,
@@ -191,7 +201,8 @@ impl<B: SqlBackend> Queue<B> {
     /// The same workflow may be pushed again, as other jobs.
     ///
     /// # Errors
-    /// [`Error::Workflow`] if it was put together wrongly: the message says which job.
+    /// [`Error::Workflow`] if it was put together wrongly: the message says which job. [`Error::Full`] if a queue has no
+    /// room for those of its jobs that wait for none; the others find room when their turn comes.
     ///
     /// # Cancel safety
     /// As for [`push`](Self::push).
@@ -199,6 +210,9 @@ impl<B: SqlBackend> Queue<B> {
         let (jobs, edges) = workflow.parts(self.traceparent.current().as_deref())?;
         if jobs.is_empty() {
             return Ok(PushedWorkflow::new(workflow, Vec::new()));
+        }
+        for (queue, jobs) in workflow.first() {
+            in_time(self.store.admit(queue, jobs)).await?;
         }
         let pushed = in_time(self.store.push_workflow(jobs, edges)).await?;
         self.wake();

@@ -170,6 +170,9 @@ pub(super) async fn revived(conn: &mut PgConnection, ids: &[i64]) -> Result<(), 
             keep_ms, awaited, trace, scheduled_for,
             (SELECT count(*) FROM greenwave_jobs_dependency d WHERE d.after_id = revived.id AND NOT d.ended)
         FROM revived RETURNING id";
+    if ids.is_empty() {
+        return Ok(());
+    }
     lock_alone(conn).await?;
     sqlx::query(FORGET).bind(ids).execute(&mut *conn).await?;
     sqlx::query(BLOCK).bind(ids).execute(&mut *conn).await?;
