@@ -12,6 +12,24 @@ pub enum Error {
         source: serde_json::Error,
     },
 
+    /// A schedule makes no sense: its cron pattern, its time zone or its interval.
+    #[error("{0}")]
+    Schedule(String),
+
+    /// A workflow was put together wrongly.
+    #[error("the workflow cannot be pushed: {0}")]
+    Workflow(String),
+
+    /// The result of a job is not of the type that was asked for.
+    #[error("the result of job {job} is of another type")]
+    Result {
+        /// The job.
+        job: crate::JobId,
+        /// What serde said.
+        #[source]
+        source: serde_json::Error,
+    },
+
     /// PostgreSQL refused or could not be reached. After a failed push the job may or may not be stored.
     #[cfg(feature = "postgres")]
     #[error("the queue's PostgreSQL database failed")]
@@ -26,17 +44,62 @@ pub enum Error {
     #[error("the queue's tables are missing or out of date; call `Queue::migrate` before running a worker")]
     NotMigrated,
 
+    /// The queue is as full as its limits allow; nothing was stored. Try later, or do without.
+    #[error("the queue `{queue}` is full: {max_waiting} jobs wait in it")]
+    Full {
+        /// The queue.
+        queue: String,
+        /// Its bound.
+        max_waiting: u64,
+    },
+
+    /// The database of this queue cannot do what was asked; trying again will not help.
+    #[error("this queue's backend does not support {0}")]
+    Unsupported(&'static str),
+
+    /// The pushes that were stored together with this one failed with it. It may or may not be stored.
+    #[error("could not store the job")]
+    Batch(#[source] std::sync::Arc<Error>),
+
     /// The worker's configuration or its handlers contradict themselves.
     #[error("the worker cannot run: {0}")]
     Worker(String),
+
+    /// What was asked for makes no sense, and was not done.
+    #[error("{0}")]
+    Invalid(String),
 
     /// The database did not answer in time: it or the network hangs, or another process holds a lock.
     #[error("the queue's database did not answer within {0:?}")]
     Timeout(std::time::Duration),
 
-    /// The thread that owns the SQLite connection has ended.
-    #[error("the queue's SQLite thread has ended")]
+    /// What had to answer has ended: the thread that owns the SQLite connection, or the runtime that stored the pushes
+    /// of several callers.
+    #[error("the queue has been shut down")]
     Closed,
+}
+
+impl Error {
+    /// True if the database surely stored nothing because of what it was given, so that of a batch the others may be
+    /// stored all the same.
+    pub(crate) fn is_refusal(&self) -> bool {
+        match self {
+            Error::Full { .. } | Error::Unsupported(_) | Error::Invalid(_) => true,
+            // Data exceptions, broken constraints, what a trigger raised.
+            #[cfg(feature = "postgres")]
+            Error::Postgres(sqlx::Error::Database(error)) => error
+                .code()
+                .is_some_and(|code| ["22", "23", "P0"].iter().any(|class| code.starts_with(class))),
+            #[cfg(feature = "sqlite")]
+            Error::Sqlite(rusqlite::Error::SqliteFailure(error, _)) => matches!(
+                error.code,
+                rusqlite::ErrorCode::ConstraintViolation
+                    | rusqlite::ErrorCode::TooBig
+                    | rusqlite::ErrorCode::TypeMismatch
+            ),
+            _ => false,
+        }
+    }
 }
 
 #[cfg(feature = "postgres")]

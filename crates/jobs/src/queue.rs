@@ -6,8 +6,11 @@ use serde::Serialize;
 use crate::backends::Backend;
 use crate::dead::DeadJob;
 use crate::deadline::{in_time, within};
+use crate::inspect::Counts;
 use crate::job::{NewJob, Pushed};
-use crate::wakeups::Wakeups;
+use crate::push::Pushes;
+use crate::trace::Traceparent;
+use crate::wakeups::{Notice, Wakeups};
 use crate::{Error, Job, JobId, PushOptions, telemetry};
 
 /// Where jobs wait: a few tables of a database. A cheap handle; clones share everything.
@@ -17,6 +20,9 @@ use crate::{Error, Job, JobId, PushOptions, telemetry};
 pub struct Queue<B> {
     pub(crate) store: B,
     pub(crate) wakeups: Arc<Wakeups>,
+    pub(crate) counts: Arc<Counts>,
+    pub(crate) pushes: Arc<Pushes>,
+    pub(crate) traceparent: Traceparent,
 }
 
 /// How many jobs there are.
@@ -29,14 +35,16 @@ pub struct QueueStats {
     pub scheduled: u64,
     /// Jobs that a worker holds.
     pub running: u64,
+    /// Jobs that wait for other jobs to end.
+    pub blocked: u64,
     /// Jobs that will not run again by themselves.
     pub dead: u64,
 }
 
 impl QueueStats {
-    /// Jobs that are still to be done: ready, scheduled or running.
+    /// Jobs that are still to be done: ready, scheduled, running or blocked.
     pub fn live(&self) -> u64 {
-        self.ready + self.scheduled + self.running
+        self.ready + self.scheduled + self.running + self.blocked
     }
 }
 
@@ -44,8 +52,50 @@ impl QueueStats {
 const MIGRATION: Duration = Duration::from_secs(5 * 60);
 
 impl<B: Backend> Queue<B> {
-    pub(crate) fn over(store: B) -> Self {
-        Queue { store, wakeups: Arc::default() }
+    pub(crate) fn over(store: B, wakeups: Arc<Wakeups>) -> Self {
+        Queue {
+            store,
+            wakeups,
+            counts: Arc::default(),
+            pushes: Arc::default(),
+            traceparent: Traceparent::default(),
+        }
+    }
+
+    /// Stores with each job the [W3C traceparent](https://www.w3.org/TR/trace-context/) that this function answers, so
+    /// that the span of its attempts can be linked to whoever pushed it. Set it before the queue is cloned.
+    ///
+    /// It is called at each push. What is longer than 256 bytes, or is not printable ASCII, is left out.
+    ///
+    /// ```
+    /// # use greenwave_jobs::{Error, Queue};
+    /// # fn current_traceparent() -> Option<String> { None }
+    /// # fn f() -> Result<(), Error> {
+    /// let queue = Queue::sqlite("jobs.db")?.with_traceparent(current_traceparent);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with_traceparent(mut self, current: impl Fn() -> Option<String> + Send + Sync + 'static) -> Self {
+        self.traceparent = Traceparent::new(current);
+        self
+    }
+
+    /// The job as it is stored, with the trace of whoever pushes it.
+    pub(crate) fn encode<J: Job>(&self, job: &J, options: &PushOptions) -> Result<NewJob, Error> {
+        let mut job = NewJob::encode(job, options)?;
+        job.trace = self.traceparent.current();
+        Ok(job)
+    }
+
+    pub(crate) fn encode_all<J: Job>(&self, jobs: &[J]) -> Result<Vec<NewJob>, Error> {
+        let trace = self.traceparent.current();
+        let encode = |job: &J| {
+            let mut job = NewJob::encode(job, &PushOptions::default())?;
+            job.trace.clone_from(&trace);
+            Ok(job)
+        };
+        jobs.iter().map(encode).collect()
     }
 
     /// Creates or updates the queue's tables, all named `greenwave_jobs…`.
@@ -63,6 +113,10 @@ impl<B: Backend> Queue<B> {
     ///
     /// To store it together with your own rows, or not at all, use `push_in` with your transaction's connection.
     ///
+    /// Callers that push at the same time share commits: what comes while one is under way goes with the next, and
+    /// each is answered when its own job is on disk. A lone caller waits for nothing more than its own commit, and a
+    /// job that the database refuses fails alone.
+    ///
     /// # Cancel safety
     /// Dropped, or after an error of the database, the job may or may not be stored: pushing again may run it twice.
     pub async fn push<J: Job>(&self, job: &J) -> Result<Pushed, Error> {
@@ -71,14 +125,9 @@ impl<B: Backend> Queue<B> {
 
     /// As [`push`](Self::push), with a delay or a priority.
     pub async fn push_with<J: Job>(&self, job: &J, options: PushOptions) -> Result<Pushed, Error> {
-        let job = NewJob::encode(job, &options)?;
-        let ready = job.is_ready();
-        let pushed = in_time(self.store.push(vec![job])).await?.pop().ok_or(Error::Closed)?;
-        telemetry::pushed(J::QUEUE, J::NAME, 1);
-        if ready {
-            self.wake_queue(J::QUEUE);
-        }
-        Ok(pushed)
+        let job = self.encode(job, &options)?;
+        in_time(self.store.admit(J::QUEUE, 1)).await?;
+        self.push_gathered(job).await
     }
 
     /// Stores many jobs of a type in one statement: all of them, or none. Answers with their ids in order.
@@ -88,7 +137,9 @@ impl<B: Backend> Queue<B> {
         if jobs.is_empty() {
             return Ok(Vec::new());
         }
-        let ids = in_time(self.store.push(encode_all(jobs)?)).await?;
+        let encoded = self.encode_all(jobs)?;
+        in_time(self.store.admit(J::QUEUE, encoded.len())).await?;
+        let ids = in_time(self.store.push(encoded)).await?;
         telemetry::pushed(J::QUEUE, J::NAME, jobs.len());
         self.wake_queue(J::QUEUE);
         Ok(ids)
@@ -98,13 +149,17 @@ impl<B: Backend> Queue<B> {
     ///
     /// Nothing is lost without it: a worker then finds the job at its next poll.
     pub fn wake(&self) {
-        self.wakeups.wake(None);
-        self.store.announce(None);
+        self.tell(Notice::Ready(None));
     }
 
-    fn wake_queue(&self, queue: &'static str) {
-        self.wakeups.wake(Some(queue));
-        self.store.announce(Some(queue));
+    pub(crate) fn wake_queue(&self, queue: &'static str) {
+        self.tell(Notice::Ready(Some(queue.into())));
+    }
+
+    /// Tells the workers of this process, and other processes.
+    pub(crate) fn tell(&self, notice: Notice) {
+        self.wakeups.tell(&notice);
+        self.store.announce(notice);
     }
 
     /// Counts the jobs, by reading them all: for a page that a person looks at, not for a tight loop.
@@ -125,8 +180,4 @@ impl<B: Backend> Queue<B> {
         }
         Ok(found)
     }
-}
-
-pub(crate) fn encode_all<J: Job>(jobs: &[J]) -> Result<Vec<NewJob>, Error> {
-    jobs.iter().map(|job| NewJob::encode(job, &PushOptions::default())).collect()
 }

@@ -1,5 +1,11 @@
 //! What the worker and the queue ask of a database.
 
+pub(crate) mod flows;
+pub(crate) mod inspect;
+pub(crate) mod limits;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod model;
 #[cfg(feature = "postgres")]
 pub(crate) mod postgres;
 #[cfg(feature = "sqlite")]
@@ -7,17 +13,21 @@ pub(crate) mod sqlite;
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::backoff::Backoff;
 use crate::dead::{DeadJob, DeadReason};
 use crate::job::{NewJob, Pushed};
 use crate::queue::QueueStats;
-use crate::wakeups::Wakeups;
+use crate::wakeups::{Notice, Wakeups};
 use crate::{Error, JobId};
 
 /// A database that can hold a [`Queue`](crate::Queue): `Postgres` or `Sqlite`. Sealed.
 pub trait Backend: Store {}
+
+/// An SQL database that can hold a [`Queue`](crate::Queue), and do what only one can: limits, pauses, schedules,
+/// workflows, results, inspection. Sealed.
+pub trait SqlBackend: Backend + flows::FlowStore + inspect::InspectStore + limits::LimitStore {}
 
 /// One hold of one job. Settling a job names its lease, so it has no effect once another worker has the job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -34,11 +44,15 @@ pub struct LeasedJob {
     pub version: u32,
     pub payload: String,
     pub failures: u32,
+    /// How many workers in a row vanished while they held it.
+    pub crashes: u32,
     pub max_attempts: u32,
     pub timeout: Option<Duration>,
     pub waited: Duration,
     /// The W3C traceparent of who pushed.
     pub trace: Option<String>,
+    /// The tick that it is of, if a schedule pushed it.
+    pub scheduled_for: Option<SystemTime>,
     /// True if other jobs wait for this one.
     pub awaited: bool,
     /// True if it is kept once it is completed.
@@ -66,12 +80,25 @@ pub struct Want<'a> {
     pub lease: Duration,
 }
 
+/// What a worker has to know of a queue.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Control {
+    /// Nothing more of it shall start: what was fetched ahead is to be given back.
+    pub paused: bool,
+    /// What waits in a worker takes the place of what could run elsewhere: fetch nothing ahead.
+    pub limited: bool,
+}
+
 /// What came of an exchange.
 #[derive(Debug, Default)]
 pub struct Exchanged {
     /// How many completions still had their lease.
     pub completed: usize,
     pub jobs: Vec<LeasedJob>,
+    /// A limit may hold back jobs that are ready: ask again in so long.
+    pub again: Option<Duration>,
+    /// Queues that have something new besides: jobs that waited for those that are done.
+    pub freed: Vec<String>,
 }
 
 /// The settings of upkeep.
@@ -122,8 +149,20 @@ pub trait Store: Clone + Send + Sync + 'static {
     /// Stores all or none, and answers in order.
     fn push(&self, jobs: Vec<NewJob>) -> impl Future<Output = Result<Vec<Pushed>, Error>> + Send;
 
-    /// Completes jobs, and leases ready ones of a queue, the most urgent first, all under one fresh lease id. Both in
-    /// one transaction, and as one round trip where the database can.
+    /// Asks for room for so many jobs of a queue: [`Error::Full`] where its bound is reached. To be asked before a
+    /// push, for each caller alone.
+    fn admit(&self, _queue: &'static str, _jobs: usize) -> impl Future<Output = Result<(), Error>> + Send {
+        async { Ok(()) }
+    }
+
+    /// What holds for a queue, as far as this process knows: from its own calls at once, and otherwise since its last
+    /// upkeep.
+    fn control(&self, _queue: &str) -> Control {
+        Control::default()
+    }
+
+    /// Completes jobs, and leases ready ones of a queue, all under one fresh lease id: the most urgent, in the order in
+    /// which they shall start. Both in one transaction, and as one round trip where the database can.
     fn exchange(
         &self,
         done: Vec<Completion>,
@@ -141,6 +180,8 @@ pub trait Store: Clone + Send + Sync + 'static {
         leases: Vec<Lease>,
         lease: Duration,
     ) -> impl Future<Output = Result<Vec<Lease>, Error>> + Send;
+    /// Stores how far jobs have come, as JSON, and answers how many it still found under their lease.
+    fn report(&self, progress: Vec<(Lease, String)>) -> impl Future<Output = Result<usize, Error>> + Send;
     /// Returns jobs to their queue as if they had not been fetched: a crash counted meanwhile was none.
     fn release(&self, leases: Vec<Lease>) -> impl Future<Output = Result<usize, Error>> + Send;
     /// Schedules the next attempts. The worker lived to tell, so earlier crashes are forgiven.
@@ -152,9 +193,17 @@ pub trait Store: Clone + Send + Sync + 'static {
     fn dead(&self, limit: usize) -> impl Future<Output = Result<Vec<DeadJob>, Error>> + Send;
     fn retry_dead(&self, id: JobId) -> impl Future<Output = Result<bool, Error>> + Send;
 
-    /// Tells other processes that a queue (or any, if none is named) has something new; soon, and without a promise.
-    fn announce(&self, queue: Option<&'static str>);
-    /// Passes on what other processes announce, for as long as it is polled.
+    /// Measures those of the queues that no other worker observes, and claims them for so long.
+    fn observe(
+        &self,
+        holder: i64,
+        queues: &[&str],
+        hold: Duration,
+    ) -> impl Future<Output = Result<Vec<inspect::Observed>, Error>> + Send;
+
+    /// Tells other processes, soon and without a promise.
+    fn announce(&self, notice: Notice);
+    /// Passes on what other processes announce, by [`Wakeups::tell`], for as long as it is polled.
     fn listen(&self, wakeups: Arc<Wakeups>) -> impl Future<Output = ()> + Send;
 }
 

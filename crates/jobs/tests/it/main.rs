@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod conformance;
+mod objectives;
 mod rules;
 mod support;
 
@@ -11,3 +12,7 @@ mod kill_rounds;
 mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+#[cfg(feature = "testing")]
+mod testing;
+#[cfg(feature = "postgres")]
+mod watermark;

@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::backoff::Weather;
 use crate::error::chain;
-use crate::wakeups::Wakeups;
+use crate::wakeups::{Notice, Wakeups};
 
 const CHANNEL: &str = "greenwave_jobs";
 const PAUSE: Duration = Duration::from_millis(20);
@@ -28,7 +28,7 @@ pub(super) struct Announcer {
 
 #[derive(Debug, Default)]
 struct State {
-    queues: BTreeSet<&'static str>,
+    notices: BTreeSet<Notice>,
     sending: bool,
 }
 
@@ -37,10 +37,9 @@ impl Announcer {
         Announcer { pool, state: Mutex::default() }
     }
 
-    /// An empty name stands for every queue.
-    pub(super) fn announce(self: &Arc<Self>, queue: &'static str) {
+    pub(super) fn announce(self: &Arc<Self>, notice: Notice) {
         let mut state = self.lock();
-        state.queues.insert(queue);
+        state.notices.insert(notice);
         if state.sending {
             return;
         }
@@ -73,10 +72,11 @@ impl Drop for Sending {
 
 impl Sending {
     async fn run(mut self) {
-        while let Some(queues) = self.take() {
-            let notify = sqlx::query("SELECT pg_notify($1, queue) FROM unnest($2::text[]) AS queue")
+        while let Some(notices) = self.take() {
+            let payloads: Vec<_> = notices.iter().map(Notice::payload).collect();
+            let notify = sqlx::query("SELECT pg_notify($1, notice) FROM unnest($2::text[]) AS notice")
                 .bind(CHANNEL)
-                .bind(queues)
+                .bind(payloads)
                 .execute(&self.announcer.pool);
             if let Ok(Err(error)) = timeout(DEADLINE, notify).await {
                 tracing::debug!(error = chain(&error), "could not announce new jobs; workers will poll");
@@ -87,14 +87,14 @@ impl Sending {
 
     /// What is to be announced; when there is nothing, the task ends under the same lock, so that no announcement
     /// falls between the look and the end.
-    fn take(&mut self) -> Option<Vec<&'static str>> {
+    fn take(&mut self) -> Option<BTreeSet<Notice>> {
         let mut state = self.announcer.lock();
-        if state.queues.is_empty() {
+        if state.notices.is_empty() {
             state.sending = false;
             self.ended = true;
             return None;
         }
-        Some(mem::take(&mut state.queues).into_iter().collect())
+        Some(mem::take(&mut state.notices))
     }
 }
 
@@ -121,7 +121,7 @@ async fn pass_on(mut listener: PgListener, wakeups: &Wakeups, weather: &mut Weat
     loop {
         match listener.try_recv().await {
             Ok(Some(notification)) => {
-                wakeups.wake(Some(notification.payload()).filter(|queue| !queue.is_empty()));
+                Notice::parse(notification.payload()).iter().for_each(|notice| wakeups.tell(notice));
             }
             // The connection was lost and made again: what was announced in between is unknown.
             Ok(None) => wakeups.wake(None),
