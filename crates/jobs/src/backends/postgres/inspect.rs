@@ -122,9 +122,9 @@ impl InspectStore for Postgres {
             WITH revived AS (DELETE FROM greenwave_jobs_dead WHERE id = ANY($1) RETURNING *)
             INSERT INTO greenwave_jobs
                 (id, queue, name, version, payload, priority, key, state, run_at, max_attempts, errors, created_at,
-                timeout_ms, keep_ms, awaited, trace, scheduled_for)
+                timeout_ms, keep_ms, awaited, trace, progress, scheduled_for)
             SELECT id, queue, name, version, payload, priority, key, 0, now(), max_attempts, errors, created_at,
-                timeout_ms, keep_ms, awaited, trace, scheduled_for FROM revived ORDER BY id
+                timeout_ms, keep_ms, awaited, trace, progress, scheduled_for FROM revived ORDER BY id
             RETURNING id, awaited";
         let mut tx = begin(&self.pool).await.map_err(postgres)?;
         let revived: Vec<(i64, bool)> =

@@ -234,10 +234,10 @@ pub(super) fn revive(conn: &Connection, ids: &[i64]) -> rusqlite::Result<u64> {
     const REVIVE: &str = concat!(
         "INSERT INTO greenwave_jobs
             (id, queue, name, version, payload, priority, key, state, run_at, max_attempts, errors, created_at, timeout_ms,
-            keep_ms, awaited, trace, scheduled_for, position)
+            keep_ms, awaited, trace, progress, scheduled_for, position)
         SELECT id, queue, name, version, payload, priority, key, 0, ",
         now!(),
-        ", max_attempts, errors, created_at, timeout_ms, keep_ms, awaited, trace, scheduled_for, ?2
+        ", max_attempts, errors, created_at, timeout_ms, keep_ms, awaited, trace, progress, scheduled_for, ?2
         FROM greenwave_jobs_dead WHERE id = ?1"
     );
     let mut revive = conn.prepare_cached(REVIVE)?;
