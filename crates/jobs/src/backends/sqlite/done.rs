@@ -2,33 +2,31 @@
 
 use rusqlite::{Connection, params};
 
-use super::now;
+use super::{now, now_ms};
 use crate::backends::{Completion, MAINTENANCE_BATCH};
 
 /// Completes jobs that are still held under their lease, and answers how many were.
 pub(super) fn complete(conn: &Connection, done: &[Completion]) -> rusqlite::Result<usize> {
     let mut delete = conn.prepare_cached("DELETE FROM greenwave_jobs WHERE id = ?1 AND lease_id = ?2")?;
     let mut completed = 0;
+    let now = if done.iter().any(|completion| completion.kept) { now_ms(conn)? } else { 0 };
     for completion in done {
         if completion.kept {
-            keep(conn, completion)?;
+            keep(conn, completion, now)?;
         }
         completed += delete.execute([completion.lease.job.get(), completion.lease.id])?;
     }
     Ok(completed)
 }
 
-fn keep(conn: &Connection, Completion { lease, result, .. }: &Completion) -> rusqlite::Result<usize> {
-    const KEEP: &str = concat!(
-        "INSERT INTO greenwave_jobs_done
+fn keep(conn: &Connection, completion: &Completion, now: i64) -> rusqlite::Result<usize> {
+    const KEEP: &str = "
+        INSERT INTO greenwave_jobs_done
             (id, queue, name, version, payload, result, attempts, pushed_at, completed_at, expires_at)
-        SELECT id, queue, name, version, payload, ?3, failures + 1, created_at, ",
-        now!(),
-        ", ",
-        now!(),
-        " + keep_ms FROM greenwave_jobs WHERE id = ?1 AND lease_id = ?2 AND keep_ms > 0"
-    );
-    conn.prepare_cached(KEEP)?.execute(params![lease.job.get(), lease.id, result])
+        SELECT id, queue, name, version, payload, ?3, failures + 1, created_at, ?4, ?4 + keep_ms
+        FROM greenwave_jobs WHERE id = ?1 AND lease_id = ?2 AND keep_ms > 0";
+    let Completion { lease, result, .. } = completion;
+    conn.prepare_cached(KEEP)?.execute(params![lease.job.get(), lease.id, result, now])
 }
 
 pub(super) fn is_any_expired(conn: &Connection) -> rusqlite::Result<bool> {
