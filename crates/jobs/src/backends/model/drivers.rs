@@ -1,6 +1,8 @@
 //! Each backend, with what the model needs beside the trait: its rows, and a clock that can be moved.
 
 use std::future::Future;
+#[cfg(feature = "postgres")]
+use std::sync::Mutex;
 use std::time::Duration;
 
 use crate::backends::Store;
@@ -11,7 +13,7 @@ pub(super) type Row = (i64, i64, Option<i64>, i64, i64);
 pub(super) trait Driver {
     type Store: Store;
 
-    fn store(&self) -> &Self::Store;
+    fn store(&self) -> Self::Store;
     /// Forgets all jobs.
     fn clear(&self) -> impl Future<Output = ()>;
     fn advance(&self, by: Duration) -> impl Future<Output = ()>;
@@ -39,8 +41,8 @@ impl Lite {
 impl Driver for Lite {
     type Store = crate::Sqlite;
 
-    fn store(&self) -> &Self::Store {
-        &self.store
+    fn store(&self) -> Self::Store {
+        self.store.clone()
     }
 
     async fn clear(&self) {
@@ -76,17 +78,20 @@ impl Driver for Lite {
 #[cfg(feature = "postgres")]
 pub(super) struct Server {
     pool: sqlx::PgPool,
-    store: crate::Postgres,
+    store: Mutex<crate::Postgres>,
 }
 
 #[cfg(feature = "postgres")]
 impl Server {
     pub(super) async fn start() -> Self {
         let url = tokio::task::spawn_blocking(greenwave_test_servers::postgres_database).await.unwrap();
-        let pool = sqlx::postgres::PgPoolOptions::new().max_connections(2).connect_lazy(&url).unwrap();
+        let options: sqlx::postgres::PgConnectOptions = url.parse().unwrap();
+        // What survives a power cut is not asked here.
+        let options = options.options([("synchronous_commit", "off")]);
+        let pool = sqlx::postgres::PgPoolOptions::new().max_connections(2).connect_lazy_with(options);
         let store = crate::Queue::postgres(pool.clone()).store;
         store.migrate().await.unwrap();
-        Server { pool, store }
+        Server { pool, store: Mutex::new(store) }
     }
 
     async fn run(&self, sql: &'static str, ms: i64) {
@@ -98,8 +103,8 @@ impl Server {
 impl Driver for Server {
     type Store = crate::Postgres;
 
-    fn store(&self) -> &Self::Store {
-        &self.store
+    fn store(&self) -> Self::Store {
+        self.store.lock().unwrap().clone()
     }
 
     async fn clear(&self) {
@@ -107,7 +112,8 @@ impl Driver for Server {
         sqlx::query(tables).execute(&self.pool).await.unwrap();
     }
 
-    /// The server's clock cannot be moved, so all that was noted of it moves back.
+    /// The server's clock cannot be moved, so all that was noted of it moves back. A store trusts that nothing does
+    /// that, and remembers when it last looked; so there is a new one.
     async fn advance(&self, by: Duration) {
         let ms = i64::try_from(by.as_millis()).unwrap();
         let live = "
@@ -116,6 +122,7 @@ impl Driver for Server {
         self.run(live, ms).await;
         let done = "UPDATE greenwave_jobs_done SET expires_at = expires_at - $1 * interval '1 millisecond'";
         self.run(done, ms).await;
+        *self.store.lock().unwrap() = crate::Queue::postgres(self.pool.clone()).store;
     }
 
     async fn rows(&self) -> Vec<Row> {

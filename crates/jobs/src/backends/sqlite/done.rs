@@ -2,20 +2,24 @@
 
 use rusqlite::{Connection, params};
 
-use super::now;
+use super::{now, workflow};
 use crate::backends::{Completion, MAINTENANCE_BATCH};
 
-/// Completes jobs that are still held under their lease, and answers how many were.
-pub(super) fn complete(conn: &Connection, done: &[Completion]) -> rusqlite::Result<usize> {
+/// Completes jobs that are still held under their lease. Answers how many were, and which queues have something new.
+pub(super) fn complete(conn: &Connection, done: &[Completion]) -> rusqlite::Result<(usize, Vec<String>)> {
     let mut delete = conn.prepare_cached("DELETE FROM greenwave_jobs WHERE id = ?1 AND lease_id = ?2")?;
-    let mut completed = 0;
+    let (mut completed, mut awaited) = (0, Vec::new());
     for completion in done {
         if completion.kept {
             keep(conn, completion)?;
         }
-        completed += delete.execute([completion.lease.job.get(), completion.lease.id])?;
+        let deleted = delete.execute([completion.lease.job.get(), completion.lease.id])?;
+        completed += deleted;
+        if completion.awaited && deleted == 1 {
+            awaited.push((completion.lease.job.get(), completion.kept));
+        }
     }
-    Ok(completed)
+    Ok((completed, workflow::ended(conn, &awaited)?))
 }
 
 fn keep(conn: &Connection, Completion { lease, result, .. }: &Completion) -> rusqlite::Result<usize> {
