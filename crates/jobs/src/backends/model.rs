@@ -457,5 +457,5 @@ fn sqlite_keeps_to_the_model() {
 #[cfg(feature = "postgres")]
 #[test]
 fn postgres_keeps_to_the_model() {
-    check(32, drivers::Server::start);
+    check(12, drivers::Server::start);
 }

@@ -236,3 +236,79 @@ impl Owner {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
+
+    use super::Durability::{Lazy, Synced};
+    use super::*;
+
+    /// A connection with a table, and a count of its commits.
+    fn table(path: &std::path::Path) -> (Handle, Arc<AtomicUsize>) {
+        let conn = super::super::open::open(path).unwrap();
+        conn.execute_batch("CREATE TABLE t (n INTEGER PRIMARY KEY)").unwrap();
+        let commits = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&commits);
+        let hook = move || {
+            count.fetch_add(1, Ordering::SeqCst);
+            false
+        };
+        conn.commit_hook(Some(hook)).unwrap();
+        (Handle::spawn(conn).unwrap(), commits)
+    }
+
+    fn insert(n: i64) -> impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static {
+        move |conn| conn.execute("INSERT INTO t VALUES (?1), (?1 + 100)", [n]).map(drop)
+    }
+
+    #[tokio::test]
+    async fn calls_that_wait_together_share_a_commit_and_one_that_fails_is_undone_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (handle, commits) = table(&folder.path().join("t.db"));
+        // While the thread is busy, the others gather.
+        let (go_on, wait) = mpsc::channel::<()>();
+        let busy = handle.read(move |_| Ok(wait.recv().unwrap()));
+        let calls = async {
+            // 1 inserts 101, so 101 fails, after its first row.
+            let calls = [1, 2, 101, 3].map(|n| handle.write(Synced, insert(n)));
+            let all = futures_util::future::join_all(calls);
+            let (results, ()) = tokio::join!(all, async { go_on.send(()).unwrap() });
+            results.iter().map(Result::is_ok).collect::<Vec<_>>()
+        };
+        let (_, results) = tokio::join!(busy, calls);
+        assert_eq!(results, [true, true, false, true]);
+        assert_eq!(commits.load(Ordering::SeqCst), 1);
+        let rows =
+            handle.read(|conn| conn.query_row("SELECT count(*) FROM t", [], |row| row.get::<_, i64>(0)));
+        assert_eq!(rows.await.unwrap(), 6);
+    }
+
+    #[tokio::test]
+    async fn a_lone_call_that_fails_is_undone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (handle, commits) = table(&folder.path().join("t.db"));
+        let half = |conn: &Connection| {
+            conn.execute("INSERT INTO t VALUES (1)", [])?;
+            conn.execute("INSERT INTO nowhere VALUES (1)", [])
+        };
+        handle.write(Synced, half).await.unwrap_err();
+        let rows =
+            handle.read(|conn| conn.query_row("SELECT count(*) FROM t", [], |row| row.get::<_, i64>(0)));
+        assert_eq!((rows.await.unwrap(), commits.load(Ordering::SeqCst)), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn only_what_the_living_need_is_not_synced() {
+        let folder = tempfile::tempdir().unwrap();
+        let (handle, _) = table(&folder.path().join("t.db"));
+        for (durability, level) in [(Synced, 2), (Lazy, 1), (Synced, 2)] {
+            let synced =
+                |conn: &Connection| conn.pragma_query_value(None, "synchronous", |row| row.get::<_, i32>(0));
+            assert_eq!(handle.write(durability, synced).await.unwrap(), level);
+        }
+    }
+}
