@@ -14,6 +14,9 @@ pub const RUN_DURATION: &str = "greenwave.jobs.run.duration";
 /// Histogram of the seconds between the time a job could run and its start, labels `queue` and `job`.
 pub const WAIT: &str = "greenwave.jobs.wait";
 
+/// Counter of jobs pushed by a schedule, labels `schedule`, `queue` and `job`; [`PUSHED`] counts them too.
+pub const TICKS: &str = "greenwave.jobs.schedule.ticks";
+
 /// Name of the span around each attempt, level INFO, fields `job.id`, `job.name`, `job.queue`, `job.attempt` and, if
 /// the pusher's trace is known, `traceparent`.
 pub const ATTEMPT_SPAN: &str = "job";
@@ -74,4 +77,10 @@ impl Meters {
 
 pub(crate) fn pushed(queue: &'static str, job: &'static str, count: usize) {
     metrics::counter!(PUSHED, "queue" => queue, "job" => job).increment(count as u64);
+}
+
+/// Counts a job that a schedule pushed.
+pub(crate) fn ticked(schedule: &str, queue: &'static str, job: &'static str) {
+    metrics::counter!(TICKS, "schedule" => schedule.to_owned(), "queue" => queue, "job" => job).increment(1);
+    pushed(queue, job, 1);
 }

@@ -123,6 +123,7 @@ async fn run(shared: &Shared, handler: &Handler, job: &mut Job, number: u32, sta
         name: handler.name,
         queue: handler.queue,
         trace: job.leased.trace.take(),
+        scheduled_for: job.leased.scheduled_for,
         seat: seat.clone(),
     };
     let payload = Payload {

@@ -1,4 +1,4 @@
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +24,9 @@ pub struct JobContext {
     /// The W3C traceparent of whoever pushed the job, if the queue was made
     /// [`with_traceparent`](crate::Queue::with_traceparent).
     pub trace: Option<String>,
+    /// The tick this job is of, by the database's clock, if a [schedule](crate::Schedule) pushed it: the same in every
+    /// attempt, however late.
+    pub scheduled_for: Option<SystemTime>,
     pub(super) seat: Seat,
 }
 

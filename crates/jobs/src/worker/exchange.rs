@@ -46,6 +46,8 @@ struct Appetite {
     rung: bool,
     /// How many jobs are asked for, by the exchanges under way.
     asked: usize,
+    /// A limit holds jobs back: ask again then.
+    again: Option<Instant>,
     /// Suspects were given back: fetch one at a time until none comes.
     careful: bool,
 }
@@ -159,13 +161,19 @@ impl<B: Backend> Exchanger<B> {
             self.next_upkeep = now;
         }
         for (at, appetite) in self.appetites.iter_mut().enumerate() {
-            appetite.rung |= self.sleeper.take_new(at) || poll;
+            let again = appetite.again.take_if(|again| *again <= now).is_some();
+            appetite.rung |= self.sleeper.take_new(at) || poll || again;
         }
         self.sleeper.take_cancelled().into_iter().for_each(|job| self.leases.cancel(job));
         if self.suspect.as_ref().is_some_and(|(seat, until)| seat.is_settled() || now >= *until) {
             self.suspect = None;
         }
         self.give_back(self.shared.floor.take_stale(now));
+        for (at, queue) in self.shared.queues.iter().enumerate() {
+            if self.store.control(queue).paused {
+                self.give_back(self.shared.floor.take_of(at, now));
+            }
+        }
     }
 
     /// Begins as many exchanges as make sense.
@@ -208,7 +216,8 @@ impl<B: Backend> Exchanger<B> {
             if held_back || !(appetite.full || appetite.rung) {
                 continue;
             }
-            let room = self.shared.floor.room(at, appetite.asked, asked_in_all, now);
+            let ahead = !self.store.control(self.shared.queues[at]).limited;
+            let room = self.shared.floor.room(at, appetite.asked, asked_in_all, ahead, now);
             let limit = if appetite.careful { room.min(1) } else { room };
             if limit == 0 {
                 continue;
@@ -239,7 +248,7 @@ impl<B: Backend> Exchanger<B> {
             self.appetites[at].asked -= limit;
         }
         match answer {
-            Ok(Exchanged { completed, jobs }) => {
+            Ok(Exchanged { completed, jobs, again }) => {
                 self.weather.clear();
                 // After an error some may be those that it recorded all the same.
                 if completed < ended.len() && !ended.iter().any(|ended| ended.repeated) {
@@ -248,6 +257,7 @@ impl<B: Backend> Exchanger<B> {
                 }
                 drop(ended);
                 if let Some((at, limit)) = want {
+                    self.appetites[at].again = again.map(|again| Instant::now() + again);
                     self.receive(at, limit, jobs, until, stopping);
                 }
             }
@@ -286,8 +296,8 @@ impl<B: Backend> Exchanger<B> {
             Job { leased, hold, queue: at, handler, came: now }
         });
         let jobs: Vec<Job> = jobs.collect();
-        // After the call to stop, the jobs are for somebody else too.
-        if late || stopping {
+        // After the call to stop, the jobs are for somebody else too; and what is paused, for later.
+        if late || stopping || self.store.control(self.shared.queues[at]).paused {
             return self.give_back(jobs);
         }
         let (jobs, suspects) = self.part(at, jobs, now);
@@ -371,6 +381,8 @@ impl<B: Backend> Exchanger<B> {
 
     fn next_wake(&self) -> Instant {
         let mut wake = self.next_poll.min(self.next_upkeep);
+        let again = self.appetites.iter().filter_map(|appetite| appetite.again).min();
+        wake = again.map_or(wake, |again| wake.min(again));
         let held_back = self.appetites.iter().any(|appetite| appetite.careful);
         if held_back || self.shared.floor.is_anything_waiting() {
             wake = wake.min(Instant::now() + TICK);

@@ -165,9 +165,17 @@ impl Floor {
         state.ended = ended;
     }
 
-    /// How many jobs of a queue to ask for, when so many are on their way already: of it, and of all.
-    pub(super) fn room(&self, queue: usize, asked: usize, asked_in_all: usize, now: Instant) -> usize {
-        self.lock().room(queue, asked, asked_in_all, now)
+    /// How many jobs of a queue to ask for, when so many are on their way already: of it, and of all. Without `ahead`,
+    /// no more than can start at once.
+    pub(super) fn room(
+        &self,
+        queue: usize,
+        asked: usize,
+        asked_in_all: usize,
+        ahead: bool,
+        now: Instant,
+    ) -> usize {
+        self.lock().room(queue, asked, asked_in_all, ahead, now)
     }
 
     /// Has the queue begin again with few jobs at a time.
@@ -178,6 +186,11 @@ impl Floor {
     /// Takes out what has waited for too long.
     pub(super) fn take_stale(&self, now: Instant) -> Vec<Job> {
         self.lock().take_waiting(|job| now.duration_since(job.came) >= MAX_WAIT, now)
+    }
+
+    /// Takes out what waits of a queue.
+    pub(super) fn take_of(&self, queue: usize, now: Instant) -> Vec<Job> {
+        self.lock().take_waiting(|job| job.queue == queue, now)
     }
 
     /// Starts nothing more, and takes out all that waits.
@@ -229,7 +242,7 @@ impl State {
         None
     }
 
-    fn room(&mut self, at: usize, asked: usize, asked_in_all: usize, now: Instant) -> usize {
+    fn room(&mut self, at: usize, asked: usize, asked_in_all: usize, ahead: bool, now: Instant) -> usize {
         // Jobs that wait for their type's turn hold no other's place.
         let blocked =
             |lane: &&Lane| lane.bounded.is_some_and(|(handler, at_most)| self.by_handler[handler] >= at_most);
@@ -249,6 +262,9 @@ impl State {
         let free = self.places.saturating_sub(self.running + waiting + asked_in_all);
         let free =
             free.min(queue.places.saturating_sub(queue.running + queue.waiting - blocked_here + asked));
+        if !ahead {
+            return free.min(self.max_batch);
+        }
         let ahead = queue.pace.ahead(now, queue.places.min(self.places), self.max_batch);
         let more = (2 * ahead).saturating_sub(queue.waiting + asked);
         // With enough in store, one large batch is better than many small ones.

@@ -11,3 +11,5 @@ mod postgres;
 mod sqlite;
 #[cfg(feature = "testing")]
 mod testing;
+#[cfg(feature = "postgres")]
+mod watermark;

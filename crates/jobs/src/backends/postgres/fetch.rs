@@ -6,9 +6,11 @@ use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
 use sqlx::{Connection, PgConnection, Row};
 
+use super::keyed;
 use super::lanes::Lane;
+use super::limits::{Rules, unruled};
 use super::watermark::{Mark, Watermark, look};
-use super::{Completion, Exchanged, Lease, LeasedJob, Want};
+use super::{Completion, Exchanged, Lease, LeasedJob, Want, workflow};
 use crate::job::millis;
 
 // `id = ANY($1)` says again what the join says, so that the plan is an index scan whatever the statistics are.
@@ -44,17 +46,19 @@ macro_rules! exchange {
             ", taken AS (
                 UPDATE greenwave_jobs SET state = 2, lease_id = (SELECT nextval('greenwave_jobs_lease')),
                     lease_until = (SELECT clock_timestamp()) + $4 * interval '1 millisecond'
-                WHERE id = ANY(ARRAY(
-                    SELECT ready.id FROM unnest($5::bigint[]) WITH ORDINALITY AS floors (floor, number)
+                WHERE ctid = ANY(ARRAY(
+                    SELECT ready.ctid FROM unnest($5::bigint[]) WITH ORDINALITY AS floors (floor, number)
                     CROSS JOIN LATERAL (
-                        SELECT id FROM greenwave_jobs
+                        SELECT ctid FROM greenwave_jobs
                         WHERE state = 0 AND key IS NULL AND queue = $6 AND priority = (number - 1)::smallint
                             AND position >= floor
                         ORDER BY position LIMIT $7 FOR UPDATE SKIP LOCKED) AS ready
-                    WHERE (SELECT count(*) FROM gone) >= 0
+                    WHERE (SELECT count(*) FROM gone) >= 0 AND ",
+            unruled!("$6"),
+            "
                     LIMIT $7))
                 RETURNING id, lease_id, name, version, payload, failures, max_attempts, timeout_ms, run_at, trace,
-                    awaited, keep_ms > 0, priority, position, crashes)
+                    awaited, keep_ms > 0, priority, position, crashes, scheduled_for)
             SELECT (SELECT count(*) FROM gone), clock_timestamp(), taken.* FROM (SELECT) AS always LEFT JOIN taken ON true"
         )
     };
@@ -66,12 +70,47 @@ const EXCHANGE: &str =
     exchange!(concat!("gone AS (", complete!(), " AND $3::text[] IS NULL RETURNING j.id)"));
 const EXCHANGE_KEPT: &str = exchange!(complete!(kept));
 
-/// Completes and leases. In a transaction of its own only where other jobs wait for one of those that are done.
+/// Completes and leases, and says which queues have something new besides. Where there are rules, what is plainly done
+/// goes with the fetch under the queue's lock, and all else before it.
 pub(super) async fn exchange(
+    lane: &mut Lane,
+    rules: &Rules,
+    done: Vec<Completion>,
+    want: Option<Want<'_>>,
+) -> Result<(Exchanged, Vec<String>), sqlx::Error> {
+    let Some(wanted) = want else { return plain(lane, done, None).await };
+    let mut rule = rules.get(wanted.queue);
+    // Somebody may have resumed it.
+    if rule.paused {
+        rule = rules.look(lane, wanted.queue).await?;
+    }
+    if rule.paused {
+        return plain(lane, done, None).await;
+    }
+    if !rule.is_ruled() {
+        let (exchanged, freed) = plain(lane, done, want).await?;
+        // It found nothing: is there something that it must not see?
+        if !exchanged.jobs.is_empty() || !rules.look(lane, wanted.queue).await?.is_ruled() {
+            return Ok((exchanged, freed));
+        }
+        let ruled = keyed::exchange(lane, &[], wanted).await?;
+        return Ok((Exchanged { completed: exchanged.completed, ..ruled }, freed));
+    }
+    if done.iter().any(|completion| completion.awaited || completion.kept) {
+        let (Exchanged { completed, .. }, freed) = plain(lane, done, None).await?;
+        return Ok((Exchanged { completed, ..keyed::exchange(lane, &[], wanted).await? }, freed));
+    }
+    let mut done: Vec<Lease> = done.into_iter().map(|completion| completion.lease).collect();
+    done.sort_unstable();
+    Ok((keyed::exchange(lane, &done, wanted).await?, Vec::new()))
+}
+
+/// In a transaction of its own only where other jobs wait for one of those that are done.
+async fn plain(
     lane: &mut Lane,
     mut done: Vec<Completion>,
     want: Option<Want<'_>>,
-) -> Result<Exchanged, sqlx::Error> {
+) -> Result<(Exchanged, Vec<String>), sqlx::Error> {
     let (conn, marks) = lane.parts();
     if let Some(Want { queue, .. }) = want
         && marks.is_sweep_due(queue)
@@ -82,11 +121,39 @@ pub(super) async fn exchange(
     done.sort_unstable_by_key(|completion| completion.lease);
     if done.iter().any(|completion| completion.awaited) {
         let mut tx = conn.begin().await?;
-        let exchanged = run(&mut tx, marks, &done, want).await?;
+        let (completed, freed) = complete_awaited(&mut tx, &done).await?;
+        // What became ready by it may be leased at once.
+        let exchanged = match want {
+            Some(_) => run(&mut tx, marks, &[], want).await?,
+            None => Exchanged::default(),
+        };
         tx.commit().await?;
-        return Ok(exchanged);
+        return Ok((Exchanged { completed, ..exchanged }, freed));
     }
-    run(conn, marks, &done, want).await
+    Ok((run(conn, marks, &done, want).await?, Vec::new()))
+}
+
+/// Completes jobs of which some are part of a workflow.
+async fn complete_awaited(
+    conn: &mut PgConnection,
+    done: &[Completion],
+) -> Result<(usize, Vec<String>), sqlx::Error> {
+    const COMPLETE: &str = concat!("WITH ", complete!(kept), " SELECT id, keep_ms > 0, awaited FROM gone");
+    let (jobs, leases) = columns(done);
+    let gone: Vec<(i64, bool, bool)> = sqlx::query_as(COMPLETE)
+        .bind(jobs)
+        .bind(leases)
+        .bind(done.iter().map(|completion| completion.result.as_deref()).collect::<Vec<_>>())
+        .fetch_all(&mut *conn)
+        .await?;
+    let awaited: Vec<(i64, bool)> =
+        gone.iter().filter(|(_, _, awaited)| *awaited).map(|(id, kept, _)| (*id, *kept)).collect();
+    Ok((gone.len(), workflow::ended(conn, &awaited).await?))
+}
+
+/// Job ids and lease ids, for two array parameters.
+fn columns(done: &[Completion]) -> (Vec<i64>, Vec<i64>) {
+    done.iter().map(|completion| (completion.lease.job.get(), completion.lease.id)).unzip()
 }
 
 async fn run(
@@ -95,8 +162,7 @@ async fn run(
     done: &[Completion],
     want: Option<Want<'_>>,
 ) -> Result<Exchanged, sqlx::Error> {
-    let (jobs, leases): (Vec<i64>, Vec<i64>) =
-        done.iter().map(|completion| (completion.lease.job.get(), completion.lease.id)).unzip();
+    let (jobs, leases) = columns(done);
     let kept = done.iter().any(|completion| completion.kept);
     let results =
         kept.then(|| done.iter().map(|completion| completion.result.as_deref()).collect::<Vec<_>>());
@@ -109,7 +175,7 @@ async fn run(
             let done = sqlx::query(COMPLETE).bind(jobs).bind(leases).execute(conn).await?;
             done.rows_affected().try_into().unwrap_or(i64::MAX)
         };
-        return Ok(Exchanged { completed: usize::try_from(completed).unwrap_or(0), jobs: Vec::new() });
+        return Ok(Exchanged { completed: usize::try_from(completed).unwrap_or(0), ..Exchanged::default() });
     };
     let rows = sqlx::query(if kept { EXCHANGE_KEPT } else { EXCHANGE })
         .bind(jobs)
@@ -128,11 +194,12 @@ async fn run(
     Ok(Exchanged {
         completed: usize::try_from(completed).unwrap_or(0),
         jobs: taken.into_iter().map(|(_, job)| job).collect(),
+        again: None,
     })
 }
 
 /// A leased job, and its priority and position; none of the row that only has the count.
-fn read(row: &PgRow) -> Result<Option<((usize, i64), LeasedJob)>, sqlx::Error> {
+pub(super) fn read(row: &PgRow) -> Result<Option<((usize, i64), LeasedJob)>, sqlx::Error> {
     let Some(id) = row.try_get_unchecked::<Option<i64>, _>(2)? else { return Ok(None) };
     // Times in microseconds, as they travel.
     let (now, run_at): (i64, i64) = (row.try_get_unchecked(1)?, row.try_get_unchecked(10)?);
@@ -151,6 +218,7 @@ fn read(row: &PgRow) -> Result<Option<((usize, i64), LeasedJob)>, sqlx::Error> {
         trace: row.try_get_unchecked(11)?,
         awaited: row.try_get_unchecked(12)?,
         kept: row.try_get_unchecked(13)?,
+        scheduled_for: row.try_get::<Option<DateTime<Utc>>, _>(17)?.map(Into::into),
     };
     let priority = usize::from(row.try_get_unchecked::<i16, _>(14)?.unsigned_abs());
     Ok(Some(((priority, row.try_get_unchecked(15)?), job)))

@@ -2,13 +2,19 @@
 
 mod done;
 mod fetch;
+mod flows;
+mod keyed;
 mod lanes;
+mod limits;
 mod notify;
 mod progress;
 mod push;
+mod schedules;
 mod settle;
+mod unique;
 mod upkeep;
 mod watermark;
+mod workflow;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -17,13 +23,15 @@ use std::time::Duration;
 use sqlx::{PgConnection, PgPool, Transaction};
 
 use super::{
-    Backend, Burial, Completion, Exchanged, Kept, LEASE_ENDED, Lease, LeasedJob, MAINTENANCE_BATCH, Retry,
-    Store, Upkeep, Want,
+    Backend, Burial, Completion, Control, Exchanged, Kept, LEASE_ENDED, Lease, LeasedJob, MAINTENANCE_BATCH,
+    Retry, Store, Upkeep, Want,
 };
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
 use crate::error::{chain, postgres};
 use crate::job::{NewJob, Pushed};
+use crate::limits::Bounds;
 use crate::queue::QueueStats;
+use crate::unique::Sweep;
 use crate::wakeups::{Notice, Wakeups};
 use crate::{Error, Job, JobId, PushOptions, Queue, telemetry};
 use lanes::Lanes;
@@ -37,13 +45,19 @@ pub struct Postgres {
     settling: Arc<Lanes>,
     pushing: Arc<Lanes>,
     cleaning: Arc<done::Cleaning>,
+    rules: Arc<limits::Rules>,
+    bounds: Arc<Bounds>,
+    unique: Arc<Sweep>,
     announcer: Arc<notify::Announcer>,
+    wakeups: Arc<Wakeups>,
 }
 
 const MIGRATIONS: &[(i32, &str)] = &[
     (1, include_str!("../../../migrations/postgres/0001_jobs.sql")),
     (2, include_str!("../../../migrations/postgres/0002_positions_and_options.sql")),
     (3, include_str!("../../../migrations/postgres/0003_done.sql")),
+    (4, include_str!("../../../migrations/postgres/0004_limits.sql")),
+    (5, include_str!("../../../migrations/postgres/0005_schedules_and_workflows.sql")),
 ];
 
 /// "greenwav" in ASCII; whoever migrates the queue holds this advisory lock.
@@ -60,7 +74,20 @@ impl Queue<Postgres> {
         let lanes = |count| Arc::new(Lanes::new(pool.clone(), count));
         let (fetching, settling, pushing) = (lanes(2), lanes(2), lanes(4));
         let announcer = Arc::new(notify::Announcer::new(pool.clone()));
-        Queue::over(Postgres { pool, fetching, settling, pushing, cleaning: Arc::default(), announcer })
+        let wakeups = Arc::<Wakeups>::default();
+        let store = Postgres {
+            pool,
+            fetching,
+            settling,
+            pushing,
+            cleaning: Arc::default(),
+            rules: Arc::default(),
+            bounds: Arc::default(),
+            unique: Arc::default(),
+            announcer,
+            wakeups: Arc::clone(&wakeups),
+        };
+        Queue::over(store, wakeups)
     }
 
     /// Stores a job in the caller's transaction: it exists if and when that commits.
@@ -89,7 +116,9 @@ impl Queue<Postgres> {
         job: &J,
         options: PushOptions,
     ) -> Result<Pushed, Error> {
-        let pushed = push::push(conn, vec![self.encode(job, &options)?]).await?;
+        let job = self.encode(job, &options)?;
+        self.store.admit_in(conn, J::QUEUE, 1).await?;
+        let pushed = push::push(conn, vec![job]).await?;
         telemetry::pushed(J::QUEUE, J::NAME, 1);
         pushed.into_iter().next().ok_or(Error::Closed)
     }
@@ -100,9 +129,22 @@ impl Queue<Postgres> {
         conn: &mut PgConnection,
         jobs: &[J],
     ) -> Result<Vec<Pushed>, Error> {
-        let ids = push::push(conn, self.encode_all(jobs)?).await?;
+        let encoded = self.encode_all(jobs)?;
+        self.store.admit_in(conn, J::QUEUE, encoded.len()).await?;
+        let ids = push::push(conn, encoded).await?;
         telemetry::pushed(J::QUEUE, J::NAME, jobs.len());
         Ok(ids)
+    }
+}
+
+impl Postgres {
+    /// Wakes the workers of queues, here and elsewhere.
+    fn tell(&self, queues: Vec<String>) {
+        for queue in queues {
+            let notice = Notice::Ready(Some(queue.into()));
+            self.wakeups.tell(&notice);
+            self.announcer.announce(notice);
+        }
     }
 }
 
@@ -124,6 +166,14 @@ impl Store for Postgres {
         is_migrated(&mut conn).await.map_err(postgres)
     }
 
+    async fn admit(&self, queue: &'static str, jobs: usize) -> Result<(), Error> {
+        self.make_room(queue, jobs).await
+    }
+
+    fn control(&self, queue: &str) -> Control {
+        self.rules.control(queue)
+    }
+
     async fn push(&self, jobs: Vec<NewJob>) -> Result<Vec<Pushed>, Error> {
         let mut lane = self.pushing.take().await.map_err(postgres)?;
         let pushed = push::push(&mut lane, jobs).await?;
@@ -133,14 +183,22 @@ impl Store for Postgres {
 
     async fn exchange(&self, done: Vec<Completion>, want: Option<Want<'_>>) -> Result<Exchanged, Error> {
         let mut lane = self.fetching.take().await.map_err(postgres)?;
-        let exchanged = fetch::exchange(&mut lane, done, want).await.map_err(postgres)?;
+        let ended: Vec<JobId> =
+            done.iter().filter(|done| done.kept || done.awaited).map(|done| done.lease.job).collect();
+        let (exchanged, freed) =
+            fetch::exchange(&mut lane, &self.rules, done, want).await.map_err(postgres)?;
         self.fetching.give(lane);
+        self.wakeups.waiters.ended(ended);
+        self.tell(freed);
         Ok(exchanged)
     }
 
     async fn upkeep(&self, upkeep: Upkeep) -> Result<Kept, Error> {
         let mut lane = self.settling.take().await.map_err(postgres)?;
-        let kept = upkeep::upkeep(&mut lane, upkeep).await.map_err(postgres)?;
+        let (kept, new) = upkeep::upkeep(&mut lane, upkeep).await?;
+        self.tell(new);
+        self.rules.refresh(&mut lane).await.map_err(postgres)?;
+        unique::sweep(&mut lane, &self.unique).await.map_err(postgres)?;
         if self.cleaning.is_due()
             && let Err(error) = self.cleaning.clean(&mut lane).await
         {
@@ -182,20 +240,25 @@ impl Store for Postgres {
 
     async fn bury(&self, burials: Vec<Burial>) -> Result<usize, Error> {
         let mut lane = self.settling.take().await.map_err(postgres)?;
-        let buried = settle::bury(&mut lane, burials).await.map_err(postgres)?;
+        let ended: Vec<JobId> = burials.iter().map(|burial| burial.lease.job).collect();
+        let (buried, freed) = settle::bury(&mut lane, burials).await.map_err(postgres)?;
         self.settling.give(lane);
+        self.wakeups.waiters.ended(ended);
+        self.tell(freed);
         Ok(buried)
     }
 
     async fn stats(&self) -> Result<QueueStats, Error> {
         const STATS: &str = "
             SELECT count(*) FILTER (WHERE state = 0), count(*) FILTER (WHERE state = 1),
-                   count(*) FILTER (WHERE state = 2), (SELECT count(*) FROM greenwave_jobs_dead)
+                   count(*) FILTER (WHERE state = 2), count(*) FILTER (WHERE state = 3),
+                   (SELECT count(*) FROM greenwave_jobs_dead)
             FROM greenwave_jobs";
-        let row: (i64, i64, i64, i64) =
+        let row: (i64, i64, i64, i64, i64) =
             sqlx::query_as(STATS).fetch_one(&self.pool).await.map_err(postgres)?;
-        let [ready, scheduled, running, dead] = [row.0, row.1, row.2, row.3].map(i64::unsigned_abs);
-        Ok(QueueStats { ready, scheduled, running, dead })
+        let [ready, scheduled, running, blocked, dead] =
+            [row.0, row.1, row.2, row.3, row.4].map(i64::unsigned_abs);
+        Ok(QueueStats { ready, scheduled, running, blocked, dead })
     }
 
     async fn dead(&self, limit: usize) -> Result<Vec<DeadJob>, Error> {
@@ -206,12 +269,18 @@ impl Store for Postgres {
         const REVIVE: &str = "
             WITH revived AS (DELETE FROM greenwave_jobs_dead WHERE id = $1 RETURNING *)
             INSERT INTO greenwave_jobs (id, queue, name, payload, priority, state, run_at, max_attempts, errors,
-                created_at, version, key, timeout_ms, keep_ms, awaited, trace, progress)
+                created_at, version, key, timeout_ms, keep_ms, awaited, trace, progress, scheduled_for)
             SELECT id, queue, name, payload, priority, 0, now(), max_attempts, errors, created_at, version, key,
-                timeout_ms, keep_ms, awaited, trace, progress
-            FROM revived";
-        let done = sqlx::query(REVIVE).bind(id.get()).execute(&self.pool).await.map_err(postgres)?;
-        Ok(done.rows_affected() == 1)
+                timeout_ms, keep_ms, awaited, trace, progress, scheduled_for
+            FROM revived RETURNING awaited";
+        let mut tx = begin(&self.pool).await.map_err(postgres)?;
+        let awaited: Option<bool> =
+            sqlx::query_scalar(REVIVE).bind(id.get()).fetch_optional(&mut *tx).await.map_err(postgres)?;
+        if awaited == Some(true) {
+            workflow::revived(&mut tx, &[id.get()]).await.map_err(postgres)?;
+        }
+        tx.commit().await.map_err(postgres)?;
+        Ok(awaited.is_some())
     }
 
     fn announce(&self, notice: Notice) {

@@ -5,6 +5,7 @@ use sqlx::PgConnection;
 use sqlx::postgres::PgArguments;
 use sqlx::query::QueryScalar;
 
+use super::unique;
 use crate::Error;
 use crate::error::postgres;
 use crate::job::{NewJob, Pushed, Start};
@@ -59,23 +60,23 @@ const MIXED: &str = insert_many!(
 
 /// What the jobs of one kind have in common.
 #[derive(PartialEq)]
-struct Shape {
-    queue: &'static str,
-    name: &'static str,
-    version: i32,
-    priority: i16,
-    max_attempts: i32,
-    state: i16,
-    at: Option<DateTime<Utc>>,
-    delay: i64,
-    timeout_ms: Option<i64>,
-    keep_ms: i64,
-    awaited: bool,
-    pending: i32,
+pub(super) struct Shape {
+    pub(super) queue: &'static str,
+    pub(super) name: &'static str,
+    pub(super) version: i32,
+    pub(super) priority: i16,
+    pub(super) max_attempts: i32,
+    pub(super) state: i16,
+    pub(super) at: Option<DateTime<Utc>>,
+    pub(super) delay: i64,
+    pub(super) timeout_ms: Option<i64>,
+    pub(super) keep_ms: i64,
+    pub(super) awaited: bool,
+    pub(super) pending: i32,
 }
 
 impl Shape {
-    fn of(job: &NewJob) -> Self {
+    pub(super) fn of(job: &NewJob) -> Self {
         let (state, at, delay, pending) = match job.start {
             Start::In(0) => (0, None, 0, 0),
             Start::In(ms) => (1, None, ms, 0),
@@ -103,6 +104,9 @@ impl Shape {
 
 /// Stores all or none, and answers in order.
 pub(super) async fn push(conn: &mut PgConnection, jobs: Vec<NewJob>) -> Result<Vec<Pushed>, Error> {
+    if jobs.iter().any(|job| job.unique.is_some()) {
+        return unique::push(conn, &jobs).await.map_err(postgres);
+    }
     let mut ids = store(conn, &jobs).await.map_err(postgres)?;
     // The ids are drawn in the order of insertion, which is that of the arrays.
     ids.sort_unstable();
@@ -133,7 +137,10 @@ async fn store(conn: &mut PgConnection, jobs: &[NewJob]) -> Result<Vec<i64>, sql
 }
 
 /// Nothing at all if no job has one.
-fn texts<'a>(jobs: &'a [NewJob], text: impl Fn(&'a NewJob) -> Option<&'a str>) -> Vec<Option<&'a str>> {
+pub(super) fn texts<'a>(
+    jobs: &'a [NewJob],
+    text: impl Fn(&'a NewJob) -> Option<&'a str>,
+) -> Vec<Option<&'a str>> {
     let some = jobs.iter().any(|job| text(job).is_some());
     if some { jobs.iter().map(text).collect() } else { Vec::new() }
 }
@@ -183,8 +190,9 @@ async fn mixed(conn: &mut PgConnection, jobs: &[NewJob]) -> Result<Vec<i64>, sql
 async fn copy(conn: &mut PgConnection, jobs: &[NewJob], shape: &Shape) -> Result<Vec<i64>, sqlx::Error> {
     const DRAW: &str = "
         SELECT (extract(epoch FROM clock_timestamp() - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint,
-            ARRAY(SELECT nextval(pg_get_serial_sequence('greenwave_jobs', 'id')::regclass)
-                FROM generate_series(1, $1::bigint))";
+            ARRAY(SELECT nextval(drawn.sequence)
+                FROM (SELECT pg_get_serial_sequence('greenwave_jobs', 'id')::regclass AS sequence OFFSET 0) AS drawn,
+                    generate_series(1, $1::bigint))";
     const COPY: &str = "
         COPY greenwave_jobs (id, payload, key, trace, queue, name, version, priority, max_attempts, state, run_at,
             created_at, timeout_ms, keep_ms, awaited) FROM STDIN (FORMAT binary)";

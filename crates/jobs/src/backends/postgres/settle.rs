@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use sqlx::{Connection, PgConnection};
 
-use super::{Burial, Lease, Retry};
+use super::{Burial, Lease, Retry, workflow};
 use crate::job::millis;
 
 /// The errors kept with a job are its last ten: this appends one.
@@ -37,10 +37,11 @@ macro_rules! buried {
     ($attempts:literal, $errors:expr) => {
         concat!(
             "INSERT INTO greenwave_jobs_dead (id, queue, name, payload, priority, attempts, max_attempts, reason,
-                created_at, version, key, timeout_ms, keep_ms, awaited, trace, progress, errors)
+                created_at, version, key, timeout_ms, keep_ms, awaited, trace, progress, scheduled_for, errors)
             SELECT id, queue, name, payload, priority, ",
             $attempts,
-            ", max_attempts, reason, created_at, version, key, timeout_ms, keep_ms, awaited, trace, progress, ",
+            ", max_attempts, reason, created_at, version, key, timeout_ms, keep_ms, awaited, trace, progress,
+                scheduled_for, ",
             $errors,
             " FROM buried"
         )
@@ -110,7 +111,11 @@ pub(super) async fn retry(conn: &mut PgConnection, mut retries: Vec<Retry>) -> R
         .map(count)
 }
 
-pub(super) async fn bury(conn: &mut PgConnection, mut burials: Vec<Burial>) -> Result<usize, sqlx::Error> {
+/// Answers how many it buried, and which queues have something new.
+pub(super) async fn bury(
+    conn: &mut PgConnection,
+    mut burials: Vec<Burial>,
+) -> Result<(usize, Vec<String>), sqlx::Error> {
     const BURY: &str = concat!(
         "WITH buried AS (
             DELETE FROM greenwave_jobs j
@@ -126,13 +131,14 @@ pub(super) async fn bury(conn: &mut PgConnection, mut burials: Vec<Burial>) -> R
     burials.sort_unstable_by_key(|burial| burial.lease);
     let (jobs, leases) = columns(burials.iter().map(|burial| burial.lease).collect());
     let mut tx = conn.begin().await?;
-    let (buried, _awaited): (Vec<i64>, Vec<i64>) = sqlx::query_as(BURY)
+    let (buried, awaited): (Vec<i64>, Vec<i64>) = sqlx::query_as(BURY)
         .bind(jobs)
         .bind(leases)
         .bind(burials.iter().map(|burial| burial.reason.code()).collect::<Vec<_>>())
         .bind(burials.iter().map(|burial| burial.error.as_str()).collect::<Vec<_>>())
         .fetch_one(&mut *tx)
         .await?;
+    let freed = workflow::died(&mut tx, &awaited).await?;
     tx.commit().await?;
-    Ok(buried.len())
+    Ok((buried.len(), freed))
 }

@@ -2,21 +2,25 @@
 
 use rusqlite::{Connection, params};
 
-use super::{now, now_ms};
+use super::{now, now_ms, workflow};
 use crate::backends::{Completion, MAINTENANCE_BATCH};
 
-/// Completes jobs that are still held under their lease, and answers how many were.
-pub(super) fn complete(conn: &Connection, done: &[Completion]) -> rusqlite::Result<usize> {
+/// Completes jobs that are still held under their lease. Answers how many were, and which queues have something new.
+pub(super) fn complete(conn: &Connection, done: &[Completion]) -> rusqlite::Result<(usize, Vec<String>)> {
     let mut delete = conn.prepare_cached("DELETE FROM greenwave_jobs WHERE id = ?1 AND lease_id = ?2")?;
-    let mut completed = 0;
+    let (mut completed, mut awaited) = (0, Vec::new());
     let now = if done.iter().any(|completion| completion.kept) { now_ms(conn)? } else { 0 };
     for completion in done {
         if completion.kept {
             keep(conn, completion, now)?;
         }
-        completed += delete.execute([completion.lease.job.get(), completion.lease.id])?;
+        let deleted = delete.execute([completion.lease.job.get(), completion.lease.id])?;
+        completed += deleted;
+        if completion.awaited && deleted == 1 {
+            awaited.push((completion.lease.job.get(), completion.kept));
+        }
     }
-    Ok(completed)
+    Ok((completed, workflow::ended(conn, &awaited)?))
 }
 
 fn keep(conn: &Connection, completion: &Completion, now: i64) -> rusqlite::Result<usize> {

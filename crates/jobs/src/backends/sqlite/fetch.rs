@@ -4,13 +4,24 @@ use rusqlite::{Connection, Row, params};
 
 use super::{draw, now_ms};
 use crate::backends::{Lease, LeasedJob};
+use crate::dead::time;
 use crate::job::millis;
 
 pub(super) fn is_any_ready(conn: &Connection, queue: &str) -> rusqlite::Result<bool> {
-    const READY: &str =
-        "SELECT EXISTS (SELECT 1 FROM greenwave_jobs WHERE state = 0 AND key IS NULL AND queue = ?1)";
+    const READY: &str = "
+        SELECT EXISTS (SELECT 1 FROM greenwave_jobs WHERE state = 0 AND key IS NULL AND queue = ?1)
+            OR EXISTS (SELECT 1 FROM greenwave_jobs WHERE state = 0 AND key IS NOT NULL AND queue = ?1)";
     conn.prepare_cached(READY)?.query_row([queue], |row| row.get(0))
 }
+
+/// What [`leased`] reads.
+macro_rules! columns {
+    () => {
+        "id, name, version, payload, failures, max_attempts, timeout_ms, run_at, trace, awaited, keep_ms > 0, crashes,
+            scheduled_for"
+    };
+}
+pub(super) use columns;
 
 /// Leases ready jobs without a key, and answers with them in the order of their start.
 pub(super) fn fetch(
@@ -19,11 +30,11 @@ pub(super) fn fetch(
     limit: usize,
     lease: Duration,
 ) -> rusqlite::Result<Vec<LeasedJob>> {
-    const READY: &str = "
-        SELECT id, name, version, payload, failures, max_attempts, timeout_ms, run_at, trace, awaited, keep_ms > 0,
-            crashes
-        FROM greenwave_jobs WHERE state = 0 AND key IS NULL AND queue = ?1
-        ORDER BY priority, position LIMIT ?2";
+    const READY: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM greenwave_jobs WHERE state = 0 AND key IS NULL AND queue = ?1 ORDER BY priority, position LIMIT ?2"
+    );
     let now = now_ms(conn)?;
     let id = draw(conn, 1)?.start;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
@@ -34,7 +45,7 @@ pub(super) fn fetch(
     Ok(jobs)
 }
 
-/// A row of the columns that [`fetch`] selects, under lease `id`.
+/// A row of these columns, under lease `id`.
 pub(super) fn leased(row: &Row<'_>, id: i64, now: i64) -> rusqlite::Result<LeasedJob> {
     Ok(LeasedJob {
         lease: Lease { job: row.get::<_, i64>(0)?.into(), id },
@@ -49,6 +60,7 @@ pub(super) fn leased(row: &Row<'_>, id: i64, now: i64) -> rusqlite::Result<Lease
         awaited: row.get(9)?,
         kept: row.get(10)?,
         crashes: row.get(11)?,
+        scheduled_for: row.get::<_, Option<i64>>(12)?.map(time),
     })
 }
 

@@ -2,12 +2,18 @@
 
 mod done;
 mod fetch;
+mod flows;
+mod keyed;
+mod limits;
 mod open;
 mod owner;
 mod progress;
 mod push;
+mod schedules;
 mod settle;
+mod unique;
 mod upkeep;
+mod workflow;
 
 use std::future::Future;
 use std::ops::Range;
@@ -22,10 +28,12 @@ use rusqlite::Connection;
 use rusqlite::functions::{Context, FunctionFlags};
 use tokio::time::sleep;
 
-use super::{Backend, Burial, Completion, Exchanged, Kept, Lease, Retry, Store, Upkeep, Want};
+use super::{Backend, Burial, Completion, Control, Exchanged, Kept, Lease, Retry, Store, Upkeep, Want};
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
 use crate::job::{NewJob, Pushed};
+use crate::limits::Bounds;
 use crate::queue::QueueStats;
+use crate::unique::Sweep;
 use crate::wakeups::{Notice, Wakeups};
 use crate::{Error, Job, JobId, PushOptions, Queue, telemetry};
 use owner::Durability::{Lazy, Synced};
@@ -34,6 +42,10 @@ use owner::Durability::{Lazy, Synced};
 #[derive(Debug, Clone)]
 pub struct Sqlite {
     owner: owner::Handle,
+    controls: Arc<limits::Controls>,
+    bounds: Arc<Bounds>,
+    unique: Arc<Sweep>,
+    wakeups: Arc<Wakeups>,
 }
 
 /// How many transactions one upkeep makes at most.
@@ -55,7 +67,12 @@ impl Queue<Sqlite> {
     /// for up to 5 s.
     pub fn sqlite(path: impl AsRef<Path>) -> Result<Self, Error> {
         let conn = open::open(path.as_ref()).map_err(Error::Sqlite)?;
-        Ok(Queue::over(Sqlite { owner: owner::Handle::spawn(conn)? }))
+        Self::sqlite_over(conn)
+    }
+
+    fn sqlite_over(conn: Connection) -> Result<Self, Error> {
+        let wakeups = Arc::<Wakeups>::default();
+        Ok(Queue::over(Sqlite::over(conn, Arc::clone(&wakeups))?, wakeups))
     }
 
     /// Stores a job through the caller's connection to the same file, so in the caller's transaction, if it is in one:
@@ -85,16 +102,27 @@ impl Queue<Sqlite> {
         job: &J,
         options: PushOptions,
     ) -> Result<Pushed, Error> {
-        let pushed = push::push(conn, &[self.encode(job, &options)?]).map_err(Error::Sqlite)?;
+        let job = self.encode(job, &options)?;
+        self.store.make_room_in(conn, J::QUEUE, 1)?;
+        let pushed = push::push(conn, &[job]).map_err(Error::Sqlite)?;
         telemetry::pushed(J::QUEUE, J::NAME, 1);
         pushed.into_iter().next().ok_or(Error::Closed)
     }
 
     /// Stores many jobs of a type in the caller's transaction, or in one of its own. Answers with their ids in order.
     pub fn push_many_in<J: Job>(&self, conn: &Connection, jobs: &[J]) -> Result<Vec<Pushed>, Error> {
-        let pushed = push::push(conn, &self.encode_all(jobs)?).map_err(Error::Sqlite)?;
+        let encoded = self.encode_all(jobs)?;
+        self.store.make_room_in(conn, J::QUEUE, encoded.len())?;
+        let pushed = push::push(conn, &encoded).map_err(Error::Sqlite)?;
         telemetry::pushed(J::QUEUE, J::NAME, jobs.len());
         Ok(pushed)
+    }
+}
+
+impl Sqlite {
+    /// Wakes the workers of queues. Those of other processes see that the file has changed.
+    fn tell(&self, queues: Vec<String>) {
+        queues.iter().for_each(|queue| self.wakeups.wake(Some(queue)));
     }
 }
 
@@ -107,7 +135,7 @@ impl Queue<Sqlite> {
         let clock = move |_: &Context<'_>| Ok((now.load(Ordering::SeqCst) as f64 + 0.5) / 1000.0);
         conn.create_scalar_function("unixepoch", 1, FunctionFlags::SQLITE_UTF8, clock)
             .map_err(Error::Sqlite)?;
-        Ok(Queue::over(Sqlite { owner: owner::Handle::spawn(conn)? }))
+        Self::sqlite_over(conn)
     }
 }
 
@@ -128,6 +156,34 @@ impl Sqlite {
     }
 }
 
+impl Sqlite {
+    fn over(conn: Connection, wakeups: Arc<Wakeups>) -> Result<Self, Error> {
+        let owner = owner::Handle::spawn(conn)?;
+        Ok(Sqlite {
+            owner,
+            controls: Arc::default(),
+            bounds: Arc::default(),
+            unique: Arc::default(),
+            wakeups,
+        })
+    }
+
+    /// Deletes the keys of unique jobs that nobody holds any more, some of them now and then.
+    async fn sweep_unique(&self) -> Result<(), Error> {
+        while let Some((name, key)) = self.unique.begin() {
+            let seen = self.owner.read(move |conn| unique::look(conn, &name, &key)).await?;
+            let last = seen.last().map(|((name, key, _), _)| (name.clone(), key.clone()));
+            let count = seen.len();
+            let free: Vec<_> = seen.into_iter().filter(|(_, free)| *free).map(|(key, _)| key).collect();
+            self.unique.ended(count, free.len(), last);
+            if !free.is_empty() {
+                self.owner.write(Lazy, move |conn| unique::delete(conn, &free)).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Backend for Sqlite {}
 
 impl Store for Sqlite {
@@ -139,6 +195,14 @@ impl Store for Sqlite {
         self.owner.read(open::is_migrated).await
     }
 
+    async fn admit(&self, queue: &'static str, jobs: usize) -> Result<(), Error> {
+        self.make_room(queue, jobs).await
+    }
+
+    fn control(&self, queue: &str) -> Control {
+        self.controls.get(queue)
+    }
+
     async fn push(&self, jobs: Vec<NewJob>) -> Result<Vec<Pushed>, Error> {
         self.owner.write(Synced, move |conn| push::insert(conn, &jobs)).await
     }
@@ -147,28 +211,36 @@ impl Store for Sqlite {
         let want = want.map(|want| (want.queue.to_owned(), want.limit, want.lease));
         let durability = if done.is_empty() { Lazy } else { Synced };
         let queue = want.as_ref().map(|want| want.0.clone()).filter(|_| done.is_empty());
+        let ended: Vec<JobId> =
+            done.iter().filter(|done| done.kept || done.awaited).map(|done| done.lease.job).collect();
         let look = move |conn: &Connection| match queue {
-            Some(queue) if !fetch::is_any_ready(conn, &queue)? => Ok(Some(Exchanged::default())),
+            Some(queue) if !fetch::is_any_ready(conn, &queue)? => Ok(Some(Default::default())),
             _ => Ok(None),
         };
         let exchange = move |conn: &Connection| {
-            let completed = done::complete(conn, &done)?;
-            let jobs = match want {
-                Some((queue, limit, lease)) => fetch::fetch(conn, &queue, limit, lease)?,
-                None => Vec::new(),
+            let (completed, freed) = done::complete(conn, &done)?;
+            let (jobs, again) = match want {
+                Some((queue, limit, lease)) => keyed::fetch(conn, &queue, limit, lease)?,
+                None => Default::default(),
             };
-            Ok(Exchanged { completed, jobs })
+            Ok((Exchanged { completed, jobs, again }, freed))
         };
-        self.owner.look_then_write(durability, look, exchange).await
+        let (exchanged, freed) = self.owner.look_then_write(durability, look, exchange).await?;
+        self.wakeups.waiters.ended(ended);
+        self.tell(freed);
+        Ok(exchanged)
     }
 
     async fn upkeep(&self, upkeep: Upkeep) -> Result<Kept, Error> {
+        self.controls.set(self.owner.read(limits::controls).await?);
+        self.sweep_unique().await?;
         let mut kept = Kept::default();
         // Others get their turn between two rounds.
         for _ in 0..MAX_ROUNDS {
             let round = move |conn: &Connection| upkeep::round(conn, upkeep);
-            let upkeep::Round { kept: found, more } =
+            let upkeep::Round { kept: found, new, more } =
                 self.owner.look_then_write(Lazy, upkeep::look, round).await?;
+            self.tell(new);
             kept.rescued += found.rescued;
             kept.buried += found.buried;
             kept.promoted += found.promoted;
@@ -197,7 +269,11 @@ impl Store for Sqlite {
     }
 
     async fn bury(&self, burials: Vec<Burial>) -> Result<usize, Error> {
-        self.owner.write(Synced, move |conn| settle::bury(conn, &burials)).await
+        let ended: Vec<JobId> = burials.iter().map(|burial| burial.lease.job).collect();
+        let (buried, freed) = self.owner.write(Synced, move |conn| settle::bury(conn, &burials)).await?;
+        self.wakeups.waiters.ended(ended);
+        self.tell(freed);
+        Ok(buried)
     }
 
     async fn stats(&self) -> Result<QueueStats, Error> {
@@ -256,11 +332,18 @@ fn now_ms(conn: &Connection) -> rusqlite::Result<i64> {
 fn stats(conn: &Connection) -> rusqlite::Result<QueueStats> {
     const STATS: &str = "
         SELECT count(*) FILTER (WHERE state = 0), count(*) FILTER (WHERE state = 1),
-               count(*) FILTER (WHERE state = 2), (SELECT count(*) FROM greenwave_jobs_dead)
+               count(*) FILTER (WHERE state = 2), count(*) FILTER (WHERE state = 3),
+               (SELECT count(*) FROM greenwave_jobs_dead)
         FROM greenwave_jobs";
     conn.query_row(STATS, [], |row| {
         let count = |column| row.get::<_, i64>(column).map(i64::unsigned_abs);
-        Ok(QueueStats { ready: count(0)?, scheduled: count(1)?, running: count(2)?, dead: count(3)? })
+        Ok(QueueStats {
+            ready: count(0)?,
+            scheduled: count(1)?,
+            running: count(2)?,
+            blocked: count(3)?,
+            dead: count(4)?,
+        })
     })
 }
 
@@ -288,14 +371,17 @@ fn retry_dead(conn: &Connection, id: JobId) -> rusqlite::Result<bool> {
     const REVIVE: &str = concat!(
         "INSERT INTO greenwave_jobs
             (id, queue, name, version, payload, priority, max_attempts, timeout_ms, keep_ms, awaited, created_at, key,
-            trace, progress, errors, state, position, run_at)
+            trace, progress, scheduled_for, errors, state, position, run_at)
         SELECT id, queue, name, version, payload, priority, max_attempts, timeout_ms, keep_ms, awaited, created_at, key,
-            trace, progress, errors, 0, ?2, ",
+            trace, progress, scheduled_for, errors, 0, ?2, ",
         now!(),
         " FROM greenwave_jobs_dead WHERE id = ?1"
     );
     let position = draw(conn, 1)?.start;
     let revived = conn.execute(REVIVE, [id.get(), position])? == 1;
     conn.execute("DELETE FROM greenwave_jobs_dead WHERE id = ?1", [id.get()])?;
+    if revived {
+        workflow::revived(conn, &[id.get()])?;
+    }
     Ok(revived)
 }

@@ -11,6 +11,8 @@ const MIGRATIONS: &[(i32, &str)] = &[
     (1, include_str!("../../../migrations/sqlite/0001_jobs.sql")),
     (2, include_str!("../../../migrations/sqlite/0002_positions_and_options.sql")),
     (3, include_str!("../../../migrations/sqlite/0003_sequence_and_done.sql")),
+    (4, include_str!("../../../migrations/sqlite/0004_limits.sql")),
+    (5, include_str!("../../../migrations/sqlite/0005_schedules_and_workflows.sql")),
 ];
 
 /// How long a call waits for the writer lock of others.

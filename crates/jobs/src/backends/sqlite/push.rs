@@ -1,6 +1,6 @@
 use rusqlite::{Connection, params};
 
-use super::{draw, now_ms};
+use super::{draw, now_ms, unique};
 use crate::job::{NewJob, Pushed, Start};
 
 /// Stores all or none, and answers in order. The savepoint is a transaction of its own if the caller is in none.
@@ -28,6 +28,10 @@ pub(super) fn insert(conn: &Connection, jobs: &[NewJob]) -> rusqlite::Result<Vec
     let mut insert = conn.prepare_cached(PUSH)?;
     let mut pushed = Vec::with_capacity(jobs.len());
     for (id, job) in ids.zip(jobs) {
+        if let Some(holder) = unique::claim(conn, job, id, now)? {
+            pushed.push(Pushed { id: holder.into(), existed: true });
+            continue;
+        }
         let (state, run_at, pending) = match job.start {
             Start::In(0) => (0, now, 0),
             Start::In(ms) => (1, now.saturating_add(ms), 0),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, params};
 
-use super::{draw, now};
+use super::{draw, now, workflow};
 use crate::backends::{Burial, Lease, Retry};
 use crate::dead::DeadReason;
 use crate::job::millis;
@@ -30,9 +30,9 @@ macro_rules! bury {
         concat!(
             "INSERT INTO greenwave_jobs_dead
                 (id, queue, name, version, payload, priority, max_attempts, timeout_ms, keep_ms, awaited, created_at,
-                key, trace, progress, died_at, attempts, reason, errors)
+                key, trace, progress, scheduled_for, died_at, attempts, reason, errors)
             SELECT id, queue, name, version, payload, priority, max_attempts, timeout_ms, keep_ms, awaited, created_at,
-                key, trace, progress, ",
+                key, trace, progress, scheduled_for, ",
             now!(), ", ", $attempts, ", ", $reason, ", ", $errors,
             " FROM greenwave_jobs WHERE "
         )
@@ -92,16 +92,20 @@ pub(super) fn retry(conn: &Connection, retries: &[Retry]) -> rusqlite::Result<us
     retries.iter().map(&mut run).sum()
 }
 
-pub(super) fn bury(conn: &Connection, burials: &[Burial]) -> rusqlite::Result<usize> {
+/// Answers how many it buried, and which queues have something new.
+pub(super) fn bury(conn: &Connection, burials: &[Burial]) -> rusqlite::Result<(usize, Vec<String>)> {
     const BURY: &str = concat!(bury!("failures + 1", "?3", appended!("?4")), "id = ?1 AND lease_id = ?2");
     let mut insert = conn.prepare_cached(BURY)?;
-    let mut buried = 0;
-    for Burial { lease, reason, error, .. } in burials {
+    let (mut buried, mut awaited) = (0, Vec::new());
+    for Burial { lease, awaited: is_awaited, reason, error } in burials {
         if insert.execute(params![lease.job.get(), lease.id, reason.code(), error])? == 1 {
             buried += delete(conn, lease.job.get())?;
+            if *is_awaited {
+                awaited.push(lease.job.get());
+            }
         }
     }
-    Ok(buried)
+    Ok((buried, workflow::died(conn, &awaited)?))
 }
 
 /// Buries a job that nobody holds, because its workers vanished too often.
