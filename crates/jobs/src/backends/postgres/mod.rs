@@ -3,6 +3,7 @@
 mod done;
 mod fetch;
 mod flows;
+mod inspect;
 mod keyed;
 mod lanes;
 mod limits;
@@ -26,6 +27,7 @@ use super::{
     Backend, Burial, Completion, Control, Exchanged, Kept, LEASE_ENDED, Lease, LeasedJob, MAINTENANCE_BATCH,
     Retry, Store, Upkeep, Want,
 };
+use crate::backends::inspect::Observed;
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
 use crate::error::{chain, postgres};
 use crate::job::{NewJob, Pushed};
@@ -58,6 +60,7 @@ const MIGRATIONS: &[(i32, &str)] = &[
     (3, include_str!("../../../migrations/postgres/0003_done.sql")),
     (4, include_str!("../../../migrations/postgres/0004_limits.sql")),
     (5, include_str!("../../../migrations/postgres/0005_schedules_and_workflows.sql")),
+    (6, include_str!("../../../migrations/postgres/0006_admin.sql")),
 ];
 
 /// "greenwav" in ASCII; whoever migrates the queue holds this advisory lock.
@@ -281,6 +284,10 @@ impl Store for Postgres {
         }
         tx.commit().await.map_err(postgres)?;
         Ok(awaited.is_some())
+    }
+
+    async fn observe(&self, holder: i64, queues: &[&str], hold: Duration) -> Result<Vec<Observed>, Error> {
+        inspect::observe(&self.pool, holder, queues, hold).await.map_err(postgres)
     }
 
     fn announce(&self, notice: Notice) {

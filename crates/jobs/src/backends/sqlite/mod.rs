@@ -3,6 +3,7 @@
 mod done;
 mod fetch;
 mod flows;
+mod inspect;
 mod keyed;
 mod limits;
 mod open;
@@ -29,6 +30,7 @@ use rusqlite::functions::{Context, FunctionFlags};
 use tokio::time::sleep;
 
 use super::{Backend, Burial, Completion, Control, Exchanged, Kept, Lease, Retry, Store, Upkeep, Want};
+use crate::backends::inspect::Observed;
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
 use crate::job::{NewJob, Pushed};
 use crate::limits::Bounds;
@@ -286,6 +288,10 @@ impl Store for Sqlite {
 
     async fn retry_dead(&self, id: JobId) -> Result<bool, Error> {
         self.owner.write(Synced, move |conn| retry_dead(conn, id)).await
+    }
+
+    async fn observe(&self, holder: i64, queues: &[&str], hold: Duration) -> Result<Vec<Observed>, Error> {
+        inspect::observe(&self.owner, holder, queues, hold).await
     }
 
     // SQLite has no signal between processes; `listen` looks for what others have changed.
