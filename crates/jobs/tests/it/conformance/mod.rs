@@ -113,15 +113,6 @@ conformance! {
         what_outlasts_the_grace_returns_to_the_queue
         an_error_while_stopping_is_no_failure
         a_stop_under_load_loses_and_repeats_nothing;
-    inspecting:
-        a_list_has_what_the_filter_means
-        pages_follow_one_another_without_gap_or_repetition
-        all_is_shown_of_a_job
-        a_cancelled_job_does_not_run
-        a_running_job_is_taken_from_its_worker
-        actions_on_many_touch_what_the_filter_means
-        jobs_that_come_back_start_in_the_order_in_which_they_were_pushed
-        stats_tell_queues_and_types_apart;
     working:
         an_old_payload_is_upcast_and_a_newer_waits_for_a_newer_worker
         a_result_is_kept_where_the_type_says_so
@@ -131,6 +122,15 @@ conformance! {
         a_type_takes_no_more_places_than_it_may
         long_jobs_are_left_to_other_workers
         what_was_fetched_ahead_and_cannot_start_goes_back;
+    inspecting:
+        a_list_has_what_the_filter_means
+        pages_follow_one_another_without_gap_or_repetition
+        all_is_shown_of_a_job
+        a_cancelled_job_does_not_run
+        a_running_job_is_taken_from_its_worker
+        actions_on_many_touch_what_the_filter_means
+        jobs_that_come_back_start_in_the_order_in_which_they_were_pushed
+        stats_tell_queues_and_types_apart;
     limits:
         a_queue_runs_no_more_than_its_limit_in_all_workers
         a_key_runs_no_more_than_its_limit_in_all_workers
