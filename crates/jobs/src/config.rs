@@ -105,6 +105,16 @@ impl WorkerConfig {
         if let Some((name, _)) = positive.iter().find(|(_, holds)| !holds) {
             return refused(format!("`{name}` must be above zero"));
         }
+        for ObjectiveConfig { queue, max_wait } in &self.objectives {
+            if !served.contains(&queue.as_str()) {
+                return refused(format!("an objective is for queue `{queue}`, which no handler serves"));
+            }
+            if max_wait.is_zero() || *max_wait > MAX_DURATION {
+                return refused(format!(
+                    "the objective of queue `{queue}` must be above zero, and at most a year"
+                ));
+            }
+        }
         if self.lease < MIN_LEASE {
             return refused(format!("`lease` must be at least {MIN_LEASE:?}"));
         }

@@ -335,6 +335,7 @@ impl<B: SqlBackend> Queue<B> {
 
     async fn cancel_all(&self, ids: Vec<i64>) -> Result<u64, Error> {
         let cancelled = in_time(self.store.cancel(ids)).await?;
+        self.wakeups.waiters.ended(cancelled.iter().map(|cancelled| cancelled.id).collect::<Vec<_>>());
         for Cancelled { id, .. } in cancelled.iter().filter(|cancelled| cancelled.ran) {
             let notice = Notice::Cancelled(*id);
             self.wakeups.tell(&notice);

@@ -14,9 +14,6 @@ pub const RUN_DURATION: &str = "greenwave.jobs.run.duration";
 /// Histogram of the seconds between the time a job could run and its start, labels `queue` and `job`.
 pub const WAIT: &str = "greenwave.jobs.wait";
 
-/// Counter of jobs pushed by a schedule, labels `schedule`, `queue` and `job`; [`PUSHED`] counts them too.
-pub const TICKS: &str = "greenwave.jobs.schedule.ticks";
-
 /// Gauge of the jobs that could run now, label `queue`. One worker reports a queue for the fleet, and the others nothing
 /// or 0, so that sums over processes are right; so it is with the other gauges.
 pub const READY: &str = "greenwave.jobs.ready";
@@ -33,6 +30,9 @@ pub const OBJECTIVE_MISSED: &str = "greenwave.jobs.objective.missed";
 /// Target of the events that say that a queue misses its objective (ERROR), and that it meets it again (INFO); fields
 /// `queue`, `oldest`, `max_wait` and `ready`.
 pub const OBJECTIVE_TARGET: &str = "greenwave_jobs::objective";
+
+/// Counter of jobs pushed by a schedule, labels `schedule`, `queue` and `job`; [`PUSHED`] counts them too.
+pub const TICKS: &str = "greenwave.jobs.schedule.ticks";
 
 /// Name of the span around each attempt, level INFO, fields `job.id`, `job.name`, `job.queue`, `job.attempt` and, if
 /// the pusher's trace is known, `traceparent`.
@@ -96,12 +96,6 @@ pub(crate) fn pushed(queue: &'static str, job: &'static str, count: usize) {
     metrics::counter!(PUSHED, "queue" => queue, "job" => job).increment(count as u64);
 }
 
-/// Counts a job that a schedule pushed.
-pub(crate) fn ticked(schedule: &str, queue: &'static str, job: &'static str) {
-    metrics::counter!(TICKS, "schedule" => schedule.to_owned(), "queue" => queue, "job" => job).increment(1);
-    pushed(queue, job, 1);
-}
-
 pub(crate) fn observed(observed: &crate::backends::inspect::Observed) {
     let queue = || observed.queue.clone();
     metrics::gauge!(READY, "queue" => queue()).set(observed.ready as f64);
@@ -112,4 +106,10 @@ pub(crate) fn observed(observed: &crate::backends::inspect::Observed) {
 
 pub(crate) fn objective(queue: &str, missed: bool) {
     metrics::gauge!(OBJECTIVE_MISSED, "queue" => queue.to_owned()).set(if missed { 1.0 } else { 0.0 });
+}
+
+/// Counts a job that a schedule pushed.
+pub(crate) fn ticked(schedule: &str, queue: &'static str, job: &'static str) {
+    metrics::counter!(TICKS, "schedule" => schedule.to_owned(), "queue" => queue, "job" => job).increment(1);
+    pushed(queue, job, 1);
 }

@@ -1,9 +1,10 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::backends::SqlBackend;
 use crate::backends::flows::Edge;
-use crate::deadline::in_time;
+use crate::deadline::{in_time, within};
 use crate::error::chain;
 use crate::job::{NewJob, Start};
 use crate::{Error, Job, JobId, PushOptions, Pushed, Queue, telemetry};
@@ -195,6 +196,9 @@ impl PushedWorkflow {
     }
 }
 
+/// How long a push may take: a workflow may have a million jobs, and is stored as a whole.
+const PUSH: Duration = Duration::from_secs(5 * 60);
+
 impl<B: SqlBackend> Queue<B> {
     /// Stores all jobs of a workflow, or none.
     ///
@@ -214,7 +218,7 @@ impl<B: SqlBackend> Queue<B> {
         for (queue, jobs) in workflow.first() {
             in_time(self.store.admit(queue, jobs)).await?;
         }
-        let pushed = in_time(self.store.push_workflow(jobs, edges)).await?;
+        let pushed = within(PUSH, self.store.push_workflow(jobs, edges)).await?;
         self.wake();
         Ok(PushedWorkflow::new(workflow, pushed))
     }

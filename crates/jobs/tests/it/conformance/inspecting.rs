@@ -159,7 +159,8 @@ where
 {
     let (_fixture, queue) = F::ready().await;
     let id = queue.push(&note("stuck")).await.unwrap().id;
-    let config = WorkerConfig { lease: Duration::from_millis(300), ..quick() };
+    // It hears of it by a notice, long before it next extends the lease.
+    let config = WorkerConfig { lease: Duration::from_secs(3600), ..quick() };
     let (worker, mut runs) = sticker(queue.clone(), config);
     let worker = start(worker);
     let (_, context) = within(runs.recv()).await.unwrap();

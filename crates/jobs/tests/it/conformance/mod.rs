@@ -12,6 +12,7 @@ mod schedules;
 mod stopping;
 mod unique;
 mod workflows;
+mod working;
 
 /// Makes a test for each backend out of each function.
 macro_rules! conformance {
@@ -47,6 +48,9 @@ conformance! {
         five_thousand_pushed_at_once_all_run
         any_text_survives
         a_push_wakes_an_idle_worker
+        pushes_of_many_tasks_are_each_answered_with_their_own
+        a_job_that_the_database_refuses_fails_alone
+        a_dropped_pusher_changes_nothing_for_the_others
         a_wake_after_the_commit_wakes_an_idle_worker
         a_worker_leaves_other_queues_alone
         every_queue_of_a_worker_gets_its_turn
@@ -62,7 +66,13 @@ conformance! {
         a_dead_job_comes_back_with_all_its_attempts
         only_the_last_ten_errors_are_kept
         a_job_that_kills_its_workers_is_parked
-        an_attempt_that_ends_forgives_crashes;
+        an_attempt_that_ends_forgives_crashes
+        those_that_ran_beside_a_killer_are_parted_from_it
+        a_snoozed_job_runs_later_and_counts_no_attempt
+        an_error_may_set_the_wait_itself
+        a_type_may_have_a_schedule_of_its_own
+        a_discarded_job_is_dead_at_once
+        a_type_may_have_a_timeout_of_its_own;
     leasing:
         the_jobs_of_a_killed_worker_start_again
         a_long_job_keeps_its_lease
@@ -103,6 +113,15 @@ conformance! {
         what_outlasts_the_grace_returns_to_the_queue
         an_error_while_stopping_is_no_failure
         a_stop_under_load_loses_and_repeats_nothing;
+    working:
+        an_old_payload_is_upcast_and_a_newer_waits_for_a_newer_worker
+        a_result_is_kept_where_the_type_says_so
+        progress_is_written_while_the_job_runs
+        a_handler_knows_its_deadline_and_its_pusher
+        a_queue_takes_no_more_places_than_it_may
+        a_type_takes_no_more_places_than_it_may
+        long_jobs_are_left_to_other_workers
+        what_was_fetched_ahead_and_cannot_start_goes_back;
     inspecting:
         a_list_has_what_the_filter_means
         pages_follow_one_another_without_gap_or_repetition
