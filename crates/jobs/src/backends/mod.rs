@@ -25,7 +25,8 @@ use crate::{Error, JobId};
 /// A database that can hold a [`Queue`](crate::Queue): `Postgres` or `Sqlite`. Sealed.
 pub trait Backend: Store {}
 
-/// A [`Backend`] that is an SQL database, and can do all: `Postgres` or `Sqlite`. Sealed.
+/// An SQL database that can hold a [`Queue`](crate::Queue), and do what only one can: limits, pauses, schedules,
+/// workflows, results, inspection. Sealed.
 pub trait SqlBackend: Backend + flows::FlowStore + inspect::InspectStore + limits::LimitStore {}
 
 /// One hold of one job. Settling a job names its lease, so it has no effect once another worker has the job.
@@ -96,6 +97,8 @@ pub struct Exchanged {
     pub jobs: Vec<LeasedJob>,
     /// A limit may hold back jobs that are ready: ask again in so long.
     pub again: Option<Duration>,
+    /// Queues that have something new besides: jobs that waited for those that are done.
+    pub freed: Vec<String>,
 }
 
 /// The settings of upkeep.

@@ -7,6 +7,8 @@ mod rules;
 mod support;
 
 #[cfg(feature = "postgres")]
+mod kept;
+#[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;

@@ -90,6 +90,7 @@ impl InspectStore for Postgres {
 
     async fn cancel(&self, ids: Vec<i64>) -> Result<Vec<Cancelled>, Error> {
         let (cancelled, freed) = cancel(&self.pool, ids).await.map_err(postgres)?;
+        self.wakeups.waiters.ended(cancelled.iter().map(|cancelled| cancelled.id));
         self.tell(freed);
         Ok(cancelled)
     }
@@ -99,9 +100,15 @@ impl InspectStore for Postgres {
     }
 
     async fn discard(&self, ids: Vec<i64>) -> Result<u64, Error> {
-        const DISCARD: &str = "DELETE FROM greenwave_jobs_dead WHERE id = ANY($1)";
-        let done = sqlx::query(DISCARD).bind(ids).execute(&self.pool).await.map_err(postgres)?;
-        Ok(done.rows_affected())
+        const DISCARD: &str = "
+            WITH discarded AS (DELETE FROM greenwave_jobs_dead WHERE id = ANY($1) RETURNING id),
+            forgotten AS (
+                DELETE FROM greenwave_jobs_dependency
+                WHERE before_id IN (TABLE discarded) OR after_id IN (TABLE discarded))
+            SELECT count(*) FROM discarded";
+        let discarded: i64 =
+            sqlx::query_scalar(DISCARD).bind(ids).fetch_one(&self.pool).await.map_err(postgres)?;
+        Ok(discarded.unsigned_abs())
     }
 
     async fn count(&self) -> Result<Vec<Counted>, Error> {

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 use super::owner::Durability::{Lazy, Synced};
 use super::owner::Handle;
 use super::settle::bury_unfailed;
-use super::{Sqlite, now, retry_dead, workflow};
+use super::{Sqlite, draw, now, workflow};
 use crate::backends::inspect::{Cancelled, Counted, InspectStore, Looked, MAX_SCAN, Observed, Table};
 use crate::dead::{DeadReason, read_errors, time};
 use crate::inspect::{JobDetails, JobFilter, JobState, JobSummary, json};
@@ -72,6 +72,7 @@ impl InspectStore for Sqlite {
 
     async fn cancel(&self, ids: Vec<i64>) -> Result<Vec<Cancelled>, Error> {
         let (cancelled, freed) = self.owner.write(Synced, move |conn| cancel(conn, &ids)).await?;
+        self.wakeups.waiters.ended(cancelled.iter().map(|cancelled| cancelled.id));
         self.tell(freed);
         Ok(cancelled)
     }
@@ -82,8 +83,18 @@ impl InspectStore for Sqlite {
 
     async fn discard(&self, ids: Vec<i64>) -> Result<u64, Error> {
         let discard = move |conn: &Connection| {
+            const FORGET: &str =
+                "DELETE FROM greenwave_jobs_dependency WHERE before_id = ?1 OR after_id = ?1";
             let mut delete = conn.prepare_cached("DELETE FROM greenwave_jobs_dead WHERE id = ?1")?;
-            ids.iter().map(|id| delete.execute([id]).map(|rows| rows as u64)).sum()
+            let mut forget = conn.prepare_cached(FORGET)?;
+            let mut discarded = 0;
+            for id in ids {
+                if delete.execute([id])? == 1 {
+                    discarded += 1;
+                    forget.execute([id])?;
+                }
+            }
+            Ok(discarded)
         };
         self.owner.write(Synced, discard).await
     }
@@ -212,11 +223,29 @@ fn cancel(conn: &Connection, ids: &[i64]) -> rusqlite::Result<(Vec<Cancelled>, V
     Ok((cancelled, workflow::died(conn, &awaited)?))
 }
 
-fn revive(conn: &Connection, ids: &[i64]) -> rusqlite::Result<u64> {
-    let mut revived = 0;
-    for id in ids {
-        revived += u64::from(retry_dead(conn, (*id).into())?);
+/// Brings dead jobs back, and answers how many there were.
+pub(super) fn revive(conn: &Connection, ids: &[i64]) -> rusqlite::Result<u64> {
+    const REVIVE: &str = concat!(
+        "INSERT INTO greenwave_jobs
+            (id, queue, name, version, payload, priority, key, state, run_at, max_attempts, errors, created_at, timeout_ms,
+            keep_ms, awaited, trace, progress, scheduled_for, position)
+        SELECT id, queue, name, version, payload, priority, key, 0, ",
+        now!(),
+        ", max_attempts, errors, created_at, timeout_ms, keep_ms, awaited, trace, progress, scheduled_for, ?2
+        FROM greenwave_jobs_dead WHERE id = ?1"
+    );
+    let mut revive = conn.prepare_cached(REVIVE)?;
+    let mut delete =
+        conn.prepare_cached("DELETE FROM greenwave_jobs_dead WHERE id = ?1 RETURNING awaited")?;
+    let (mut revived, mut awaited) = (0, Vec::new());
+    let positions = draw(conn, ids.len())?;
+    for (id, position) in ids.iter().zip(positions) {
+        if revive.execute([*id, position])? == 1 {
+            revived += 1;
+            awaited.extend(delete.query_row([id], |row| row.get::<_, bool>(0))?.then_some(*id));
+        }
     }
+    workflow::revived(conn, &awaited)?;
     Ok(revived)
 }
 

@@ -87,7 +87,8 @@ conformance! {
         a_paused_schedule_passes_its_ticks_over
         a_worker_wakes_for_the_tick
         every_attempt_knows_its_tick
-        jitter_delays_a_start_and_no_tick;
+        jitter_delays_a_start_and_no_tick
+        unique_runs_do_not_overlap;
     workflows:
         a_job_starts_when_all_that_it_waits_for_are_done
         a_workflow_is_pushed_in_a_transaction_or_not_at_all
@@ -98,7 +99,9 @@ conformance! {
         a_job_that_kills_its_workers_abandons_what_waits_for_it
         a_job_that_runs_twice_ends_once
         ten_thousand_jobs_have_one_callback
-        a_workflow_that_makes_no_sense_is_refused;
+        a_workflow_that_makes_no_sense_is_refused
+        a_workflow_asks_for_room_for_its_first_jobs
+        a_cancelled_or_discarded_job_takes_its_workflow_along;
     results:
         whoever_waits_gets_the_result
         whoever_waits_hears_of_a_death
