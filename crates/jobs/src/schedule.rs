@@ -325,11 +325,12 @@ impl<B: SqlBackend> Queue<B> {
     ///
     /// Call it at every start, with the same name: where nothing has changed nothing happens, and ticks that were
     /// missed meanwhile are dealt with as [`Missed`] says. A changed schedule counts from now on; a changed job alone
-    /// is what the next tick pushes. Any worker of this database runs the ticks, at the database's time. The handler
-    /// finds its tick in [`JobContext::scheduled_for`](crate::JobContext::scheduled_for).
+    /// is what the next tick pushes. Any worker of this database runs the ticks, at the database's time, and finds a new
+    /// schedule within its [`poll_interval`](crate::WorkerConfig::poll_interval). The handler knows its tick by
+    /// [`JobContext::scheduled_for`](crate::JobContext::scheduled_for).
     ///
     /// A tick pushes whether or not the job before is done: make the job [unique](Job::unique) where runs shall not
-    /// overlap.
+    /// overlap. It does not ask for room in a bounded queue.
     ///
     /// # Errors
     /// [`Error::Schedule`] if the interval or the jitter is out of range.
@@ -350,12 +351,7 @@ impl<B: SqlBackend> Queue<B> {
     ) -> Result<bool, Error> {
         schedule.check()?;
         let job = NewJob::encode(job, &PushOptions { delay: None, at: None, ..options })?;
-        let changed = in_time(self.store.put_schedule(name.to_owned(), schedule, job)).await?;
-        if changed {
-            // Whoever sleeps until a later tick shall hear of it.
-            self.wake();
-        }
-        Ok(changed)
+        in_time(self.store.put_schedule(name.to_owned(), schedule, job)).await
     }
 
     /// Removes a schedule; jobs that it has pushed stay. False if there is none of this name.
@@ -376,9 +372,7 @@ impl<B: SqlBackend> Queue<B> {
     /// Lets a paused schedule tick again, from now on: what passed meanwhile is not missed. False if there is none of
     /// this name.
     pub async fn resume_schedule(&self, name: &str) -> Result<bool, Error> {
-        let found = in_time(self.store.pause_schedule(name.to_owned(), false)).await?;
-        self.wake();
-        Ok(found)
+        in_time(self.store.pause_schedule(name.to_owned(), false)).await
     }
 }
 
@@ -388,3 +382,7 @@ pub(crate) fn ticked(name: &str, ticks: &Ticks) {
         telemetry::ticked(name, job.queue, job.name);
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -248,7 +248,7 @@ impl<B: Backend> Exchanger<B> {
             self.appetites[at].asked -= limit;
         }
         match answer {
-            Ok(Exchanged { completed, jobs, again }) => {
+            Ok(Exchanged { completed, jobs, again, .. }) => {
                 self.weather.clear();
                 // After an error some may be those that it recorded all the same.
                 if completed < ended.len() && !ended.iter().any(|ended| ended.repeated) {

@@ -70,14 +70,14 @@ const EXCHANGE: &str =
     exchange!(concat!("gone AS (", complete!(), " AND $3::text[] IS NULL RETURNING j.id)"));
 const EXCHANGE_KEPT: &str = exchange!(complete!(kept));
 
-/// Completes and leases, and says which queues have something new besides. Where there are rules, what is plainly done
-/// goes with the fetch under the queue's lock, and all else before it.
+/// Completes and leases. Where there are rules, what is plainly done goes with the fetch under the queue's lock, and
+/// all else before it.
 pub(super) async fn exchange(
     lane: &mut Lane,
     rules: &Rules,
     done: Vec<Completion>,
     want: Option<Want<'_>>,
-) -> Result<(Exchanged, Vec<String>), sqlx::Error> {
+) -> Result<Exchanged, sqlx::Error> {
     let Some(wanted) = want else { return plain(lane, done, None).await };
     let mut rule = rules.get(wanted.queue);
     // Somebody may have resumed it.
@@ -88,29 +88,30 @@ pub(super) async fn exchange(
         return plain(lane, done, None).await;
     }
     if !rule.is_ruled() {
-        let (exchanged, freed) = plain(lane, done, want).await?;
+        let exchanged = plain(lane, done, want).await?;
         // It found nothing: is there something that it must not see?
         if !exchanged.jobs.is_empty() || !rules.look(lane, wanted.queue).await?.is_ruled() {
-            return Ok((exchanged, freed));
+            return Ok(exchanged);
         }
         let ruled = keyed::exchange(lane, &[], wanted).await?;
-        return Ok((Exchanged { completed: exchanged.completed, ..ruled }, freed));
+        return Ok(Exchanged { jobs: ruled.jobs, again: ruled.again, ..exchanged });
     }
     if done.iter().any(|completion| completion.awaited || completion.kept) {
-        let (Exchanged { completed, .. }, freed) = plain(lane, done, None).await?;
-        return Ok((Exchanged { completed, ..keyed::exchange(lane, &[], wanted).await? }, freed));
+        let exchanged = plain(lane, done, None).await?;
+        let ruled = keyed::exchange(lane, &[], wanted).await?;
+        return Ok(Exchanged { jobs: ruled.jobs, again: ruled.again, ..exchanged });
     }
     let mut done: Vec<Lease> = done.into_iter().map(|completion| completion.lease).collect();
     done.sort_unstable();
-    Ok((keyed::exchange(lane, &done, wanted).await?, Vec::new()))
+    keyed::exchange(lane, &done, wanted).await
 }
 
-/// In a transaction of its own only where other jobs wait for one of those that are done.
+/// In a transaction of its own only where one of those that are done is part of a workflow.
 async fn plain(
     lane: &mut Lane,
     mut done: Vec<Completion>,
     want: Option<Want<'_>>,
-) -> Result<(Exchanged, Vec<String>), sqlx::Error> {
+) -> Result<Exchanged, sqlx::Error> {
     let (conn, marks) = lane.parts();
     if let Some(Want { queue, .. }) = want
         && marks.is_sweep_due(queue)
@@ -128,9 +129,9 @@ async fn plain(
             None => Exchanged::default(),
         };
         tx.commit().await?;
-        return Ok((Exchanged { completed, ..exchanged }, freed));
+        return Ok(Exchanged { completed, freed, ..exchanged });
     }
-    Ok((run(conn, marks, &done, want).await?, Vec::new()))
+    run(conn, marks, &done, want).await
 }
 
 /// Completes jobs of which some are part of a workflow.
@@ -194,7 +195,7 @@ async fn run(
     Ok(Exchanged {
         completed: usize::try_from(completed).unwrap_or(0),
         jobs: taken.into_iter().map(|(_, job)| job).collect(),
-        again: None,
+        ..Exchanged::default()
     })
 }
 

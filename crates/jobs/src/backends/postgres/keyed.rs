@@ -17,8 +17,8 @@ pub(super) async fn exchange(
     const FETCH: &str = "
         SELECT completed, clock_timestamp(), (job).id, (job).lease_id, (job).name, (job).version, (job).payload,
             (job).failures, (job).max_attempts, (job).timeout_ms, (job).run_at, (job).trace, (job).awaited,
-            (job).keep_ms > 0, (job).priority, (job).position, (job).crashes, (job).scheduled_for, turn,
-            again_ms
+            (job).keep_ms > 0, (job).priority, (job).position, (job).crashes, (job).scheduled_for,
+            turn, again_ms
         FROM greenwave_jobs_fetch($1, $2, $3, $4, $5)";
     let (jobs, leases): (Vec<i64>, Vec<i64>) = done.iter().map(|lease| (lease.job.get(), lease.id)).unzip();
     let rows = sqlx::query(FETCH)

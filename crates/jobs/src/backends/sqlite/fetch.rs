@@ -17,8 +17,7 @@ pub(super) fn is_any_ready(conn: &Connection, queue: &str) -> rusqlite::Result<b
 /// What [`leased`] reads.
 macro_rules! columns {
     () => {
-        "id, name, version, payload, failures, max_attempts, timeout_ms, run_at, trace, awaited, keep_ms > 0, crashes,
-            scheduled_for"
+        "id, name, version, payload, failures, max_attempts, timeout_ms, run_at, trace, awaited, keep_ms > 0, crashes, scheduled_for"
     };
 }
 pub(super) use columns;

@@ -3,6 +3,7 @@
 mod done;
 mod fetch;
 mod flows;
+mod inspect;
 mod keyed;
 mod limits;
 mod open;
@@ -29,6 +30,7 @@ use rusqlite::functions::{Context, FunctionFlags};
 use tokio::time::sleep;
 
 use super::{Backend, Burial, Completion, Control, Exchanged, Kept, Lease, Retry, Store, Upkeep, Want};
+use crate::backends::inspect::{InspectStore, Observed};
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
 use crate::job::{NewJob, Pushed};
 use crate::limits::Bounds;
@@ -67,12 +69,8 @@ impl Queue<Sqlite> {
     /// for up to 5 s.
     pub fn sqlite(path: impl AsRef<Path>) -> Result<Self, Error> {
         let conn = open::open(path.as_ref()).map_err(Error::Sqlite)?;
-        Self::sqlite_over(conn)
-    }
-
-    fn sqlite_over(conn: Connection) -> Result<Self, Error> {
-        let wakeups = Arc::<Wakeups>::default();
-        Ok(Queue::over(Sqlite::over(conn, Arc::clone(&wakeups))?, wakeups))
+        let (store, wakeups) = Sqlite::over(conn)?;
+        Ok(Queue::over(store, wakeups))
     }
 
     /// Stores a job through the caller's connection to the same file, so in the caller's transaction, if it is in one:
@@ -135,7 +133,8 @@ impl Queue<Sqlite> {
         let clock = move |_: &Context<'_>| Ok((now.load(Ordering::SeqCst) as f64 + 0.5) / 1000.0);
         conn.create_scalar_function("unixepoch", 1, FunctionFlags::SQLITE_UTF8, clock)
             .map_err(Error::Sqlite)?;
-        Self::sqlite_over(conn)
+        let (store, wakeups) = Sqlite::over(conn)?;
+        Ok(Queue::over(store, wakeups))
     }
 }
 
@@ -157,15 +156,11 @@ impl Sqlite {
 }
 
 impl Sqlite {
-    fn over(conn: Connection, wakeups: Arc<Wakeups>) -> Result<Self, Error> {
+    fn over(conn: Connection) -> Result<(Self, Arc<Wakeups>), Error> {
         let owner = owner::Handle::spawn(conn)?;
-        Ok(Sqlite {
-            owner,
-            controls: Arc::default(),
-            bounds: Arc::default(),
-            unique: Arc::default(),
-            wakeups,
-        })
+        let wakeups = Arc::<Wakeups>::default();
+        let (controls, bounds, unique) = Default::default();
+        Ok((Sqlite { owner, controls, bounds, unique, wakeups: Arc::clone(&wakeups) }, wakeups))
     }
 
     /// Deletes the keys of unique jobs that nobody holds any more, some of them now and then.
@@ -214,7 +209,7 @@ impl Store for Sqlite {
         let ended: Vec<JobId> =
             done.iter().filter(|done| done.kept || done.awaited).map(|done| done.lease.job).collect();
         let look = move |conn: &Connection| match queue {
-            Some(queue) if !fetch::is_any_ready(conn, &queue)? => Ok(Some(Default::default())),
+            Some(queue) if !fetch::is_any_ready(conn, &queue)? => Ok(Some(Exchanged::default())),
             _ => Ok(None),
         };
         let exchange = move |conn: &Connection| {
@@ -223,11 +218,11 @@ impl Store for Sqlite {
                 Some((queue, limit, lease)) => keyed::fetch(conn, &queue, limit, lease)?,
                 None => Default::default(),
             };
-            Ok((Exchanged { completed, jobs, again }, freed))
+            Ok(Exchanged { completed, jobs, again, freed })
         };
-        let (exchanged, freed) = self.owner.look_then_write(durability, look, exchange).await?;
+        let mut exchanged = self.owner.look_then_write(durability, look, exchange).await?;
         self.wakeups.waiters.ended(ended);
-        self.tell(freed);
+        self.tell(std::mem::take(&mut exchanged.freed));
         Ok(exchanged)
     }
 
@@ -285,7 +280,11 @@ impl Store for Sqlite {
     }
 
     async fn retry_dead(&self, id: JobId) -> Result<bool, Error> {
-        self.owner.write(Synced, move |conn| retry_dead(conn, id)).await
+        Ok(self.revive(vec![id.get()]).await? == 1)
+    }
+
+    async fn observe(&self, holder: i64, queues: &[&str], hold: Duration) -> Result<Vec<Observed>, Error> {
+        inspect::observe(&self.owner, holder, queues, hold).await
     }
 
     // SQLite has no signal between processes; `listen` looks for what others have changed.
@@ -365,23 +364,4 @@ fn dead(conn: &Connection, limit: usize) -> rusqlite::Result<Vec<DeadJob>> {
         })
     })?;
     jobs.collect()
-}
-
-fn retry_dead(conn: &Connection, id: JobId) -> rusqlite::Result<bool> {
-    const REVIVE: &str = concat!(
-        "INSERT INTO greenwave_jobs
-            (id, queue, name, version, payload, priority, max_attempts, timeout_ms, keep_ms, awaited, created_at, key,
-            trace, progress, scheduled_for, errors, state, position, run_at)
-        SELECT id, queue, name, version, payload, priority, max_attempts, timeout_ms, keep_ms, awaited, created_at, key,
-            trace, progress, scheduled_for, errors, 0, ?2, ",
-        now!(),
-        " FROM greenwave_jobs_dead WHERE id = ?1"
-    );
-    let position = draw(conn, 1)?.start;
-    let revived = conn.execute(REVIVE, [id.get(), position])? == 1;
-    conn.execute("DELETE FROM greenwave_jobs_dead WHERE id = ?1", [id.get()])?;
-    if revived {
-        workflow::revived(conn, &[id.get()])?;
-    }
-    Ok(revived)
 }

@@ -2,6 +2,7 @@
 
 mod failing;
 mod flows;
+mod inspecting;
 mod leasing;
 mod limits;
 mod pausing;
@@ -86,7 +87,8 @@ conformance! {
         a_paused_schedule_passes_its_ticks_over
         a_worker_wakes_for_the_tick
         every_attempt_knows_its_tick
-        jitter_delays_a_start_and_no_tick;
+        jitter_delays_a_start_and_no_tick
+        unique_runs_do_not_overlap;
     workflows:
         a_job_starts_when_all_that_it_waits_for_are_done
         a_workflow_is_pushed_in_a_transaction_or_not_at_all
@@ -97,7 +99,9 @@ conformance! {
         a_job_that_kills_its_workers_abandons_what_waits_for_it
         a_job_that_runs_twice_ends_once
         ten_thousand_jobs_have_one_callback
-        a_workflow_that_makes_no_sense_is_refused;
+        a_workflow_that_makes_no_sense_is_refused
+        a_workflow_asks_for_room_for_its_first_jobs
+        a_cancelled_or_discarded_job_takes_its_workflow_along;
     results:
         whoever_waits_gets_the_result
         whoever_waits_hears_of_a_death
@@ -118,6 +122,15 @@ conformance! {
         a_type_takes_no_more_places_than_it_may
         long_jobs_are_left_to_other_workers
         what_was_fetched_ahead_and_cannot_start_goes_back;
+    inspecting:
+        a_list_has_what_the_filter_means
+        pages_follow_one_another_without_gap_or_repetition
+        all_is_shown_of_a_job
+        a_cancelled_job_does_not_run
+        a_running_job_is_taken_from_its_worker
+        actions_on_many_touch_what_the_filter_means
+        jobs_that_come_back_start_in_the_order_in_which_they_were_pushed
+        stats_tell_queues_and_types_apart;
     limits:
         a_queue_runs_no_more_than_its_limit_in_all_workers
         a_key_runs_no_more_than_its_limit_in_all_workers
