@@ -306,10 +306,8 @@ fn next_due(conn: &Connection, queues: &[String]) -> rusqlite::Result<Option<i64
 /// Asserts that a job was pushed to a [`TestQueue`]: one of a type, or one of which a closure says true. What was
 /// pushed instead stands in the message. It awaits, so it stands in async code.
 ///
-/// ```ignore
-/// assert_pushed!(test, SendWelcomeEmail);
-/// assert_pushed!(test, SendWelcomeEmail, |job| job.user_id == 42);
-/// ```
+/// `assert_pushed!(test, SendMail)`, or `assert_pushed!(test, SendMail, |mail| mail.user_id == 42)`; the
+/// [module](crate::testing) has a whole example.
 #[macro_export]
 macro_rules! assert_pushed {
     ($test:expr, $job:ty $(,)?) => {

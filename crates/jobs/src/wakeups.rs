@@ -57,6 +57,8 @@ pub struct Wakeups {
 pub(crate) struct Sleeper {
     /// The queues, each with whether it has something new.
     queues: Vec<(&'static str, AtomicBool)>,
+    /// Something changed that concerns all queues: what is due may have, too.
+    all: AtomicBool,
     cancelled: Mutex<Vec<JobId>>,
     bell: Notify,
 }
@@ -64,7 +66,12 @@ pub(crate) struct Sleeper {
 impl Wakeups {
     pub(crate) fn register(&self, queues: &[&'static str]) -> Arc<Sleeper> {
         let queues = queues.iter().map(|queue| (*queue, AtomicBool::new(false))).collect();
-        let sleeper = Arc::new(Sleeper { queues, cancelled: Mutex::default(), bell: Notify::new() });
+        let sleeper = Arc::new(Sleeper {
+            queues,
+            all: AtomicBool::new(false),
+            cancelled: Mutex::default(),
+            bell: Notify::new(),
+        });
         let mut sleepers = self.sleepers.lock().unwrap_or_else(PoisonError::into_inner);
         sleepers.retain(|sleeper| sleeper.strong_count() > 0);
         sleepers.push(Arc::downgrade(&sleeper));
@@ -81,6 +88,7 @@ impl Wakeups {
                     any = true;
                 }
             }
+            sleeper.all.fetch_or(queue.is_none(), Ordering::AcqRel);
             if any {
                 sleeper.bell.notify_one();
             }
@@ -114,6 +122,11 @@ impl Sleeper {
     /// Whether the queue at this place of those it was registered with has something new; asking clears it.
     pub(crate) fn take_new(&self, queue: usize) -> bool {
         self.queues.get(queue).is_some_and(|(_, new)| new.swap(false, Ordering::AcqRel))
+    }
+
+    /// Whether all queues were woken; asking clears it.
+    pub(crate) fn take_all(&self) -> bool {
+        self.all.swap(false, Ordering::AcqRel)
     }
 
     /// The jobs that were cancelled since the last call.

@@ -7,7 +7,7 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::attempt::{Shared, place};
@@ -33,6 +33,9 @@ const TICK: Duration = Duration::from_millis(50);
 
 /// The least time between two looks for due jobs.
 const MIN_UPKEEP: Duration = Duration::from_millis(1);
+
+/// How long a worker that stops waits for its last look for due jobs.
+const LAST_UPKEEP: Duration = Duration::from_secs(2);
 
 /// Beyond its places and what it fetches ahead, a worker holds at most so many jobs whose ends it could not record.
 const MAX_UNRECORDED: usize = 10_000;
@@ -78,6 +81,7 @@ pub(super) struct Exchanger<B> {
     resume_at: Instant,
     next_poll: Instant,
     next_upkeep: Instant,
+    last_upkeep: Instant,
     /// At most one.
     upkeep: FuturesUnordered<BoxFuture<'static, Result<Kept, Error>>>,
 }
@@ -99,6 +103,7 @@ impl<B: Backend> Exchanger<B> {
             resume_at: now,
             next_poll: now,
             next_upkeep: now,
+            last_upkeep: now,
             upkeep: FuturesUnordered::new(),
         }
     }
@@ -142,6 +147,8 @@ impl<B: Backend> Exchanger<B> {
                 () = sleep_until(grace_ends.map_or(tick, |end| end.min(tick))) => {}
             }
         }
+        // What it has begun it ends, unless the database hangs.
+        timeout(LAST_UPKEEP, self.upkeep.next()).await.ok();
     }
 
     fn interrupt(&self) {
@@ -159,6 +166,10 @@ impl<B: Backend> Exchanger<B> {
         if poll {
             self.next_poll = now + around(self.shared.config.poll_interval);
             self.next_upkeep = now;
+        }
+        // What is due next may have changed: a schedule, a transaction that pushed delayed jobs.
+        if self.sleeper.take_all() {
+            self.next_upkeep = self.next_upkeep.min(self.last_upkeep + TICK);
         }
         for (at, appetite) in self.appetites.iter_mut().enumerate() {
             let again = appetite.again.take_if(|again| *again <= now).is_some();
@@ -349,6 +360,7 @@ impl<B: Backend> Exchanger<B> {
         let config = &self.shared.config;
         let backoff = Backoff { base: config.retry_base, max: config.retry_max };
         let (store, upkeep) = (self.store.clone(), Upkeep { max_crashes: config.max_crashes, backoff });
+        self.last_upkeep = now;
         self.next_upkeep = now + config.poll_interval;
         self.upkeep.push(Box::pin(async move { in_time(store.upkeep(upkeep)).await }));
     }

@@ -8,6 +8,7 @@ mod support;
 
 #[cfg(feature = "postgres")]
 mod kill_rounds;
+mod kept;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "sqlite")]

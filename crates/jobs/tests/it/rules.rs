@@ -133,7 +133,7 @@ mod refusals {
         let error = queue.push(&note("x")).await.unwrap_err();
         assert!(matches!(error, Error::Sqlite(_)));
         expect!["the queue's SQLite database failed"].assert_eq(&error.to_string());
-        expect!["no such table: greenwave_jobs_sequence"]
+        expect!["no such table: greenwave_jobs_queues"]
             .assert_eq(&std::error::Error::source(&error).unwrap().to_string());
     }
 }
