@@ -101,13 +101,16 @@ async fn a_job_whose_transaction_was_prepared_long_ago_starts_when_that_commits(
     let id = queue.push_in(&mut conn, &note("prepared")).await.unwrap().id;
     rush(queue.clone(), 3).await;
     sqlx::raw_sql("PREPARE TRANSACTION 'later'").execute(&mut *conn).await.unwrap();
-    rush(queue.clone(), 6).await;
+    // Long enough for several sweeps, and far from the look that begins at the beginning.
+    rush(queue.clone(), 40).await;
     settled(&queue, |stats| stats.live() == 0).await;
     sqlx::raw_sql("COMMIT PREPARED 'later'").execute(&mut *conn).await.unwrap();
+    let committed = Instant::now();
     queue.wake();
     settled(&queue, |stats| stats.live() == 0).await;
     worker.stop().await;
-    assert!(starts.lock().unwrap().contains_key(&id));
+    let waited = starts.lock().unwrap()[&id].saturating_duration_since(committed);
+    assert!(waited < Duration::from_secs(10), "it started {waited:?} after its commit");
 }
 
 /// How many rows scans of whole tables have read. Sessions report it when they have been idle for a moment.
