@@ -240,7 +240,11 @@ pub(crate) async fn a_dropped_pusher_changes_nothing_for_the_others<F: Fixture>(
     for n in 0..400 {
         let queue = queue.clone();
         let push = async move { queue.push(&note(n)).await.map(|pushed| pushed.id) };
-        if n % 2 == 0 { stay.spawn(push) } else { go.spawn(push) };
+        if n % 2 == 0 {
+            stay.spawn(push)
+        } else {
+            go.spawn(push)
+        };
         if n % 50 == 0 {
             tokio::task::yield_now().await;
         }
