@@ -198,11 +198,8 @@ async fn run(
     })
 }
 
-/// A leased job after its priority and position.
-pub(super) type Ordered = ((usize, i64), LeasedJob);
-
 /// A leased job, and its priority and position; none of the row that only has the count.
-pub(super) fn read(row: &PgRow) -> Result<Option<Ordered>, sqlx::Error> {
+pub(super) fn read(row: &PgRow) -> Result<Option<((usize, i64), LeasedJob)>, sqlx::Error> {
     let Some(id) = row.try_get_unchecked::<Option<i64>, _>(2)? else { return Ok(None) };
     // Times in microseconds, as they travel.
     let (now, run_at): (i64, i64) = (row.try_get_unchecked(1)?, row.try_get_unchecked(10)?);
