@@ -7,8 +7,9 @@ ALTER TABLE greenwave_jobs
     ADD COLUMN position   bigint  NOT NULL DEFAULT nextval('greenwave_jobs_position'),
     -- The version of the payload's type.
     ADD COLUMN version    integer NOT NULL DEFAULT 1,
-    -- Jobs of one key share limits, and take turns with other keys.
-    ADD COLUMN key        text,
+    -- Jobs of one key share limits, and take turns with other keys; in the order of their bytes, for that is the
+    -- quickest to compare.
+    ADD COLUMN key        text COLLATE "C",
     ADD COLUMN timeout_ms bigint,
     -- How long the job is kept once it is completed; at 0 it is deleted.
     ADD COLUMN keep_ms    bigint  NOT NULL DEFAULT 0,

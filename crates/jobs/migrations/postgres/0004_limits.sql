@@ -100,7 +100,7 @@ LANGUAGE plpgsql SET jit = off SET enable_seqscan = off SET enable_bitmapscan = 
 BEGIN
     RETURN ARRAY(
         WITH RECURSIVE step (key, taken, free) AS (
-            SELECT in_after, 0, false
+            SELECT in_after COLLATE "C", 0, false
             UNION ALL
             SELECT next.key, step.taken + next.free::integer, next.free
             FROM step CROSS JOIN LATERAL (
@@ -135,6 +135,7 @@ DECLARE
     start        text;
     wrapped      boolean := false;
     over         boolean := false;
+    most         integer;
     asked        integer;
     found        text[];
     served       text;
@@ -197,18 +198,20 @@ BEGIN
     start := last_served;
     WHILE room > 0 AND NOT over LOOP
         -- Lanes: the keys after the one that was served last, then the jobs without a key (null), then the other keys;
-        -- as many as there is room, and more only if these do not fill it.
+        -- as many as there is room, but of a large batch an eighth, for each lane costs two looks into the index; and
+        -- more only if these do not fill it.
+        most := least(room, greatest(32, room / 8));
         lanes := '{}';
-        WHILE NOT over AND cardinality(lanes) < room LOOP
-            asked := room - cardinality(lanes);
+        WHILE NOT over AND cardinality(lanes) < most LOOP
+            asked := most - cardinality(lanes);
             found := greenwave_jobs_keys(in_queue, after, asked, running_keys, max_per_key);
             IF cardinality(found) = asked THEN
                 after := found[asked];
-                over := wrapped AND after >= start;
+                over := wrapped AND after COLLATE "C" >= start;
             ELSIF wrapped OR start = '' THEN
                 over := true;
             END IF;
-            lanes := lanes || ARRAY(SELECT k FROM unnest(found) k WHERE NOT wrapped OR k <= start);
+            lanes := lanes || ARRAY(SELECT k FROM unnest(found) k WHERE NOT wrapped OR k COLLATE "C" <= start);
             IF cardinality(found) < asked AND NOT wrapped THEN
                 lanes := lanes || NULL::text;
                 wrapped := true;
@@ -221,24 +224,26 @@ BEGIN
             share := ceil(room::float8 / cardinality(lanes));
             blocked := ARRAY(SELECT n.key FROM jsonb_each_text(name_room) n WHERE n.value::integer <= 0);
             WITH offered AS MATERIALIZED (
-                SELECT o.id, o.name, o.rank, lane.key, lane.ord,
-                    row_number() OVER (PARTITION BY o.name ORDER BY o.rank, lane.ord) AS nth
-                FROM unnest(lanes) WITH ORDINALITY AS lane (key, ord)
-                CROSS JOIN LATERAL (
-                    SELECT k.id, k.name, row_number() OVER (ORDER BY k.priority, k.position) AS rank FROM (
-                        SELECT j.id, j.name, j.priority, j.position FROM greenwave_jobs j
-                        WHERE j.state = 0 AND j.key IS NOT NULL AND j.queue = in_queue AND j.key = lane.key
-                            AND j.name <> ALL(blocked)
-                        ORDER BY j.priority, j.position
-                        LIMIT least(share, max_per_key - coalesce((running_keys ->> lane.key)::integer, 0))
-                        FOR UPDATE SKIP LOCKED) k
-                    UNION ALL
-                    SELECT k.id, k.name, row_number() OVER (ORDER BY k.priority, k.position) AS rank FROM (
-                        SELECT j.id, j.name, j.priority, j.position FROM greenwave_jobs j
-                        WHERE lane.key IS NULL AND j.state = 0 AND j.key IS NULL AND j.queue = in_queue
-                            AND j.name <> ALL(blocked)
-                        ORDER BY j.priority, j.position LIMIT share
-                        FOR UPDATE SKIP LOCKED) k) o),
+                SELECT o.*, row_number() OVER (PARTITION BY o.name ORDER BY o.rank, o.ord) AS nth
+                FROM (
+                    SELECT k.*, row_number() OVER (PARTITION BY k.ord ORDER BY k.priority, k.position) AS rank
+                    FROM (
+                        SELECT lane.key, lane.ord, k.* FROM unnest(lanes) WITH ORDINALITY AS lane (key, ord)
+                        CROSS JOIN LATERAL (
+                            SELECT j.id, j.name, j.priority, j.position FROM greenwave_jobs j
+                            WHERE j.state = 0 AND j.key IS NOT NULL AND j.queue = in_queue AND j.key = lane.key
+                                AND j.name <> ALL(blocked)
+                            ORDER BY j.priority, j.position
+                            LIMIT least(share, max_per_key - coalesce((running_keys ->> lane.key)::integer, 0))
+                            FOR UPDATE SKIP LOCKED) k
+                        UNION ALL
+                        SELECT lane.key, lane.ord, k.* FROM unnest(lanes) WITH ORDINALITY AS lane (key, ord)
+                        CROSS JOIN LATERAL (
+                            SELECT j.id, j.name, j.priority, j.position FROM greenwave_jobs j
+                            WHERE j.state = 0 AND j.key IS NULL AND j.queue = in_queue AND j.name <> ALL(blocked)
+                            ORDER BY j.priority, j.position LIMIT share
+                            FOR UPDATE SKIP LOCKED) k
+                        WHERE lane.key IS NULL) k) o),
             taken AS MATERIALIZED (
                 SELECT o.* FROM offered o WHERE o.nth <= coalesce((name_room ->> o.name)::integer, room)
                 ORDER BY o.rank, o.ord LIMIT room)

@@ -199,10 +199,12 @@ impl<'a> Fair<'a> {
     }
 
     /// The next lanes: the keys after the one that was served last, then the jobs without a key, then the other keys;
-    /// as many as there is room, for more are only asked for if these do not fill it.
+    /// as many as there is room, but of a large batch an eighth, as on PostgreSQL. More are only asked for if these do
+    /// not fill it.
     fn lanes(&self, cycle: &mut Cycle, room: usize) -> rusqlite::Result<Vec<Lane>> {
         let mut lanes = Vec::new();
-        while !cycle.over && lanes.len() < room {
+        let most = room.min((room / 8).max(32));
+        while !cycle.over && lanes.len() < most {
             match next_key(self.conn, self.queue, &cycle.after)? {
                 Some(key) if !cycle.wrapped || key <= cycle.start => {
                     if self.key_room(&key) > 0 {
@@ -245,7 +247,8 @@ impl<'a> Fair<'a> {
                     $index,
                     " WHERE state = 0 AND queue = ?1 AND ",
                     $key,
-                    " AND name NOT IN (SELECT value FROM json_each(?3)) ORDER BY priority, position LIMIT ?2"
+                    " AND (?3 = '[]' OR name NOT IN (SELECT value FROM json_each(?3)))
+                    ORDER BY priority, position LIMIT ?2"
                 )
             };
         }
