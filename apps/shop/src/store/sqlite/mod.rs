@@ -12,11 +12,11 @@ use std::{
 };
 
 use greenwave_db::{query_stats::QueryStats, sqlite::Pool};
-use greenwave_events::{Bus, BusConfig};
+use greenwave_events::Bus;
 use greenwave_jobs::Queue;
 use tokio_util::sync::CancellationToken;
 
-use super::{HANDLER_GRACE, LEASE, NO_ORDER_INDEX, ORDER_INDEX, StoreConfig};
+use super::{NO_ORDER_INDEX, ORDER_INDEX, StoreConfig, bus_config};
 use crate::{
     Error,
     effects::{OrderCreated, SendWelcomeEmail},
@@ -53,7 +53,7 @@ impl SqliteStore {
         .await?;
         let jobs = Queue::sqlite(path)?;
         jobs.migrate().await?;
-        let bus = BusConfig { grace: HANDLER_GRACE, lease: LEASE, ..BusConfig::default() };
+        let bus = bus_config();
         let events = Bus::sqlite(path)?.with_config(bus);
         events.migrate().await?;
         effects::subscribe(&events);
