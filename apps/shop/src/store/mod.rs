@@ -167,6 +167,17 @@ impl Store {
         either!(self, store => store.seed(size, progress).await)
     }
 
+    /// How many effects of orders are still to come.
+    pub async fn waiting_effects(&self) -> Result<u64, Error> {
+        let waiting = either!(self, store => store.events().backlog().await)?;
+        Ok(waiting.outbox + waiting.deliveries)
+    }
+
+    /// How many orders with a later id than this have no notification, or none yet.
+    pub async fn orders_without_notification(&self, after: i64) -> Result<i64, Error> {
+        either!(self, store => store.orders_without_notification(after).await)
+    }
+
     /// Runs the handlers of events and jobs until cancelled, then lets those that run finish.
     pub async fn run_effects(&self, cancel: CancellationToken) -> Result<(), Error> {
         either!(self, store => store.run_effects(cancel).await)
@@ -182,6 +193,9 @@ fn bus_config() -> BusConfig {
         ..BusConfig::default()
     }
 }
+
+const WITHOUT_NOTIFICATION: &str = "SELECT count(*) FROM orders o
+    WHERE o.id > $1 AND NOT EXISTS (SELECT 1 FROM notifications n WHERE n.order_id = o.id)";
 
 async fn make_folder(file: &Path) -> Result<(), Error> {
     match file.parent() {

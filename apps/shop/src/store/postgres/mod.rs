@@ -17,7 +17,7 @@ use sqlx::{PgPool, postgres::PgPoolOptions};
 use tokio_util::sync::CancellationToken;
 
 use self::batches::Batches;
-use super::{NO_ORDER_INDEX, ORDER_INDEX, StoreConfig, bus_config};
+use super::{NO_ORDER_INDEX, ORDER_INDEX, StoreConfig, WITHOUT_NOTIFICATION, bus_config};
 use crate::{
     Error,
     effects::{OrderCreated, SendWelcomeEmail},
@@ -155,6 +155,14 @@ impl PostgresStore {
         progress: impl Fn(Progress) + Send + Sync + 'static,
     ) -> Result<(), Error> {
         seed::run(&self.inner.pool, size, progress).await
+    }
+
+    pub(super) fn events(&self) -> &Bus<greenwave_events::Postgres> {
+        &self.inner.events
+    }
+
+    pub(super) async fn orders_without_notification(&self, after: i64) -> Result<i64, Error> {
+        Ok(sqlx::query_scalar(WITHOUT_NOTIFICATION).bind(after).fetch_one(&self.inner.pool).await?)
     }
 
     pub(super) async fn run_effects(&self, cancel: CancellationToken) -> Result<(), Error> {

@@ -16,7 +16,7 @@ use greenwave_events::Bus;
 use greenwave_jobs::Queue;
 use tokio_util::sync::CancellationToken;
 
-use super::{NO_ORDER_INDEX, ORDER_INDEX, StoreConfig, bus_config};
+use super::{NO_ORDER_INDEX, ORDER_INDEX, StoreConfig, WITHOUT_NOTIFICATION, bus_config};
 use crate::{
     Error,
     effects::{OrderCreated, SendWelcomeEmail},
@@ -155,6 +155,17 @@ impl SqliteStore {
             Ok(())
         })
         .await
+    }
+
+    pub(super) fn events(&self) -> &Bus<greenwave_events::Sqlite> {
+        &self.inner.events
+    }
+
+    pub(super) async fn orders_without_notification(&self, after: i64) -> Result<i64, Error> {
+        let count = move |db: &rusqlite::Connection| {
+            db.query_row(WITHOUT_NOTIFICATION, [after], |row| row.get(0))
+        };
+        Ok(self.inner.pool.read(count).await?)
     }
 
     pub(super) async fn run_effects(&self, cancel: CancellationToken) -> Result<(), Error> {
