@@ -74,8 +74,24 @@ impl Harness for OnSqlite {
             for order in &orders {
                 tx.execute("INSERT INTO effect VALUES (?1, ?2)", (name, order.order_id))?;
             }
-            if orders.iter().any(|order| order.order_id < 0) { Err("a negative order".into()) } else { Ok(()) }
+            if orders.iter().any(|order| order.order_id < 0) {
+                Err("a negative order".into())
+            } else {
+                Ok(())
+            }
         });
+    }
+
+    async fn publish_many(&self, orders: &[OrderCreated]) {
+        let mut connection = self.connection();
+        let tx = connection.transaction().unwrap();
+        assert_eq!(self.bus().publish_many(&tx, orders).unwrap().len(), orders.len());
+        tx.commit().unwrap();
+    }
+
+    async fn migrate_to_first(&self) {
+        let first = include_str!("../../migrations/sqlite/0001_outbox_and_deliveries.sql");
+        self.connection().execute_batch(first).unwrap();
     }
 
     async fn execute(&self, sql: &str) {
