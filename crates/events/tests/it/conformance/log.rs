@@ -235,7 +235,7 @@ pub(crate) async fn events_of_one_key_are_handled_in_order_in_the_whole_fleet<H:
     for running in running {
         running.stop().await;
     }
-    let seen = seen.lock().unwrap();
+    let seen = seen.lock().unwrap().clone();
     for parcel in 0..PARCELS {
         assert_eq!(seen[&parcel], (0..STEPS).collect::<Vec<_>>(), "parcel {parcel}");
     }
