@@ -1,7 +1,9 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
+use crate::cpu::Others;
 use crate::setup::Setup;
 use crate::workload::Workload;
 use crate::{BoxError, Error, Report, Runner, Settings};
