@@ -3,7 +3,10 @@ use std::time::Duration;
 use greenwave_events::{BoxError, Bus, BusConfig, Event, Postgres};
 use greenwave_test_servers::Server;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, postgres::PgPoolOptions};
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::mpsc::UnboundedSender,
+    time::{sleep, timeout},
+};
 
 use crate::{
     conformance::Calls,
@@ -27,6 +30,8 @@ impl Harness for OnPostgres {
     type Backend = Postgres;
 
     const PAST: &'static str = "now() - interval '1 hour'";
+    const SPREAD: &'static str = "UPDATE greenwave_event_log SET logged_at = logged_at
+        - ((SELECT last FROM greenwave_event_head) - position) * interval '1 hour'";
 
     async fn empty() -> Self {
         let url = tokio::task::spawn_blocking(greenwave_test_servers::postgres_database).await.unwrap();
@@ -60,6 +65,37 @@ impl Harness for OnPostgres {
                 if order.order_id < 0 { Err("a negative order".into()) } else { Ok(()) }
             })
         });
+    }
+
+    fn subscribe_effects(&self, bus: &Bus<Postgres>, name: &'static str, told: UnboundedSender<i64>) {
+        bus.subscribe_batch_in_tx(name, move |tx: &mut PgConnection, orders: Vec<OrderCreated>| {
+            let told = told.clone();
+            Box::pin(async move {
+                told.send(orders.len() as i64)?;
+                for order in &orders {
+                    insert_effect(&mut *tx, name, order.order_id).await?;
+                }
+                if orders.iter().any(|order| order.order_id < 0) {
+                    Err("a negative order".into())
+                } else {
+                    Ok(())
+                }
+            })
+        });
+    }
+
+    async fn publish_many(&self, orders: &[OrderCreated]) {
+        let mut tx = self.pool.begin().await.unwrap();
+        let ids = self.bus().publish_many(&mut tx, orders).await.unwrap();
+        assert_eq!(ids.len(), orders.len());
+        tx.commit().await.unwrap();
+    }
+
+    async fn migrate_to_first(&self) {
+        sqlx::raw_sql(include_str!("../../migrations/postgres/0001_outbox_and_deliveries.sql"))
+            .execute(&self.pool)
+            .await
+            .unwrap();
     }
 
     async fn execute(&self, sql: &str) {
@@ -133,6 +169,13 @@ async fn many_writers_that_commit_in_any_order_lose_no_event() {
     for running in running {
         running.stop().await;
     }
+    // Positions are without gaps, and each writer's events are in the order in which they were committed.
+    let positions = "SELECT max(position) + count(*) FROM greenwave_event_log";
+    assert_eq!(database.count(positions).await, 640);
+    let overtaken = "SELECT count(*) FROM greenwave_event_log a JOIN greenwave_event_log b ON
+        (a.payload->>'order_id')::int / 40 = (b.payload->>'order_id')::int / 40
+        AND (a.payload->>'order_id')::int < (b.payload->>'order_id')::int AND a.position > b.position";
+    assert_eq!(database.count(overtaken).await, 0);
     assert_eq!(database.effects().await, 320);
     assert_eq!(database.count("SELECT count(DISTINCT order_id) FROM effect").await, 320);
 }
