@@ -6,6 +6,8 @@ mod config;
 mod dead;
 mod deadline;
 mod error;
+#[cfg(feature = "nats")]
+mod forward;
 mod job;
 mod push;
 mod queue;
@@ -17,6 +19,8 @@ mod wakeups;
 mod worker;
 
 pub use backends::Backend;
+#[cfg(feature = "nats")]
+pub use backends::nats::{Nats, NatsConfig};
 #[cfg(feature = "postgres")]
 pub use backends::postgres::Postgres;
 #[cfg(feature = "sqlite")]
@@ -24,6 +28,8 @@ pub use backends::sqlite::Sqlite;
 pub use config::WorkerConfig;
 pub use dead::{AttemptError, DeadJob, DeadReason};
 pub use error::Error;
+#[cfg(feature = "nats")]
+pub use forward::ForwardConfig;
 pub use job::{Job, JobContext, JobId, PushOptions, Pushed};
 pub use queue::{Queue, QueueStats};
 pub use unique::{Unique, UniqueStates};

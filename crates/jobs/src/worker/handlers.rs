@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, FutureExt};
 
+use crate::backends::Kind;
 use crate::{BoxError, Error, Job, JobContext};
 
 /// Why a handler did not complete its job.
@@ -21,6 +22,7 @@ pub(super) type Handler =
 pub(super) struct Handlers {
     by_name: HashMap<&'static str, Handler>,
     queues: BTreeSet<&'static str>,
+    kinds: Vec<Kind>,
     duplicate: Option<&'static str>,
 }
 
@@ -53,6 +55,7 @@ impl Handlers {
             self.duplicate = Some(J::NAME);
         }
         self.queues.insert(J::QUEUE);
+        self.kinds.push(Kind { priority: J::PRIORITY, keep: J::KEEP });
     }
 
     pub(super) fn check(&self) -> Result<(), Error> {
@@ -61,6 +64,10 @@ impl Handlers {
             None if self.by_name.is_empty() => Err(Error::Worker("it has no handler".to_owned())),
             None => Ok(()),
         }
+    }
+
+    pub(super) fn kinds(&self) -> &[Kind] {
+        &self.kinds
     }
 
     pub(super) fn queues(&self) -> Vec<&'static str> {

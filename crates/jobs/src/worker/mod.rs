@@ -98,6 +98,9 @@ impl<B: Backend> Worker<B> {
     pub async fn run(self, cancel: CancellationToken) -> Result<(), Error> {
         self.config.check()?;
         self.handlers.check()?;
+        if let Some(what) = self.handlers.kinds().iter().find_map(|kind| self.queue.store.unsupported(kind)) {
+            return Err(Error::Unsupported(what));
+        }
         // A database that is away now may come; tables that are missing will not.
         let migrated = tokio::select! {
             biased;
