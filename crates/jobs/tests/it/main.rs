@@ -5,6 +5,8 @@ mod conformance;
 mod rules;
 mod support;
 
+#[cfg(feature = "nats")]
+mod nats;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "sqlite")]

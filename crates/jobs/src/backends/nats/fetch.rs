@@ -14,12 +14,12 @@ use tokio::time::{Instant, timeout_at};
 
 use super::record::{self, Record};
 use super::{Envelope, Inner, dead, nats, settle, setup};
+use crate::Error;
 use crate::backends::{LEASE_ENDED, Lease, LeasedJob, Want};
 use crate::backoff::ceiling;
 use crate::dead::DeadReason;
 use crate::error::chain;
 use crate::job::JobId;
-use crate::Error;
 
 /// How long a pull may take at most. What the server sent after it counts as a crash when its lease ends.
 const PULL: Duration = Duration::from_secs(5);

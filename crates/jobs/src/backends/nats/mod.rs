@@ -140,9 +140,8 @@ impl Store for Nats {
 
     async fn exchange(&self, done: Vec<Completion>, want: Option<Want<'_>>) -> Result<Exchanged, Error> {
         self.check_connected()?;
-        let completing = async {
-            if done.is_empty() { Ok(0) } else { settle::complete(&self.inner, done).await }
-        };
+        let completing =
+            async { if done.is_empty() { Ok(0) } else { settle::complete(&self.inner, done).await } };
         let fetching = async {
             match want {
                 Some(want) => fetch::fetch(&self.inner, want).await,

@@ -132,11 +132,7 @@ pub(super) async fn bury(inner: &Inner, burials: Vec<Burial>) -> Result<usize, E
     .await
 }
 
-pub(super) async fn extend(
-    inner: &Inner,
-    leases: Vec<Lease>,
-    length: Duration,
-) -> Result<Vec<Lease>, Error> {
+pub(super) async fn extend(inner: &Inner, leases: Vec<Lease>, length: Duration) -> Result<Vec<Lease>, Error> {
     let until = Instant::now() + length;
     let found = leases.into_iter().filter_map(|lease| inner.find(lease));
     let extended = found.map(|held| async move {

@@ -118,7 +118,9 @@ async fn find(inner: &Inner, name: &str) -> Result<Option<stream::Stream>, Error
     match inner.context.get_stream(name).await {
         Ok(stream) => Ok(Some(stream)),
         Err(error) => match error.kind() {
-            GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => Ok(None),
+            GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+                Ok(None)
+            }
             _ => Err(nats(error)),
         },
     }
@@ -147,7 +149,8 @@ pub(super) async fn consumer(inner: &Inner, queue: &str, lease: Duration) -> Res
         num_replicas: inner.config.replicas,
         ..pull::Config::default()
     };
-    let consumer = inner.context.create_consumer_on_stream(config, &inner.config.stream).await.map_err(nats)?;
+    let consumer =
+        inner.context.create_consumer_on_stream(config, &inner.config.stream).await.map_err(nats)?;
     let mut consumers = inner.consumers.lock().unwrap_or_else(PoisonError::into_inner);
     consumers.insert(queue.to_owned(), (lease, consumer.clone()));
     Ok(consumer)
