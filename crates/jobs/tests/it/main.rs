@@ -5,6 +5,8 @@ mod conformance;
 mod rules;
 mod support;
 
+#[cfg(all(feature = "nats", feature = "sqlite"))]
+mod forward;
 #[cfg(feature = "nats")]
 mod nats;
 #[cfg(feature = "postgres")]

@@ -151,9 +151,26 @@ pub(super) async fn consumer(inner: &Inner, queue: &str, lease: Duration) -> Res
     };
     let consumer =
         inner.context.create_consumer_on_stream(config, &inner.config.stream).await.map_err(nats)?;
+    remove_done(inner, queue, &consumer).await?;
     let mut consumers = inner.consumers.lock().unwrap_or_else(PoisonError::into_inner);
     consumers.insert(queue.to_owned(), (lease, consumer.clone()));
     Ok(consumer)
+}
+
+/// Removes what has been acknowledged and is there all the same: a server that is killed may come back with messages
+/// that it had removed, and never delivers them again. Nothing below the consumer's floor is still to be done.
+async fn remove_done(inner: &Inner, queue: &str, consumer: &PullConsumer) -> Result<(), Error> {
+    let floor = consumer.cached_info().ack_floor.stream_sequence;
+    if floor == 0 {
+        return Ok(());
+    }
+    let stream = inner.context.get_stream_no_info(&inner.config.stream).await.map_err(nats)?;
+    let purge = stream.purge().filter(inner.config.subject(queue)).sequence(floor + 1);
+    let removed = purge.await.map_err(nats)?.purged;
+    if removed > 0 {
+        tracing::info!(queue, removed, "removed jobs that were done before the NATS server was killed");
+    }
+    Ok(())
 }
 
 /// After an error: the consumer may be gone.
@@ -164,17 +181,27 @@ pub(super) fn forget_consumer(inner: &Inner, queue: &str) {
 /// JetStream tells what is unacknowledged, not why. What has a record has been started before.
 pub(super) async fn stats(inner: &Inner) -> Result<QueueStats, Error> {
     let Some(stream) = find(inner, &inner.config.stream).await? else { return Err(Error::NotMigrated) };
-    let live = stream.cached_info().state.messages;
+    let by_subject: Vec<(String, usize)> = stream
+        .info_with_subjects(format!("{}.*", inner.config.stream))
+        .await
+        .map_err(nats)?
+        .try_collect()
+        .await
+        .map_err(nats)?;
     let consumers: Vec<_> = stream.consumers().try_collect().await.map_err(nats)?;
     let pending: u64 = consumers.iter().map(|consumer| consumer.num_ack_pending as u64).sum();
+    // Not what the stream holds: see `remove_done`.
+    let waiting: u64 = consumers.iter().map(|consumer| consumer.num_pending).sum();
+    let served = |subject: &str| consumers.iter().any(|consumer| consumer.config.filter_subject == subject);
+    let unserved = by_subject.iter().filter(|(subject, _)| !served(subject));
+    let ready = waiting + unserved.map(|(_, count)| *count as u64).sum::<u64>();
     let count = async |name: String| -> Result<u64, Error> {
         Ok(find(inner, &name).await?.map_or(0, |stream| stream.cached_info().state.messages))
     };
     let recorded = count(inner.config.attempts_stream()).await?;
     let dead = count(inner.config.dead_stream()).await?;
-    let pending = pending.min(live);
     let scheduled = recorded.min(pending);
-    Ok(QueueStats { ready: live - pending, scheduled, running: pending - scheduled, dead })
+    Ok(QueueStats { ready, scheduled, running: pending - scheduled, dead })
 }
 
 #[cfg(test)]
