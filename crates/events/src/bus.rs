@@ -1,20 +1,25 @@
 use std::{
     future::Future,
     sync::{Arc, PoisonError, RwLock},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use tokio::{
-    sync::Notify,
+    sync::{Notify, Semaphore},
     time::{error::Elapsed, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::{
-    Backend, Backlog, BoxError, BusConfig, DeadLetter, Error, Event, EventContext, SubscriptionConfig,
+    Backend, Backlog, BoxError, BusConfig, DeadLetter, Error, Event, EventContext, Lag, Start,
+    SubscriptionConfig,
+    backends::Registration,
     config::Fault,
     error::describe,
-    inbox, relay,
+    inbox,
+    local::Local,
+    relay,
     retry::Trouble,
     subscription::{Delivery, Handler, Subscription},
 };
@@ -30,11 +35,16 @@ pub struct Bus<B: Backend> {
     store: B,
     config: Arc<BusConfig>,
     shared: Arc<Shared<B>>,
+    /// One for each in-process handler that may run.
+    permits: Arc<Semaphore>,
 }
 
 struct Shared<B: Backend> {
     subscriptions: RwLock<Subscriptions<B>>,
+    local: Local,
     wake: Notify,
+    /// Names this bus among those that share a subscription.
+    owner: Uuid,
 }
 
 struct Subscriptions<B: Backend> {
@@ -60,20 +70,29 @@ impl From<Refused> for Error {
 
 impl<B: Backend> Clone for Bus<B> {
     fn clone(&self) -> Bus<B> {
-        Bus { store: self.store.clone(), config: self.config.clone(), shared: self.shared.clone() }
+        Bus {
+            store: self.store.clone(),
+            config: self.config.clone(),
+            shared: self.shared.clone(),
+            permits: self.permits.clone(),
+        }
     }
 }
 
 impl<B: Backend> Bus<B> {
     pub(crate) fn new(store: B) -> Bus<B> {
         let subscriptions = RwLock::new(Subscriptions { all: Vec::new(), refused: None });
-        let shared = Shared { subscriptions, wake: Notify::new() };
-        Bus { store, config: Arc::default(), shared: Arc::new(shared) }
+        let shared =
+            Shared { subscriptions, local: Local::default(), wake: Notify::new(), owner: Uuid::now_v7() };
+        let config = BusConfig::default();
+        let permits = Arc::new(Semaphore::new(config.max_in_process as usize));
+        Bus { store, config: Arc::new(config), shared: Arc::new(shared), permits }
     }
 
     /// The same bus with other settings: for this handle and its later clones, and for subscriptions made through them.
     #[must_use]
     pub fn with_config(mut self, config: BusConfig) -> Bus<B> {
+        self.permits = Arc::new(Semaphore::new(config.max_in_process as usize));
         self.config = Arc::new(config);
         self
     }
@@ -84,12 +103,72 @@ impl<B: Backend> Bus<B> {
         in_time("migrate the tables of events", MIGRATE_TIMEOUT, self.store.migrate()).await
     }
 
+    /// Moves the subscription `name` to another place in the log: back, to handle events again, or ahead, to pass over
+    /// them. What is being handled or tried again is not touched.
+    ///
+    /// `subscribe_in_tx` has an event's effects once *more* for each replay. Answers with the position it starts at.
+    pub async fn replay(&self, name: &str, from: Start) -> Result<u64, Error> {
+        let after = match self.after(from).await? {
+            Some(after) => after,
+            None => self.in_time("look at the log", self.store.ends()).await?.last,
+        };
+        if !self.in_time("move a subscription", self.store.seek(name, after)).await? {
+            return Err(Error::NoSubscription(name.to_owned()));
+        }
+        self.wake();
+        Ok(after.saturating_add(1).unsigned_abs())
+    }
+
+    /// Handles each `E` in this process, at once after [`committed`](Bus::committed): nothing is stored, nothing is
+    /// tried again, and other processes hear nothing.
+    ///
+    /// Each handler runs in a task of its own, for at most [`SubscriptionConfig::timeout`]. An error or a panic of one
+    /// is logged and hurts no other.
+    ///
+    /// ```
+    /// # use greenwave_events::{BoxError, Bus, Error, Event, Sqlite};
+    /// # #[derive(serde::Serialize, serde::Deserialize)] struct PriceChanged { product: i64 }
+    /// # impl Event for PriceChanged { const NAME: &'static str = "price-changed"; }
+    /// # fn example(events: &Bus<Sqlite>, mut connection: rusqlite::Connection) -> Result<(), BoxError> {
+    /// events.on(|event: std::sync::Arc<PriceChanged>| async move {
+    ///     println!("the price of {} changed", event.product);
+    ///     Ok::<(), BoxError>(())
+    /// });
+    /// let changed = PriceChanged { product: 7 };
+    /// let tx = connection.transaction()?;
+    /// events.publish(&tx, &changed)?; // for durable subscriptions; without any, leave it out
+    /// tx.commit()?;
+    /// events.committed(changed);
+    /// # Ok(()) }
+    /// ```
+    pub fn on<E, F, Fut, R>(&self, handler: F)
+    where
+        E: Event,
+        F: Fn(Arc<E>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), R>> + Send + 'static,
+        R: Into<BoxError>,
+    {
+        self.shared.local.add(handler);
+    }
+
+    /// Says that `event` is a fact now: wakes the relay as [`wake`](Bus::wake) does, and hands the event to the
+    /// handlers of this process ([`on`](Bus::on)). Call it after the commit, on a Tokio runtime. When
+    /// [`BusConfig::max_in_process`] of them run already, the event is not handled, and a warning says so.
+    pub fn committed<E: Event>(&self, event: E) {
+        self.wake();
+        self.shared.local.dispatch(event, &self.permits, self.config.subscription.timeout);
+    }
+
     /// Handles each `E` at least once, under a durable name.
     ///
     /// Events published from the moment the subscription is registered (by [`register`](Bus::register) or
-    /// [`run`](Bus::run)) wait for it, whether or not a process that runs it is up. Each subscription has its own
-    /// deliveries, retries and dead letters; processes that use the same name share the work. One name may have a
-    /// handler for each of several events.
+    /// [`run`](Bus::run)) wait for it, whether or not a process that runs it is up;
+    /// [`SubscriptionConfig::start`] may take it further back. Each subscription has its own position, retries and dead
+    /// letters; processes that use the same name share the work.
+    ///
+    /// One name may have a handler for each of several events. Then the first one's `concurrency`, `max_claimed`,
+    /// `ordered` and `start` hold for all. An event that is added to a name later is handled from where the name's
+    /// position stands.
     ///
     /// When the handler fails, panics or takes too long, the event comes again after a while; after
     /// [`SubscriptionConfig::max_attempts`] it becomes a dead letter. The handler may see an event twice, after a crash
@@ -179,13 +258,45 @@ impl<B: Backend> Bus<B> {
     }
 
     pub(crate) async fn persist(&self, subscriptions: &[Arc<Subscription<B>>]) -> Result<(), Error> {
-        let pairs: Vec<(String, String)> =
-            subscriptions.iter().map(|s| (s.name.clone(), s.event.clone())).collect();
-        self.in_time("register subscriptions", self.store.register(&pairs)).await
+        let mut new = Vec::with_capacity(subscriptions.len());
+        for Subscription { name, event, config, .. } in subscriptions.iter().map(|new| &**new) {
+            let start =
+                subscriptions.iter().find(|first| first.name == *name).map(|first| first.config.start);
+            let after = self.after(start.unwrap_or(config.start)).await?;
+            new.push(Registration { name: name.clone(), event: event.clone(), after });
+        }
+        self.in_time("register subscriptions", self.store.register(&new)).await
     }
 
-    /// Ends the subscription `name` for good, with every delivery that waits for it; answers how many those were. Dead
-    /// letters stay. Without this, events of a subscription that no process runs any more pile up.
+    /// The position after which a place in the log begins; none is its end.
+    async fn after(&self, start: Start) -> Result<Option<i64>, Error> {
+        let after = match start {
+            Start::Now => return Ok(None),
+            Start::Beginning => 0,
+            Start::Position(position) => i64::try_from(position).unwrap_or(i64::MAX).saturating_sub(1),
+            Start::Time(time) => self.before(time).await?,
+        };
+        Ok(Some(after))
+    }
+
+    /// The last position that reached the log before this time. Positions follow time, so a few looks find it.
+    async fn before(&self, time: SystemTime) -> Result<i64, Error> {
+        let time = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let time = i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+        let ends = self.in_time("look at the log", self.store.ends()).await?;
+        let (mut low, mut high) = (ends.first, ends.last + 1);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.in_time("look at the log", self.store.look(middle)).await? {
+                Some((position, at)) if at < time => low = position + 1,
+                _ => high = middle,
+            }
+        }
+        Ok(low - 1)
+    }
+
+    /// Ends the subscription `name` for good; answers how many events waited for it. Dead letters stay. Without this, the
+    /// log keeps every event that a subscription which no process runs any more has not come to.
     pub async fn unregister(&self, name: &str) -> Result<u64, Error> {
         self.in_time("unregister a subscription", self.store.unregister(name)).await
     }
@@ -200,8 +311,8 @@ impl<B: Backend> Bus<B> {
     /// it starts: it logs, tries again with growing pauses, and loses nothing. When cancelled it takes nothing new, gives
     /// running handlers [`BusConfig::grace`] to end, gives back what it did not finish, and returns.
     ///
-    /// *Cancel safety:* dropping the future drops its handlers where they stand; their deliveries come again when the
-    /// lease has run out.
+    /// *Cancel safety:* dropping the future drops its handlers where they stand; their events come again when the lease
+    /// has run out.
     pub async fn run(&self, cancel: CancellationToken) -> Result<(), Error> {
         match cancel.run_until_cancelled(self.register_in_the_end()).await {
             Some(registered) => registered?,
@@ -209,6 +320,8 @@ impl<B: Backend> Bus<B> {
         }
         let arrived = Notify::new();
         tokio::join!(relay::run(self, &arrived, &cancel), inbox::run(self, &arrived, &cancel));
+        // Those in the process have no lease to come back by, so a stop only waits for them.
+        let _ = timeout(self.config.grace, self.shared.local.idle()).await;
         Ok(())
     }
 
@@ -247,12 +360,22 @@ impl<B: Backend> Bus<B> {
         self.in_time("read dead letters", self.store.dead_letters(subscription, limit)).await
     }
 
-    /// Makes a dead letter a delivery again, with all its attempts before it.
+    /// Delivers a dead letter again, with all its attempts before it.
     pub async fn redeliver(&self, dead_letter: i64) -> Result<(), Error> {
         if self.in_time("redeliver a dead letter", self.store.redeliver(dead_letter)).await? {
             return Ok(());
         }
         Err(Error::NoDeadLetter(dead_letter))
+    }
+
+    /// Delivers every dead letter of a subscription again; answers how many those were.
+    pub async fn redeliver_all(&self, subscription: &str) -> Result<u64, Error> {
+        self.in_time("redeliver dead letters", self.store.redeliver_all(subscription)).await
+    }
+
+    /// How far each subscription has come, by name.
+    pub async fn positions(&self) -> Result<Vec<Lag>, Error> {
+        self.in_time("read positions", self.store.positions()).await
     }
 
     /// How much waits. It counts rows, so the cost grows with the answer.
@@ -271,6 +394,10 @@ impl<B: Backend> Bus<B> {
     pub(crate) fn subscriptions_after(&self, known: usize) -> Vec<Arc<Subscription<B>>> {
         let subscriptions = self.shared.subscriptions.read().unwrap_or_else(PoisonError::into_inner);
         subscriptions.all.iter().skip(known).cloned().collect()
+    }
+
+    pub(crate) fn owner(&self) -> Uuid {
+        self.shared.owner
     }
 
     pub(crate) async fn woken(&self) {

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -27,15 +27,30 @@ pub struct BusConfig {
     /// (default `200ms`).
     #[serde(with = "humantime_serde")]
     pub poll_interval: Duration,
-    /// For how long a delivery belongs to the process that took it. Renewed while the handler runs, so it bounds only
-    /// how long the deliveries of a killed process wait (default `30s`).
+    /// For how long events belong to the process that took them. Renewed while handlers run, so it bounds only how long
+    /// the events that a killed process had taken wait (default `30s`).
     #[serde(with = "humantime_serde")]
     pub lease: Duration,
-    /// How many events one transaction moves from the outbox to the subscriptions (default `500`).
+    /// The least time from one move of events to the next. The first event after a while is moved at once; those that
+    /// follow it within this time go together, which is cheaper for each of them (default `10ms`).
+    #[serde(with = "humantime_serde")]
+    pub batch_interval: Duration,
+    /// How many events one transaction moves from the outbox to the log (default `1000`).
     pub relay_batch: u32,
+    /// How long the log keeps an event, for a replay or a new subscription. One that a subscription has not come to yet
+    /// is kept for longer (default `7d`).
+    #[serde(with = "humantime_serde")]
+    pub retention: Duration,
+    /// When an event leaves the log although a subscription has not come to it: it will not be delivered to that one
+    /// (default: never).
+    #[serde(with = "humantime_serde")]
+    pub max_retention: Option<Duration>,
     /// How long one step in the database may take before it counts as failed (default `10s`).
     #[serde(with = "humantime_serde")]
     pub statement_timeout: Duration,
+    /// How many in-process handlers ([`Bus::on`](crate::Bus::on)) may run at once; an event that comes on top of them
+    /// is not handled (default `1000`).
+    pub max_in_process: u32,
     /// How long running handlers may go on after a stop was asked for (default `10s`).
     #[serde(with = "humantime_serde")]
     pub grace: Duration,
@@ -48,7 +63,11 @@ impl Default for BusConfig {
         BusConfig {
             poll_interval: Duration::from_millis(200),
             lease: Duration::from_secs(30),
-            relay_batch: 500,
+            batch_interval: Duration::from_millis(10),
+            relay_batch: 1000,
+            retention: Duration::from_secs(7 * 24 * 60 * 60),
+            max_retention: None,
+            max_in_process: 1000,
             statement_timeout: Duration::from_secs(10),
             grace: Duration::from_secs(10),
             subscription: SubscriptionConfig::default(),
@@ -75,6 +94,9 @@ impl BusConfig {
             return Err(("statement_timeout", "must be more than zero"));
         }
         check_duration("poll_interval", self.poll_interval)?;
+        check_duration("batch_interval", self.batch_interval)?;
+        check_duration("retention", self.retention)?;
+        check_duration("max_retention", self.max_retention.unwrap_or_default())?;
         check_duration("lease", self.lease)?;
         check_duration("statement_timeout", self.statement_timeout)?;
         check_duration("grace", self.grace)
@@ -87,10 +109,17 @@ impl BusConfig {
 pub struct SubscriptionConfig {
     /// How many of its handlers run at once (default `8`).
     pub concurrency: u32,
-    /// How many deliveries are taken at once, those that run included. More means fewer statements for each, fewer
-    /// means that several processes share a short queue more evenly (default `64`; never less than `concurrency`).
+    /// How many events are taken at once, those that run included. More means fewer statements for each and larger
+    /// batches, fewer means that several processes share a short queue more evenly (default `500`; never less than
+    /// `concurrency`).
     pub max_claimed: u32,
-    /// After how many failed attempts a delivery becomes a dead letter (default `20`: about two hours). An attempt that
+    /// Whether events of one [`key`](crate::Event::key) are handled one after another, in the order of their
+    /// publication, in all processes together. One that is to be tried again holds up its key and no other. Such a
+    /// subscription is served by one process at a time (default `false`).
+    pub ordered: bool,
+    /// Where a subscription begins that is new (default `now`: with what is published from then on).
+    pub start: Start,
+    /// After how many failed attempts an event becomes a dead letter (default `20`: about two hours). An attempt that
     /// could not begin, such as one whose transaction waited in vain for a connection, is none.
     pub max_attempts: u32,
     /// The wait before the second attempt; it doubles with each further one, and is shortened by up to half at random
@@ -106,11 +135,28 @@ pub struct SubscriptionConfig {
     pub timeout: Duration,
 }
 
+/// A place in the log of all events.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Start {
+    /// Its end: what is published from now on.
+    #[default]
+    Now,
+    /// Its beginning: everything that the log still has.
+    Beginning,
+    /// The first event with this position or a later one.
+    Position(u64),
+    /// The first event that reached the log at this time or later, by the database's clock.
+    Time(#[serde(with = "humantime_serde")] SystemTime),
+}
+
 impl Default for SubscriptionConfig {
     fn default() -> SubscriptionConfig {
         SubscriptionConfig {
             concurrency: 8,
-            max_claimed: 64,
+            max_claimed: 500,
+            ordered: false,
+            start: Start::Now,
             max_attempts: 20,
             retry_min: Duration::from_secs(1),
             retry_max: Duration::from_secs(600),

@@ -58,6 +58,10 @@ pub enum Error {
         problem: &'static str,
     },
 
+    /// No subscription has this name.
+    #[error("there is no subscription `{0}`")]
+    NoSubscription(String),
+
     /// No dead letter has this id.
     #[error("there is no dead letter {0}")]
     NoDeadLetter(i64),

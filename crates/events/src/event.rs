@@ -3,6 +3,8 @@ use std::{fmt, time::SystemTime};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
+use crate::BoxError;
+
 /// A fact that other parts of the system may want to hear of: a type with a stable name.
 ///
 /// The name is what publisher and subscribers agree on, across processes and releases; the type's own name may change
@@ -23,9 +25,21 @@ pub trait Event: Serialize + DeserializeOwned + Send + Sync + 'static {
     const NAME: &'static str;
 
     /// The payload's shape, raised when it changes; stored beside the payload and handed to handlers in
-    /// [`EventContext::version`]. A payload of another version is decoded all the same, and is a dead letter only when
-    /// that fails.
+    /// [`EventContext::version`]. A payload of another version goes through [`upcast`](Event::upcast).
     const VERSION: u32 = 1;
+
+    /// What the event is about, such as a customer's id: a subscription that is
+    /// [`ordered`](crate::SubscriptionConfig::ordered) handles events of one key one after another, in the order of
+    /// their publication. Default: nothing, and no order.
+    fn key(&self) -> Option<String> {
+        None
+    }
+
+    /// Makes an event of a payload that was published with another version of the type: mostly an older one, and in the
+    /// middle of a deployment a newer one. Default: decodes it as it is. An error makes the event a dead letter at once.
+    fn upcast(_version: u32, payload: serde_json::Value) -> Result<Self, BoxError> {
+        serde_json::from_value(payload).map_err(BoxError::from)
+    }
 }
 
 /// Names one published event, for good: a UUID of version 7.
@@ -69,8 +83,10 @@ pub struct EventContext {
     pub version: u32,
     /// When the event was published, by the database's clock.
     pub published_at: SystemTime,
-    /// Which attempt this is, from 1. An attempt that a crash ended counts.
+    /// Its place in the log of all events; none for one that was published before there was a log.
+    pub position: Option<u64>,
+    /// Which attempt this is, from 1.
     pub attempt: u32,
     /// The subscription's name.
-    pub subscription: String,
+    pub subscription: std::sync::Arc<str>,
 }

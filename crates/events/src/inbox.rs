@@ -1,83 +1,66 @@
-//! The receiving side: leases deliveries for the handlers of this process, runs them, and settles what came of it.
+//! The receiving side: takes events of the log and deliveries for the handlers of this process, runs them, and settles
+//! what came of it.
 
-mod attempt;
+pub(crate) mod attempt;
+mod lane;
 mod settle;
+mod stop;
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
-    sync::Arc,
+    collections::{HashMap, HashSet},
+    time::Duration,
 };
 
+use metrics::gauge;
 use tokio::{
     select,
     sync::Notify,
-    task::JoinSet,
+    task::{JoinError, JoinSet},
     time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use self::{
-    attempt::{Outcome, attempt},
+    attempt::{Outcome, attempt, attempt_batch},
+    lane::{Lane, Range},
     settle::{Settled, Unsettled, count},
 };
 use crate::{
     Backend, Bus, Error,
-    backends::{Counted, Want},
+    backends::{Counted, Fate, Take, Want},
     error::describe,
     retry::{Trouble, jittered},
-    subscription::{Delivery, Handler, Subscription},
+    subscription::{Delivery, Handler, Held, Subscription},
+    telemetry,
 };
 
-/// A subscription's deliveries in this process.
-struct Lane<B: Backend> {
-    subscription: Arc<Subscription<B>>,
-    /// Leased, not begun.
-    queue: VecDeque<Delivery>,
-    running: u32,
-    /// Leased: those in the queue, those that run, and those that ended and are not settled.
-    held: u32,
-    /// There may be more in the database.
-    look: bool,
-}
+/// How often a range that is handled event by event says how far it is, so that a killed process repeats little.
+const PROGRESS: Duration = Duration::from_secs(1);
 
-impl<B: Backend> Lane<B> {
-    fn concurrency(&self) -> u32 {
-        self.subscription.config.concurrency.max(1)
-    }
+/// The pause before a batch whose transaction could not begin.
+const UNBEGUN_PAUSE: Duration = Duration::from_millis(500);
 
-    /// How many to lease now. None until half of the room is free, so that busy lanes lease in batches.
-    fn room(&self) -> u32 {
-        let max = self.subscription.config.max_claimed.max(self.concurrency());
-        let room = max.saturating_sub(self.held);
-        if self.look && room * 2 >= max { room } else { 0 }
-    }
-
-    /// How many may begin now.
-    fn free(&self) -> usize {
-        self.concurrency().saturating_sub(self.running) as usize
-    }
-
-    /// Whether the delivery has had all its attempts, the last of which ended without an outcome.
-    fn is_spent(&self, delivery: &Delivery) -> bool {
-        delivery.attempt > self.subscription.config.max_attempts
-    }
-
-    fn serves(&self, delivery: &Delivery) -> bool {
-        self.subscription.name == delivery.subscription && self.subscription.event == delivery.event
-    }
+/// What ended, in which lane.
+enum Ended {
+    One(usize, Delivery, Outcome),
+    Batch(usize, Vec<Delivery>, Outcome),
 }
 
 struct Inbox<'a, B: Backend> {
     bus: &'a Bus<B>,
     lanes: Vec<Lane<B>>,
-    /// The attempts that run, each answering with its lane.
-    running: JoinSet<(usize, Delivery, Outcome)>,
-    /// The key of everything leased, its lane, and how many attempts it has had before.
-    held: HashMap<(i64, i64), (usize, u32)>,
+    /// How many of the bus's handlers are in lanes.
+    known: usize,
+    running: JoinSet<Ended>,
+    /// By lease.
+    ranges: HashMap<i64, Range>,
+    /// The key of each leased delivery, its lane, and how many attempts it has had before.
+    deliveries: HashMap<(i64, i64), (usize, u32)>,
     unsettled: Unsettled,
     next_look: Instant,
     next_renewal: Instant,
+    next_progress: Instant,
 }
 
 /// Delivers until cancelled, then ends what runs.
@@ -87,7 +70,7 @@ pub(crate) async fn run<B: Backend>(bus: &Bus<B>, arrived: &Notify, cancel: &Can
     while !cancel.is_cancelled() {
         if let Err(error) = inbox.round().await {
             let pause = trouble.pause();
-            warn!(error = describe(&error), ?pause, "deliveries wait for the database");
+            warn!(error = describe(&error), ?pause, "events wait for the database");
             select! {
                 () = cancel.cancelled() => {}
                 () = sleep(pause) => {}
@@ -95,14 +78,15 @@ pub(crate) async fn run<B: Backend>(bus: &Bus<B>, arrived: &Notify, cancel: &Can
             continue;
         }
         trouble.over();
-        if inbox.lanes.iter().any(|lane| lane.room() > 0) {
+        if inbox.lanes.iter().any(Lane::wants) {
             continue;
         }
+        let next_turn = inbox.next_turn();
         select! {
             () = cancel.cancelled() => {}
             Some(ended) = inbox.running.join_next() => inbox.ended(ended),
-            () = arrived.notified() => inbox.look(),
-            () = sleep_until(inbox.next_look.min(inbox.next_renewal)) => {}
+            () = arrived.notified() => inbox.look(false),
+            () = sleep_until(next_turn) => {}
         }
     }
     inbox.stop().await;
@@ -114,12 +98,20 @@ impl<'a, B: Backend> Inbox<'a, B> {
         Inbox {
             bus,
             lanes: Vec::new(),
+            known: 0,
             running: JoinSet::new(),
-            held: HashMap::new(),
+            ranges: HashMap::new(),
+            deliveries: HashMap::new(),
             unsettled: Unsettled::default(),
             next_look: now,
             next_renewal: now + bus.config().lease / 3,
+            next_progress: now + PROGRESS,
         }
+    }
+
+    fn next_turn(&self) -> Instant {
+        let next = self.next_look.min(self.next_renewal);
+        self.lanes.iter().filter_map(|lane| lane.pause).fold(next, Instant::min)
     }
 
     /// One turn: everything that needs the database, then what it made possible.
@@ -132,32 +124,34 @@ impl<'a, B: Backend> Inbox<'a, B> {
                 self.bus.in_time("look for due deliveries", self.bus.store().ready_due()).await?;
             }
             self.next_look = Instant::now() + jittered(self.bus.config().poll_interval);
-            self.look();
+            self.look(true);
         }
         self.claim().await?;
+        self.take().await?;
         self.start().await
     }
 
-    fn look(&mut self) {
+    fn look(&mut self, for_deliveries: bool) {
         for lane in &mut self.lanes {
-            lane.look = true;
+            lane.look_log = true;
+            lane.look_deliveries |= for_deliveries;
         }
     }
 
     /// Takes up handlers that were added since.
     async fn adopt(&mut self) -> Result<(), Error> {
-        let added = self.bus.subscriptions_after(self.lanes.len());
+        let added = self.bus.subscriptions_after(self.known);
         if added.is_empty() {
             return Ok(());
         }
         self.bus.persist(&added).await?;
-        self.lanes.extend(added.into_iter().map(|subscription| Lane {
-            subscription,
-            queue: VecDeque::new(),
-            running: 0,
-            held: 0,
-            look: true,
-        }));
+        self.known += added.len();
+        for handler in added {
+            match self.lanes.iter_mut().find(|lane| *lane.name == *handler.name) {
+                Some(lane) => lane.add(handler),
+                None => self.lanes.push(Lane::new(handler)),
+            }
+        }
         Ok(())
     }
 
@@ -177,56 +171,192 @@ impl<'a, B: Backend> Inbox<'a, B> {
         written
     }
 
-    fn ended(&mut self, ended: Result<(usize, Delivery, Outcome), tokio::task::JoinError>) {
+    fn ended(&mut self, ended: Result<Ended, JoinError>) {
         // An attempt catches its handler's panic, and only `stop` aborts one: there is always an outcome here.
-        let Ok((lane, delivery, outcome)) = ended else { return };
-        self.lanes[lane].running -= 1;
-        if let Some(settled) = self.unsettled.note(&self.lanes[lane].subscription, &delivery, outcome) {
-            self.settled(settled);
+        match ended {
+            Ok(Ended::One(lane, delivery, outcome)) => self.ended_one(lane, &delivery, outcome),
+            Ok(Ended::Batch(lane, batch, outcome)) => self.ended_batch(lane, batch, outcome),
+            Err(_) => {}
         }
     }
 
-    fn settled(&mut self, (key, outcome): Settled) {
-        if let Some((lane, _)) = self.held.remove(&key) {
-            self.lanes[lane].held -= 1;
-            count(&self.lanes[lane].subscription.name, outcome);
+    fn ended_one(&mut self, index: usize, delivery: &Delivery, outcome: Outcome) {
+        let lane = &mut self.lanes[index];
+        lane.ended(delivery);
+        let Some(subscription) = lane.handler(&delivery.event).cloned() else { return };
+        let lease = match delivery.held {
+            Held::Row { id, lease } => {
+                if let Some(settled) = self.unsettled.note(&subscription, delivery, (id, lease), outcome) {
+                    self.settled(settled);
+                }
+                return;
+            }
+            Held::Range(lease) => lease,
+        };
+        lane.held -= 1;
+        if !self.ranges.contains_key(&lease) {
+            return count(&lane.name, 1, "lost");
+        }
+        if matches!(outcome, Outcome::Handled | Outcome::Committed) {
+            return self.left(lease, delivery, true);
+        }
+        for behind in lane.behind(delivery) {
+            self.unsettled.set_aside(&behind, 0, Fate::Ready);
+            if let Held::Range(lease) = behind.held {
+                self.left(lease, &behind, false);
+            }
+        }
+        self.unsettled.note_failed(&subscription, delivery, outcome);
+        self.left(lease, delivery, false);
+    }
+
+    /// An event has left its range, as one that was handled or not.
+    fn left(&mut self, lease: i64, delivery: &Delivery, handled: bool) {
+        let Some(range) = self.ranges.get_mut(&lease) else { return };
+        if let Some(position) = delivery.position {
+            range.left.remove(&position);
+        }
+        range.handled += u64::from(handled);
+        if range.left.is_empty() {
+            self.unsettled.note_ended(lease);
+        }
+    }
+
+    fn ended_batch(&mut self, index: usize, batch: Vec<Delivery>, outcome: Outcome) {
+        let lane = &mut self.lanes[index];
+        lane.running -= 1;
+        let Some(Held::Range(lease)) = batch.first().map(|delivery| delivery.held) else { return };
+        let (name, events) = (lane.name.clone(), batch.len() as u64);
+        if !self.ranges.contains_key(&lease) {
+            lane.held -= batch.len() as u32;
+            return count(
+                &name,
+                events,
+                if matches!(outcome, Outcome::Committed) { "completed" } else { "lost" },
+            );
+        }
+        if let Outcome::Unbegun(error) = &outcome {
+            warn!(subscription = &*name, error, pause = ?UNBEGUN_PAUSE, "a batch could not begin");
+            lane.pause = Some(Instant::now() + UNBEGUN_PAUSE);
+            return lane.batches.push_front(batch);
+        }
+        lane.held -= batch.len() as u32;
+        match outcome {
+            Outcome::Failed(error) | Outcome::Hopeless(error) => {
+                // No attempt of any of them: which one failed shows when each is handled alone.
+                warn!(
+                    subscription = &*name,
+                    events, error, "a batch failed: its events are handled one by one"
+                );
+                let positions = batch.iter().filter_map(|delivery| delivery.position).collect();
+                self.unsettled.note_split(lease, positions);
+            }
+            outcome => {
+                self.ranges.remove(&lease);
+                count(
+                    &name,
+                    events,
+                    if matches!(outcome, Outcome::Committed) { "completed" } else { "lost" },
+                );
+            }
+        }
+    }
+
+    fn settled(&mut self, settled: Settled) {
+        match settled {
+            Settled::Delivery(key, outcome) => {
+                if let Some((lane, _)) = self.deliveries.remove(&key) {
+                    self.lanes[lane].held -= 1;
+                    // What waited behind it in order may begin.
+                    self.lanes[lane].look_deliveries |= self.lanes[lane].is_ordered();
+                    count(&self.lanes[lane].name, 1, outcome);
+                }
+            }
+            Settled::Events(lease, events, outcome) => {
+                if let Some(range) = self.ranges.get(&lease) {
+                    count(&self.lanes[range.lane].name, events, outcome);
+                }
+            }
+            Settled::Range(lease, outcome) => {
+                if let Some(range) = self.ranges.remove(&lease) {
+                    let lane = &mut self.lanes[range.lane];
+                    lane.look_deliveries = true;
+                    count(&lane.name, range.handled, outcome);
+                }
+            }
         }
     }
 
     /// Renews every lease in good time, and forgets what was lost and has not begun.
     async fn renew(&mut self) -> Result<(), Error> {
-        let lease = self.bus.config().lease;
-        if Instant::now() < self.next_renewal {
+        let (now, lease) = (Instant::now(), self.bus.config().lease);
+        let due = now >= self.next_renewal;
+        if due || now >= self.next_progress && self.ranges.values().any(Range::has_progressed) {
+            let ranges: Vec<(i64, i64)> =
+                self.ranges.iter().map(|(lease, range)| (*lease, range.first_left())).collect();
+            if !ranges.is_empty() {
+                let renewed = self.bus.store().renew_ranges(&ranges, lease);
+                let held: HashSet<i64> =
+                    self.bus.in_time("renew leases", renewed).await?.into_iter().collect();
+                self.ranges.retain(|lease, _| held.contains(lease));
+                self.ranges.values_mut().for_each(Range::told);
+                self.forget();
+            }
+            self.next_progress = now + PROGRESS;
+        }
+        if !due {
             return Ok(());
         }
-        let keys: Vec<(i64, i64)> = self.held.keys().copied().collect();
+        let keys: Vec<(i64, i64)> = self.deliveries.keys().copied().collect();
         if !keys.is_empty() {
             let held = self.bus.in_time("renew leases", self.bus.store().renew(&keys, lease)).await?;
             let held: HashSet<i64> = held.into_iter().collect();
-            self.forget(keys.into_iter().filter(|(id, _)| !held.contains(id)).collect());
+            self.lose(keys.into_iter().filter(|(id, _)| !held.contains(id)));
         }
-        self.next_renewal = Instant::now() + lease / 3;
+        self.next_renewal = now + lease / 3;
         Ok(())
     }
 
-    /// Drops from the queues what is held no longer. What runs is left to its end.
-    fn forget(&mut self, lost: HashSet<(i64, i64)>) {
+    /// Drops what waits of ranges that are held no longer. What runs is left to its end.
+    fn forget(&mut self) {
         for lane in &mut self.lanes {
-            lane.queue.retain(|delivery| {
-                let keep = !lost.contains(&delivery.key());
-                if !keep && self.held.remove(&delivery.key()).is_some() {
-                    lane.held -= 1;
-                }
-                keep
+            lane.retain(|delivery| match delivery.held {
+                Held::Range(lease) => self.ranges.contains_key(&lease),
+                Held::Row { .. } => true,
             });
         }
     }
 
+    /// Drops deliveries from the queues that are held no longer.
+    fn lose(&mut self, lost: impl Iterator<Item = (i64, i64)>) {
+        let lost: HashSet<(i64, i64)> = lost.collect();
+        if lost.is_empty() {
+            return;
+        }
+        let is_lost = |delivery: &Delivery| match delivery.held {
+            Held::Row { id, lease } => lost.contains(&(id, lease)),
+            Held::Range(_) => false,
+        };
+        for lane in &mut self.lanes {
+            for delivery in lane.queue.iter().filter(|delivery| is_lost(delivery)) {
+                if let Held::Row { id, lease } = delivery.held {
+                    self.deliveries.remove(&(id, lease));
+                }
+            }
+            lane.retain(|delivery| !is_lost(delivery));
+        }
+    }
+
+    /// Leases deliveries.
     async fn claim(&mut self) -> Result<(), Error> {
         let mut wants = Vec::new();
-        for lane in self.lanes.iter().filter(|lane| lane.room() > 0) {
-            let Subscription { name, event, .. } = &*lane.subscription;
-            wants.push(Want { subscription: name.clone(), event: event.clone(), count: lane.room() });
+        for lane in self.lanes.iter().filter(|lane| lane.look_deliveries && lane.room() > 0) {
+            wants.extend(lane.handlers().iter().map(|handler| Want {
+                subscription: lane.name.clone(),
+                event: handler.event.clone(),
+                count: lane.room(),
+                ordered: lane.is_ordered(),
+            }));
         }
         if wants.is_empty() {
             return Ok(());
@@ -235,15 +365,58 @@ impl<'a, B: Backend> Inbox<'a, B> {
         let deliveries = self.bus.in_time("take deliveries", claim).await?;
         let mut taken = vec![0; self.lanes.len()];
         for delivery in deliveries {
-            let Some(index) = self.lanes.iter().position(|lane| lane.serves(&delivery)) else { continue };
+            let Some(index) = self.lanes.iter().position(|lane| lane.name == delivery.subscription) else {
+                continue;
+            };
+            let Held::Row { id, lease } = delivery.held else { continue };
             taken[index] += 1;
-            self.held.insert(delivery.key(), (index, delivery.attempt.saturating_sub(1)));
+            self.deliveries.insert((id, lease), (index, delivery.attempt.saturating_sub(1)));
             self.lanes[index].queue.push_back(delivery);
         }
         for (lane, taken) in self.lanes.iter_mut().zip(taken) {
-            if lane.room() > 0 {
-                lane.look = taken >= lane.room();
+            if lane.look_deliveries && lane.room() > 0 {
+                lane.look_deliveries = taken >= lane.room();
                 lane.held += taken;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes events of the log.
+    async fn take(&mut self) -> Result<(), Error> {
+        for index in 0..self.lanes.len() {
+            let lane = &mut self.lanes[index];
+            if !lane.look_log || lane.room() == 0 {
+                continue;
+            }
+            let want = Take {
+                subscription: lane.name.clone(),
+                count: lane.room(),
+                lease: self.bus.config().lease,
+                owner: self.bus.owner(),
+                ordered: lane.is_ordered(),
+            };
+            let taken = self.bus.in_time("take events", self.bus.store().take(&want)).await?;
+            gauge!(telemetry::LAG, telemetry::SUBSCRIPTION => lane.name.to_string()).set(taken.lag as f64);
+            lane.look_log = taken.lag > 0;
+            if taken.deliveries.is_empty() {
+                continue;
+            }
+            self.ranges.insert(taken.lease, Range::new(index, &taken.deliveries));
+            let in_tx = lane
+                .in_tx()
+                .filter(|_| taken.deliveries.iter().all(|delivery| lane.handler(&delivery.event).is_some()));
+            let Some(in_tx) = in_tx else {
+                // Others may have a handler for what we have none for.
+                let positions = taken.deliveries.iter().filter_map(|delivery| delivery.position).collect();
+                self.unsettled.note_split(taken.lease, positions);
+                continue;
+            };
+            lane.held += taken.deliveries.len() as u32;
+            if in_tx {
+                lane.batches.push_back(taken.deliveries);
+            } else {
+                lane.queue.extend(taken.deliveries);
             }
         }
         Ok(())
@@ -251,96 +424,99 @@ impl<'a, B: Backend> Inbox<'a, B> {
 
     /// Begins what there is room for.
     async fn start(&mut self) -> Result<(), Error> {
-        // Where one is lost, the next in the queue takes its place.
-        while self.count_attempts().await? {}
-        for (index, lane) in self.lanes.iter_mut().enumerate() {
-            for _ in 0..lane.free() {
-                let Some(delivery) = lane.queue.pop_front() else { break };
-                lane.running += 1;
-                let (bus, subscription, spent) =
-                    (self.bus.clone(), lane.subscription.clone(), lane.is_spent(&delivery));
-                self.running.spawn(async move {
-                    // Each attempt so far ended without an outcome: do not let it take another process down.
-                    let outcome = if spent {
-                        Outcome::Hopeless("the process died or lost its lease during the last attempt".into())
-                    } else {
-                        attempt(bus, subscription, delivery.clone()).await
-                    };
-                    (index, delivery, outcome)
-                });
+        for index in 0..self.lanes.len() {
+            while let Some(batch) = self.lanes[index].next_batch() {
+                self.spawn_batch(index, batch);
             }
         }
-        Ok(())
+        loop {
+            let mut picked = Vec::new();
+            for (index, lane) in self.lanes.iter_mut().enumerate() {
+                picked.extend(std::iter::from_fn(|| lane.next()).map(|delivery| (index, delivery)));
+            }
+            let lost = self.count_attempts(&mut picked).await?;
+            for (index, delivery) in picked {
+                self.spawn(index, delivery);
+            }
+            // Where one is lost, the next in the queue takes its place.
+            if !lost {
+                return Ok(());
+            }
+        }
     }
 
-    /// Counts the attempts that are about to begin, and drops deliveries that are held no longer; true when there were
-    /// such. Handlers in a transaction are not among them: they may have to wait for it, so they are counted when they
-    /// have a connection.
-    async fn count_attempts(&mut self) -> Result<bool, Error> {
+    fn spawn_batch(&mut self, index: usize, batch: Vec<Delivery>) {
+        let lane = &self.lanes[index];
+        let mut calls: Vec<(B::InTx, Vec<Delivery>)> = Vec::new();
+        for run in batch.chunk_by(|one, next| one.event == next.event) {
+            if let Some(Handler::InTx(handler)) = lane.handler(&run[0].event).map(|found| &found.handler) {
+                calls.push((handler.clone(), run.to_vec()));
+            }
+        }
+        let Held::Range(lease) = batch[0].held else { return };
+        let (bus, first) = (self.bus.clone(), lane.handlers()[0].clone());
+        self.running.spawn(async move {
+            let outcome = attempt_batch(bus, first, lease, calls).await;
+            Ended::Batch(index, batch, outcome)
+        });
+    }
+
+    fn spawn(&mut self, index: usize, delivery: Delivery) {
+        let Some(subscription) = self.lanes[index].handler(&delivery.event).cloned() else { return };
+        let (bus, spent) = (self.bus.clone(), is_spent(&subscription, &delivery));
+        self.running.spawn(async move {
+            // Each attempt so far ended without an outcome: do not let it take another process down.
+            let outcome = if spent {
+                Outcome::Hopeless("the process died or lost its lease during the last attempt".into())
+            } else {
+                attempt(bus, subscription, delivery.clone()).await
+            };
+            Ended::One(index, delivery, outcome)
+        });
+    }
+
+    /// Counts the attempts of deliveries that are about to begin, and drops those that are held no longer; true when
+    /// there were such. Handlers in a transaction are not among them: they may have to wait for it, so they are counted
+    /// when they have a connection. Nor are events of a range: they have had none before.
+    async fn count_attempts(&mut self, picked: &mut Vec<(usize, Delivery)>) -> Result<bool, Error> {
         let mut beginning: Vec<Counted> = Vec::new();
-        for lane in &self.lanes {
-            if matches!(lane.subscription.handler, Handler::AtLeastOnce(_)) {
-                let next = lane.queue.iter().take(lane.free()).filter(|delivery| !lane.is_spent(delivery));
-                beginning.extend(next.map(|delivery| (delivery.key(), delivery.attempt)));
+        for (index, delivery) in picked.iter() {
+            let Some(subscription) = self.lanes[*index].handler(&delivery.event) else { continue };
+            let counts =
+                matches!(subscription.handler, Handler::AtLeastOnce(_)) && !is_spent(subscription, delivery);
+            if let (Held::Row { id, lease }, true) = (delivery.held, counts) {
+                beginning.push(((id, lease), delivery.attempt));
             }
         }
         if beginning.is_empty() {
             return Ok(false);
         }
-        let held = self.bus.in_time("begin attempts", self.bus.store().begin(&beginning)).await?;
-        let held: HashSet<i64> = held.into_iter().collect();
+        let held = match self.bus.in_time("begin attempts", self.bus.store().begin(&beginning)).await {
+            Ok(held) => HashSet::<i64>::from_iter(held),
+            Err(error) => {
+                for (index, delivery) in picked.drain(..).rev() {
+                    self.lanes[index].put_back(delivery);
+                }
+                return Err(error);
+            }
+        };
         let lost: HashSet<_> =
             beginning.into_iter().map(|(key, _)| key).filter(|(id, _)| !held.contains(id)).collect();
-        let any = !lost.is_empty();
-        self.forget(lost);
-        Ok(any)
-    }
-
-    /// Ends what runs, within the grace, and gives back the rest.
-    async fn stop(mut self) {
-        let deadline = Instant::now() + self.bus.config().grace;
-        let queued: Vec<_> = self.lanes.iter_mut().flat_map(|lane| lane.queue.drain(..)).collect();
-        self.release(queued.iter().map(Delivery::key).collect()).await;
-        let mut trouble = Trouble::default();
-        loop {
-            let written = match self.settle().await {
-                Ok(()) => self.renew().await,
-                error => error,
-            };
-            let again = match written {
-                Ok(()) if self.held.is_empty() => return,
-                Ok(()) => self.next_renewal,
-                Err(error) => {
-                    warn!(error = describe(&error), "the stop waits for the database");
-                    Instant::now() + trouble.pause()
-                }
-            };
-            select! {
-                Some(ended) = self.running.join_next() => self.ended(ended),
-                () = sleep_until(deadline) => break,
-                () = sleep_until(again) => {}
+        picked.retain(|(index, delivery)| {
+            let Held::Row { id, lease } = delivery.held else { return true };
+            let keep = !lost.contains(&(id, lease));
+            if !keep {
+                self.deliveries.remove(&(id, lease));
+                self.lanes[*index].ended(delivery);
+                self.lanes[*index].held -= 1;
             }
-        }
-        self.running.shutdown().await;
-        warn!(deliveries = self.held.len(), "the grace is over: what did not end is given back");
-        self.release(self.held.keys().copied().collect()).await;
+            keep
+        });
+        Ok(!lost.is_empty())
     }
+}
 
-    /// Gives back deliveries with the attempts that they had had when they were taken.
-    async fn release(&mut self, keys: Vec<(i64, i64)>) {
-        let counted: Vec<Counted> =
-            keys.iter().filter_map(|key| self.held.get(key).map(|(_, attempts)| (*key, *attempts))).collect();
-        if counted.is_empty() {
-            return;
-        }
-        if let Err(error) = self.bus.in_time("give back deliveries", self.bus.store().release(&counted)).await
-        {
-            warn!(error = describe(&error), "deliveries come again when their leases run out");
-        }
-        for key in keys {
-            if let Some((lane, _)) = self.held.remove(&key) {
-                self.lanes[lane].held -= 1;
-            }
-        }
-    }
+/// Whether the delivery has had all its attempts, the last of which ended without an outcome.
+fn is_spent<B: Backend>(subscription: &Subscription<B>, delivery: &Delivery) -> bool {
+    delivery.attempt > subscription.config.max_attempts
 }

@@ -243,10 +243,11 @@ mod tests {
     #[test]
     fn an_event_travels_as_a_cloud_event() {
         let delivery = Delivery {
-            id: 1,
-            lease: 1,
-            subscription: "to-nats".to_owned(),
-            event: "order-created".to_owned(),
+            held: crate::subscription::Held::Range(1),
+            position: Some(1),
+            key: None,
+            subscription: "to-nats".into(),
+            event: "order-created".into(),
             event_id: uuid::Uuid::nil().into(),
             version: 2,
             payload: r#"{"order_id":7}"#.to_owned(),

@@ -11,6 +11,7 @@ mod event;
 mod inbox;
 #[cfg(feature = "nats")]
 pub mod jetstream;
+mod local;
 mod outbox;
 mod relay;
 mod retry;
@@ -21,8 +22,9 @@ pub mod telemetry;
 pub use backends::postgres::Postgres;
 #[cfg(feature = "sqlite")]
 pub use backends::sqlite::Sqlite;
-pub use backends::{Backend, Backlog, DeadLetter};
+pub use backends::{Attempt, Backend, Backlog, DeadLetter, Lag};
 pub use bus::Bus;
-pub use config::{BusConfig, SubscriptionConfig};
+pub use config::{BusConfig, Start, SubscriptionConfig};
 pub use error::{BoxError, Error};
 pub use event::{Event, EventContext, EventId};
+pub use outbox::Outgoing;

@@ -30,19 +30,30 @@ pub(crate) enum Handler<B: Backend> {
 
 pub(crate) type AtLeastOnce = Arc<dyn Fn(Delivery) -> BoxFuture<'static, Result<(), Failure>> + Send + Sync>;
 
-/// One event for one subscription, leased to this process.
+/// One event for one subscription, held by this process.
 #[derive(Clone, Debug)]
 pub struct Delivery {
-    pub(crate) id: i64,
-    pub(crate) lease: i64,
-    pub(crate) subscription: String,
-    pub(crate) event: String,
+    pub(crate) held: Held,
+    /// Its place in the log; none for one from before there was a log.
+    pub(crate) position: Option<i64>,
+    pub(crate) subscription: Arc<str>,
+    pub(crate) event: Arc<str>,
     pub(crate) event_id: EventId,
     pub(crate) version: u32,
+    pub(crate) key: Option<Box<str>>,
     pub(crate) payload: String,
     pub(crate) published_ms: i64,
     /// Which attempt the next one is, from 1.
     pub(crate) attempt: u32,
+}
+
+/// Under what a delivery is held. A lease id never repeats.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(crate) enum Held {
+    /// With the others of a range of positions, under the range's lease.
+    Range(i64),
+    /// Alone, as a row of its own.
+    Row { id: i64, lease: i64 },
 }
 
 /// Whether an attempt has come as far as its handler.
@@ -77,16 +88,19 @@ impl Failure {
 }
 
 impl Delivery {
-    pub(crate) fn key(&self) -> (i64, i64) {
-        (self.id, self.lease)
-    }
-
     pub(crate) fn published_at(&self) -> SystemTime {
         from_millis(self.published_ms)
     }
 
     pub(crate) fn decode<E: Event>(&self) -> Result<E, Failure> {
-        serde_json::from_str(&self.payload).map_err(|error| {
+        let decoded = if self.version == E::VERSION {
+            serde_json::from_str(&self.payload).map_err(BoxError::from)
+        } else {
+            serde_json::from_str(&self.payload)
+                .map_err(BoxError::from)
+                .and_then(|payload| E::upcast(self.version, payload))
+        };
+        decoded.map_err(|error| {
             Failure::Permanent(format!(
                 "the payload of version {} does not decode as `{}` of version {}: {error}",
                 self.version,
@@ -101,6 +115,7 @@ impl Delivery {
             id: self.event_id,
             version: self.version,
             published_at: self.published_at(),
+            position: self.position.map(i64::unsigned_abs),
             attempt: self.attempt,
             subscription: self.subscription.clone(),
         }

@@ -1,6 +1,7 @@
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::{
     Error, EventId,
@@ -17,12 +18,13 @@ pub trait Backend: Store {}
 
 /// What a database must be able to do. Each function is one transaction.
 ///
-/// A `key` is a delivery's id and the lease under which it is held. Functions that take keys touch only what is still
-/// held so, and answer with the ids they touched.
+/// A subscription reads the log by *ranges*: a process takes the next so many events under a lease, and the range is
+/// one row until all of them have ended. What could not be handled in its range, because it failed or its process died,
+/// becomes a *delivery*: a row of its own, with its attempts. A `key` is a delivery's id and the lease under which it is
+/// held. Functions touch only what is still held under the lease they are given, and answer with what they touched.
 ///
-/// An attempt counts from [`begin`](Store::begin) on, before its handler runs and not when its delivery is leased: a
-/// delivery that waits here until its lease runs out has not been attempted, and a handler that takes the process down
-/// has.
+/// An attempt of a delivery counts from [`begin`](Store::begin) on, before its handler runs and not when it is leased:
+/// one that waits here until its lease runs out has not been attempted, and a handler that takes the process down has.
 pub trait Store: Clone + Send + Sync + 'static {
     /// A handler that runs in a transaction of this database.
     type InTx: Clone + Send + Sync + 'static;
@@ -30,14 +32,51 @@ pub trait Store: Clone + Send + Sync + 'static {
     fn migrate(&self) -> impl Future<Output = Result<(), Error>> + Send;
     /// Whether the tables are there.
     fn is_migrated(&self) -> impl Future<Output = Result<bool, Error>> + Send;
-    /// Persists (name, event) pairs.
-    fn register(&self, pairs: &[(String, String)]) -> impl Future<Output = Result<(), Error>> + Send;
+    /// Persists subscriptions; those that are new start at the position.
+    fn register(&self, new: &[Registration]) -> impl Future<Output = Result<(), Error>> + Send;
     fn unregister(&self, name: &str) -> impl Future<Output = Result<u64, Error>> + Send;
 
-    /// Moves up to `limit` events from the outbox to their subscriptions.
+    /// Moves up to `limit` events from the outbox to the log.
     fn relay(&self, limit: u32) -> impl Future<Output = Result<Relayed, Error>> + Send;
+    /// The last position of the log, the first that it still has, and when that one got there.
+    fn ends(&self) -> impl Future<Output = Result<Ends, Error>> + Send;
+    /// The first event of the log from `position` on: its position, and when it got there, in milliseconds since 1970.
+    fn look(&self, position: i64) -> impl Future<Output = Result<Option<(i64, i64)>, Error>> + Send;
+    /// Moves a subscription to after `position`; false when there is none of this name.
+    fn seek(&self, name: &str, position: i64) -> impl Future<Output = Result<bool, Error>> + Send;
+    /// Deletes the oldest events of the log, up to `limit`: those older than `age` that every subscription has passed,
+    /// and those older than `hard_age` in any case.
+    fn expire(
+        &self,
+        age: Duration,
+        hard_age: Option<Duration>,
+        limit: u32,
+    ) -> impl Future<Output = Result<u64, Error>> + Send;
 
-    /// Makes ready what waited for its retry, and what was leased by one that did not renew.
+    /// Takes the next events of the log for a subscription.
+    fn take(&self, want: &Take) -> impl Future<Output = Result<Taken, Error>> + Send;
+    /// Renews the leases of ranges, of which everything before the position has ended; answers with the leases held.
+    fn renew_ranges(
+        &self,
+        ranges: &[(i64, i64)],
+        lease: Duration,
+    ) -> impl Future<Output = Result<Vec<i64>, Error>> + Send;
+    fn complete_ranges(&self, leases: &[i64]) -> impl Future<Output = Result<Vec<i64>, Error>> + Send;
+    /// Takes events out of a range: they become deliveries or dead letters. False when the range was lost.
+    fn set_aside(&self, lease: i64, aside: &[Aside]) -> impl Future<Output = Result<bool, Error>> + Send;
+    /// Ends a range, of which these positions become deliveries that are ready. False when the range was lost.
+    fn split(&self, lease: i64, positions: &[i64]) -> impl Future<Output = Result<bool, Error>> + Send;
+    /// Handles a range's events, handler by handler, and ends the range in one transaction; false (and no effect) when
+    /// the lease was lost. Says in `begun` when the handler begins.
+    fn in_tx_range(
+        &self,
+        lease: i64,
+        batches: Vec<(Self::InTx, Vec<Delivery>)>,
+        begun: Begun,
+    ) -> impl Future<Output = Result<bool, Failure>> + Send;
+
+    /// Makes deliveries ready that waited for their retry, or were leased by one that did not renew, and deliveries of
+    /// what is left of ranges whose leases ran out.
     fn ready_due(&self) -> impl Future<Output = Result<(), Error>> + Send;
     /// Leases ready deliveries, oldest first.
     fn claim(
@@ -56,14 +95,14 @@ pub trait Store: Clone + Send + Sync + 'static {
     /// Gives back what was not attempted to its end: at once.
     fn release(&self, deliveries: &[Counted]) -> impl Future<Output = Result<Vec<i64>, Error>> + Send;
     fn postpone(&self, retries: &[Retry]) -> impl Future<Output = Result<Vec<i64>, Error>> + Send;
-    /// Makes dead letters of deliveries, with the error of each.
-    fn bury(&self, dead: &[((i64, i64), String)]) -> impl Future<Output = Result<Vec<i64>, Error>> + Send;
-
+    /// Makes dead letters of deliveries, with the attempt and the error of each.
+    fn bury(&self, dead: &[Burial]) -> impl Future<Output = Result<Vec<i64>, Error>> + Send;
     /// Counts the attempt, then runs the handler and completes the delivery in one transaction; false (and no effect)
     /// when the lease was lost. Says in `begun` when the handler begins.
     fn in_tx(
         &self,
         handler: &Self::InTx,
+        key: (i64, i64),
         delivery: Delivery,
         begun: Begun,
     ) -> impl Future<Output = Result<bool, Failure>> + Send;
@@ -74,7 +113,16 @@ pub trait Store: Clone + Send + Sync + 'static {
         limit: u32,
     ) -> impl Future<Output = Result<Vec<DeadLetter>, Error>> + Send;
     fn redeliver(&self, id: i64) -> impl Future<Output = Result<bool, Error>> + Send;
+    fn redeliver_all(&self, subscription: &str) -> impl Future<Output = Result<u64, Error>> + Send;
     fn backlog(&self) -> impl Future<Output = Result<Backlog, Error>> + Send;
+    fn positions(&self) -> impl Future<Output = Result<Vec<Lag>, Error>> + Send;
+}
+
+/// A subscription of one event, and after which position it starts when its name is new; none is the log's end.
+pub struct Registration {
+    pub(crate) name: String,
+    pub(crate) event: String,
+    pub(crate) after: Option<i64>,
 }
 
 /// What one round of the relay moved.
@@ -82,14 +130,60 @@ pub trait Store: Clone + Send + Sync + 'static {
 pub struct Relayed {
     /// How many of each event.
     pub(crate) events: Vec<(String, u64)>,
-    pub(crate) deliveries: u64,
+    /// There may be more.
+    pub(crate) more: bool,
+}
+
+/// The ends of the log.
+pub struct Ends {
+    pub(crate) last: i64,
+    pub(crate) first: i64,
+}
+
+/// How many events of the log to take for whom.
+#[derive(Clone)]
+pub struct Take {
+    pub(crate) subscription: Arc<str>,
+    pub(crate) count: u32,
+    pub(crate) lease: Duration,
+    pub(crate) owner: Uuid,
+    pub(crate) ordered: bool,
+}
+
+/// What was taken.
+#[derive(Default)]
+pub struct Taken {
+    pub(crate) lease: i64,
+    pub(crate) deliveries: Vec<Delivery>,
+    /// How many positions of the log are left.
+    pub(crate) lag: u64,
+}
+
+/// An event that leaves its range.
+#[derive(Clone)]
+pub struct Aside {
+    pub(crate) position: i64,
+    pub(crate) attempts: u32,
+    pub(crate) fate: Fate,
+}
+
+/// What becomes of it.
+#[derive(Clone)]
+pub(crate) enum Fate {
+    /// A delivery that waits for its turn.
+    Ready,
+    /// A delivery that is tried again after a while.
+    Retry(Duration, String),
+    Dead(String),
 }
 
 /// How many deliveries of what to lease.
+#[derive(Clone)]
 pub struct Want {
-    pub(crate) subscription: String,
+    pub(crate) subscription: Arc<str>,
     pub(crate) event: String,
     pub(crate) count: u32,
+    pub(crate) ordered: bool,
 }
 
 /// A delivery's key, and how many attempts it has had.
@@ -103,7 +197,14 @@ pub struct Retry {
     pub(crate) error: String,
 }
 
-/// A delivery that was given up, and why.
+/// A delivery that is given up.
+pub struct Burial {
+    pub(crate) key: (i64, i64),
+    pub(crate) attempts: u32,
+    pub(crate) error: String,
+}
+
+/// An event that was given up by a subscription, and why.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct DeadLetter {
@@ -123,6 +224,8 @@ pub struct DeadLetter {
     pub attempts: u32,
     /// The last attempt's error.
     pub error: String,
+    /// The failed attempts, oldest first: the first one and the last 19.
+    pub errors: Vec<Attempt>,
     /// When the event was published.
     #[serde(with = "humantime_serde")]
     pub published_at: std::time::SystemTime,
@@ -131,17 +234,51 @@ pub struct DeadLetter {
     pub died_at: std::time::SystemTime,
 }
 
+/// An attempt that failed.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Attempt {
+    /// Which it was, from 1.
+    pub attempt: u32,
+    /// When it ended, in milliseconds since 1970, by the database's clock.
+    pub at: i64,
+    /// Why.
+    pub error: String,
+}
+
 /// How much waits in a bus.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Backlog {
-    /// Events that were published and not yet relayed.
+    /// Events that were published and are not yet in the log.
     pub outbox: u64,
-    /// Deliveries that are ready, running or waiting for a retry.
+    /// Events that wait, run or are tried again, once for each subscription.
     pub deliveries: u64,
     /// Dead letters.
     pub dead: u64,
 }
+
+/// How far a subscription has come.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Lag {
+    /// The subscription's name.
+    pub subscription: String,
+    /// The position up to which events were taken.
+    pub position: u64,
+    /// How many positions of the log come after that, whatever their events.
+    pub behind: u64,
+    /// Ranges of events that are being handled.
+    pub ranges: u64,
+    /// Events that are to be tried again, or wait behind such a one.
+    pub retrying: u64,
+    /// Dead letters.
+    pub dead: u64,
+}
+
+/// How many positions one look at the log passes at most, so that a subscription to rare events does not read through
+/// all of it in one transaction.
+pub(crate) const WINDOW: i64 = 20_000;
 
 /// A number that the database keeps in 64 signed bits.
 pub(crate) fn unsigned(number: i64) -> u32 {
@@ -152,4 +289,29 @@ pub(crate) fn unsigned(number: i64) -> u32 {
 pub(crate) fn millis(duration: Duration) -> i64 {
     const MOST: i64 = 1_000_000_000_000;
     i64::try_from(duration.as_millis()).map_or(MOST, |millis| millis.min(MOST))
+}
+
+/// The names in deliveries, each made once and shared.
+pub(crate) struct Names {
+    subscription: Arc<str>,
+    events: Vec<Arc<str>>,
+}
+
+impl Names {
+    pub(crate) fn new(subscription: &Arc<str>) -> Names {
+        Names { subscription: Arc::clone(subscription), events: Vec::new() }
+    }
+
+    pub(crate) fn subscription(&self) -> &Arc<str> {
+        &self.subscription
+    }
+
+    pub(crate) fn event(&mut self, name: &str) -> Arc<str> {
+        if let Some(known) = self.events.iter().find(|known| ***known == *name) {
+            return Arc::clone(known);
+        }
+        let name: Arc<str> = name.into();
+        self.events.push(Arc::clone(&name));
+        name
+    }
 }

@@ -1,3 +1,29 @@
+/// Now, as the tables keep it.
+macro_rules! now {
+    () => {
+        "CAST(unixepoch('subsec') * 1000 AS INTEGER)"
+    };
+}
+
+/// The errors of a delivery and one more: the first one and the last 19.
+macro_rules! added_error {
+    ($attempt:literal, $error:literal) => {
+        concat!(
+            "json_insert(CASE WHEN json_array_length(errors) < 20 THEN errors
+                 ELSE json_remove(errors, '$[1]') END,
+             '$[#]', json_object('attempt', ",
+            $attempt,
+            ", 'at', ",
+            now!(),
+            ", 'error', ",
+            $error,
+            "))"
+        )
+    };
+}
+
+mod log;
+mod rows;
 mod store;
 
 use std::{
@@ -28,9 +54,11 @@ const MAX_PAUSE: Duration = Duration::from_micros(500);
 pub struct Sqlite {
     /// One suffices: SQLite has one writer at a time, and the bus hardly ever only reads.
     connection: Arc<Mutex<Connection>>,
+    /// When this process last counted what was published.
+    counted: Arc<std::sync::Mutex<Option<Instant>>>,
 }
 
-type InTx = dyn Fn(&Transaction<'_>, Delivery) -> Result<(), Failure> + Send + Sync;
+type InTx = dyn Fn(&Transaction<'_>, Vec<Delivery>) -> Result<(), Failure> + Send + Sync;
 
 impl Backend for Sqlite {}
 
@@ -45,26 +73,34 @@ impl Bus<Sqlite> {
     /// locked it.
     pub fn sqlite(path: impl AsRef<Path>) -> Result<Bus<Sqlite>, Error> {
         let connection = open(path.as_ref()).map_err(Error::store("open the database"))?;
-        Ok(Bus::new(Sqlite { connection: Arc::new(Mutex::new(connection)) }))
+        Ok(Bus::new(Sqlite { connection: Arc::new(Mutex::new(connection)), counted: Arc::default() }))
     }
 
     /// Publishes `event` in the transaction that `conn` is in: when that commits, the event will be delivered, and when
-    /// it does not, nobody ever hears of it. Call [`wake`](Bus::wake) after the commit.
+    /// it does not, nobody ever hears of it. Call [`wake`](Bus::wake) or [`committed`](Bus::committed) after the commit.
     ///
     /// `conn` is any connection to the bus's database; a `rusqlite::Transaction` passes for one. Without a transaction,
     /// the event is committed by itself.
     pub fn publish<E: Event>(&self, conn: &Connection, event: &E) -> Result<EventId, Error> {
-        let Outgoing { id, event, version, payload } = Outgoing::new(event)?;
-        conn.prepare_cached(
-            "INSERT INTO greenwave_event_outbox (id, event, version, payload) VALUES (?1, ?2, ?3, ?4)",
-        )
-        .and_then(|mut insert| insert.execute(params![id.to_string(), event, version, payload]))
-        .map_err(Error::store("publish an event"))?;
-        Ok(id)
+        publish(conn, &Outgoing::new(event)?)
     }
 
-    /// Handles each `E` in a transaction that also completes the delivery: its effects in this database happen exactly
-    /// once, however often the event is delivered.
+    /// Publishes many events, in their order; else as [`publish`](Bus::publish). Where `conn` is in no transaction,
+    /// each is committed by itself.
+    pub fn publish_many<'e, E: Event>(
+        &self,
+        conn: &Connection,
+        events: impl IntoIterator<Item = &'e E>,
+    ) -> Result<Vec<EventId>, Error> {
+        events.into_iter().map(|event| self.publish(conn, event)).collect()
+    }
+
+    /// Handles each `E` in a transaction that also completes it: its effects in this database happen exactly once,
+    /// however often the event is delivered.
+    ///
+    /// Events that wait together are handled in one transaction, one call after another, so what an event costs is the
+    /// handler's own statements. When one of them fails, all are rolled back and each is handled in a transaction of
+    /// its own; what failed then is tried again.
     ///
     /// The handler runs on a blocking thread and holds the database's write lock meanwhile: keep it short. Effects
     /// elsewhere (a mail, a call) still happen at least once. Durability, retries and dead letters are as with
@@ -99,17 +135,67 @@ impl Bus<Sqlite> {
         E: Event,
         F: Fn(&Transaction<'_>, E, EventContext) -> Result<(), BoxError> + Send + Sync + 'static,
     {
-        let handler: Arc<InTx> = Arc::new(move |tx: &Transaction<'_>, delivery: Delivery| {
-            let event = delivery.decode::<E>()?;
-            handler(tx, event, delivery.context()).map_err(Failure::Temporary)
-        });
-        self.add(Subscription {
-            name: name.into(),
-            event: E::NAME.to_owned(),
-            config,
-            handler: Handler::InTx(handler),
+        self.add_in_tx::<E>(name.into(), config, move |tx, deliveries| {
+            for delivery in deliveries {
+                let event = delivery.decode::<E>()?;
+                handler(tx, event, delivery.context()).map_err(Failure::Temporary)?;
+            }
+            Ok(())
         });
     }
+
+    /// Handles the events that wait together, up to [`SubscriptionConfig::max_claimed`], in one call and one
+    /// transaction that also completes them: its effects in this database happen exactly once.
+    ///
+    /// When the handler fails, the events come again one by one, each alone in its slice and its transaction, so that
+    /// one that cannot be handled holds up no other. It is for handlers that can do less for many events than for each;
+    /// a statement in SQLite costs so little that one for each event is mostly as good
+    /// ([`subscribe_in_tx`](Bus::subscribe_in_tx)).
+    pub fn subscribe_batch_in_tx<E, F>(&self, name: impl Into<String>, handler: F)
+    where
+        E: Event,
+        F: Fn(&Transaction<'_>, Vec<E>) -> Result<(), BoxError> + Send + Sync + 'static,
+    {
+        let config = self.config().subscription.clone();
+        self.subscribe_batch_in_tx_with(name, config, handler);
+    }
+
+    /// As [`subscribe_batch_in_tx`](Bus::subscribe_batch_in_tx), with settings of its own.
+    pub fn subscribe_batch_in_tx_with<E, F>(
+        &self,
+        name: impl Into<String>,
+        config: SubscriptionConfig,
+        handler: F,
+    ) where
+        E: Event,
+        F: Fn(&Transaction<'_>, Vec<E>) -> Result<(), BoxError> + Send + Sync + 'static,
+    {
+        self.add_in_tx::<E>(name.into(), config, move |tx, deliveries| {
+            let events: Result<Vec<E>, Failure> = deliveries.iter().map(Delivery::decode).collect();
+            handler(tx, events?).map_err(Failure::Temporary)
+        });
+    }
+
+    fn add_in_tx<E: Event>(
+        &self,
+        name: String,
+        config: SubscriptionConfig,
+        handler: impl Fn(&Transaction<'_>, Vec<Delivery>) -> Result<(), Failure> + Send + Sync + 'static,
+    ) {
+        let (event, handler): (_, Arc<InTx>) = (E::NAME.to_owned(), Arc::new(handler));
+        self.add(Subscription { name, event, config, handler: Handler::InTx(handler) });
+    }
+}
+
+/// SQLite commits one transaction after another, so the position in the log is the order of commits already here.
+fn publish(conn: &Connection, outgoing: &Outgoing) -> Result<EventId, Error> {
+    let Outgoing { id, event, version, key, payload } = outgoing;
+    conn.prepare_cached(
+        "INSERT INTO greenwave_event_log (id, event, version, key, payload) VALUES (?1, ?2, ?3, ?4, ?5)",
+    )
+    .and_then(|mut insert| insert.execute(params![id.to_string(), event, version, key, payload]))
+    .map_err(Error::store("publish an event"))?;
+    Ok(*id)
 }
 
 fn open(path: &Path) -> rusqlite::Result<Connection> {

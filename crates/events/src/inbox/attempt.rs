@@ -8,7 +8,7 @@ use tracing::{Instrument, info_span};
 use crate::{
     Backend, Bus,
     error::storable,
-    subscription::{Begun, Delivery, Failure, Handler, Subscription},
+    subscription::{Begun, Delivery, Failure, Handler, Held, Subscription},
     telemetry,
 };
 
@@ -37,17 +37,39 @@ pub(super) async fn attempt<B: Backend>(
 ) -> Outcome {
     let span = info_span!(
         telemetry::HANDLE_SPAN,
-        subscription = delivery.subscription,
-        event = delivery.event,
+        subscription = &*delivery.subscription,
+        event = &*delivery.event,
         event_id = %delivery.event_id,
         attempt = delivery.attempt
     );
+    let begun = Begun::default();
+    let handle = handle(&bus, &subscription.handler, delivery, begun.clone()).instrument(span);
+    watch(&subscription, begun, handle).await
+}
+
+/// Handles a range's events in one transaction, once. The events of each handler that follow one another are a call.
+pub(super) async fn attempt_batch<B: Backend>(
+    bus: Bus<B>,
+    subscription: Arc<Subscription<B>>,
+    lease: i64,
+    batches: Vec<(B::InTx, Vec<Delivery>)>,
+) -> Outcome {
+    let events: usize = batches.iter().map(|(_, deliveries)| deliveries.len()).sum();
+    let span = info_span!(telemetry::HANDLE_SPAN, subscription = subscription.name, events);
+    let begun = Begun::default();
+    let handle = bus.store().in_tx_range(lease, batches, begun.clone());
+    let handle = async { Ok(committed(&bus, handle.await?)) }.instrument(span);
+    watch(&subscription, begun, handle).await
+}
+
+async fn watch<B: Backend>(
+    subscription: &Subscription<B>,
+    begun: Begun,
+    handle: impl Future<Output = Result<Outcome, Failure>>,
+) -> Outcome {
     let started = Instant::now();
     let limit = subscription.config.timeout;
-    let begun = Begun::default();
-    let handle = handle(&bus, &subscription.handler, delivery, begun.clone());
-    let handle = AssertUnwindSafe(handle).catch_unwind();
-    let outcome = match timeout(limit, handle).instrument(span).await {
+    let outcome = match timeout(limit, AssertUnwindSafe(handle).catch_unwind()).await {
         Ok(Ok(Ok(outcome))) => outcome,
         Ok(Ok(Err(failure @ Failure::Temporary(_)))) => Outcome::Failed(failure.describe()),
         Ok(Ok(Err(failure @ Failure::Permanent(_)))) => Outcome::Hopeless(failure.describe()),
@@ -71,24 +93,32 @@ async fn handle<B: Backend>(
     delivery: Delivery,
     begun: Begun,
 ) -> Result<Outcome, Failure> {
-    match handler {
-        Handler::AtLeastOnce(handler) => {
+    match (handler, delivery.held) {
+        (Handler::AtLeastOnce(handler), _) => {
             begun.set();
             handler(delivery).await?;
             Ok(Outcome::Handled)
         }
-        Handler::InTx(handler) => {
-            if !bus.store().in_tx(handler, delivery, begun).await? {
-                return Ok(Outcome::Lost);
-            }
-            // The handler may have published, and only now is there something to find.
-            bus.wake();
-            Ok(Outcome::Committed)
+        (Handler::InTx(handler), Held::Row { id, lease }) => {
+            Ok(committed(bus, bus.store().in_tx(handler, (id, lease), delivery, begun).await?))
+        }
+        (Handler::InTx(handler), Held::Range(lease)) => {
+            let batches = vec![(handler.clone(), vec![delivery])];
+            Ok(committed(bus, bus.store().in_tx_range(lease, batches, begun).await?))
         }
     }
 }
 
-fn message(panic: &(dyn Any + Send)) -> String {
+fn committed<B: Backend>(bus: &Bus<B>, held: bool) -> Outcome {
+    if !held {
+        return Outcome::Lost;
+    }
+    // The handler may have published, and only now is there something to find.
+    bus.wake();
+    Outcome::Committed
+}
+
+pub(crate) fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     storable(text.unwrap_or("with something other than a message"))

@@ -1,27 +1,30 @@
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError},
+    time::{Duration, Instant},
+};
 
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior::Immediate, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior::Immediate, params};
 use tokio::task::spawn_blocking;
-use uuid::Uuid;
 
 use super::{
-    super::{Backlog, Counted, DeadLetter, Relayed, Retry, Store, Want, millis, unsigned},
-    InTx, Sqlite,
+    super::{
+        Aside, Backlog, Burial, Counted, DeadLetter, Ends, Lag, Names, Registration, Relayed, Retry, Store,
+        Take, Taken, Want, millis,
+    },
+    InTx, Sqlite, log, rows,
 };
 use crate::{
-    Error, EventId,
-    subscription::{Begun, Delivery, Failure, from_millis},
+    Error,
+    subscription::{Begun, Delivery, Failure, Held},
 };
 
-const MIGRATIONS: [(i64, &str); 1] =
-    [(1, include_str!("../../../migrations/sqlite/0001_outbox_and_deliveries.sql"))];
+const MIGRATIONS: [(i64, &str); 2] = [
+    (1, include_str!("../../../migrations/sqlite/0001_outbox_and_deliveries.sql")),
+    (2, include_str!("../../../migrations/sqlite/0002_log.sql")),
+];
 
-/// Now, as the tables keep it.
-macro_rules! now {
-    () => {
-        "CAST(unixepoch('subsec') * 1000 AS INTEGER)"
-    };
-}
+/// How often published events are counted, at most: counting is a write.
+const COUNT_INTERVAL: Duration = Duration::from_secs(1);
 
 const BEGIN: &str = "UPDATE greenwave_event_delivery SET attempt = ?3 WHERE id = ?1 AND lease_id = ?2";
 const COMPLETE: &str = "DELETE FROM greenwave_event_delivery WHERE id = ?1 AND lease_id = ?2";
@@ -36,19 +39,24 @@ impl Store for Sqlite {
     async fn is_migrated(&self) -> Result<bool, Error> {
         self.with("look for the tables of events", |connection| {
             const LOOK: &str = "SELECT EXISTS (SELECT 1 FROM sqlite_master
-                 WHERE type = 'table' AND name = 'greenwave_event_subscription')";
+                 WHERE type = 'table' AND name = 'greenwave_event_log')";
             exists(connection, LOOK)
         })
         .await
     }
 
-    async fn register(&self, pairs: &[(String, String)]) -> Result<(), Error> {
-        let pairs = pairs.to_vec();
+    async fn register(&self, new: &[Registration]) -> Result<(), Error> {
+        let new: Vec<_> = new.iter().map(|new| (new.name.clone(), new.event.clone(), new.after)).collect();
         self.write("register subscriptions", move |tx| {
+            let last = log::last(tx)?;
+            let mut cursor = tx.prepare_cached(
+                "INSERT OR IGNORE INTO greenwave_event_cursor (name, position) VALUES (?1, ?2)",
+            )?;
             let mut insert = tx.prepare_cached(
                 "INSERT OR IGNORE INTO greenwave_event_subscription (name, event) VALUES (?1, ?2)",
             )?;
-            for (name, event) in pairs {
+            for (name, event, after) in new {
+                cursor.execute(params![name, after.unwrap_or(last)])?;
                 insert.execute([name, event])?;
             }
             Ok(())
@@ -59,23 +67,138 @@ impl Store for Sqlite {
     async fn unregister(&self, name: &str) -> Result<u64, Error> {
         let name = name.to_owned();
         self.write("unregister a subscription", move |tx| {
-            tx.execute("DELETE FROM greenwave_event_subscription WHERE name = ?1", [&name])?;
+            let waiting: i64 = tx.query_row(
+                "SELECT count(*) FROM greenwave_event_log l, greenwave_event_cursor c
+                 WHERE c.name = ?1 AND l.position > c.position
+                   AND l.event IN (SELECT event FROM greenwave_event_subscription WHERE name = ?1)",
+                [&name],
+                |row| row.get(0),
+            )?;
+            for table in ["subscription", "cursor", "range"] {
+                tx.execute(&format!("DELETE FROM greenwave_event_{table} WHERE name = ?1"), [&name])?;
+            }
             let gone = tx.execute("DELETE FROM greenwave_event_delivery WHERE subscription = ?1", [&name])?;
-            Ok(gone as u64)
+            Ok(waiting.unsigned_abs() + gone as u64)
         })
         .await
     }
 
     async fn relay(&self, limit: u32) -> Result<Relayed, Error> {
+        let counted = Arc::clone(&self.counted);
         self.with("relay the outbox", move |connection| {
             // A look costs no lock; the lock is for when there is something to do.
-            if !exists(connection, "SELECT EXISTS (SELECT 1 FROM greenwave_event_outbox)")? {
+            let waiting = exists(connection, "SELECT EXISTS (SELECT 1 FROM greenwave_event_outbox)")?;
+            let mut counted = counted.lock().unwrap_or_else(PoisonError::into_inner);
+            let count = counted.is_none_or(|at| at.elapsed() >= COUNT_INTERVAL);
+            if !waiting && !(count && log::uncounted(connection)? > 0) {
                 return Ok(Relayed::default());
             }
             let tx = connection.transaction_with_behavior(Immediate)?;
-            let relayed = relay(&tx, limit)?;
+            let more = waiting && log::relay(&tx, limit)?;
+            let relayed = log::count(&tx, more)?;
             tx.commit()?;
+            *counted = Some(Instant::now());
             Ok(relayed)
+        })
+        .await
+    }
+
+    async fn ends(&self) -> Result<Ends, Error> {
+        self.with("look at the log", |connection| log::ends(connection)).await
+    }
+
+    async fn look(&self, position: i64) -> Result<Option<(i64, i64)>, Error> {
+        self.with("look at the log", move |connection| log::look(connection, position)).await
+    }
+
+    async fn seek(&self, name: &str, position: i64) -> Result<bool, Error> {
+        let name = name.to_owned();
+        self.write("move a subscription", move |tx| {
+            let moved = tx.execute(
+                "UPDATE greenwave_event_cursor SET position = ?2 WHERE name = ?1",
+                params![name, position],
+            )?;
+            Ok(moved > 0)
+        })
+        .await
+    }
+
+    async fn expire(&self, age: Duration, hard_age: Option<Duration>, limit: u32) -> Result<u64, Error> {
+        let (age, hard_age) = (millis(age), hard_age.map(millis));
+        self.with("delete old events", move |connection| {
+            if !log::has_expired(connection, age.min(hard_age.unwrap_or(age)))? {
+                return Ok(0);
+            }
+            let tx = connection.transaction_with_behavior(Immediate)?;
+            let expired = log::expire(&tx, age, hard_age, limit)?;
+            tx.commit()?;
+            Ok(expired)
+        })
+        .await
+    }
+
+    async fn take(&self, want: &Take) -> Result<Taken, Error> {
+        let want = want.clone();
+        self.with("take events", move |connection| {
+            if !log::is_behind(connection, &want.subscription)? {
+                return Ok(Taken::default());
+            }
+            let tx = connection.transaction_with_behavior(Immediate)?;
+            let taken = log::take(&tx, &want)?;
+            tx.commit()?;
+            Ok(taken)
+        })
+        .await
+    }
+
+    async fn renew_ranges(&self, ranges: &[(i64, i64)], lease: Duration) -> Result<Vec<i64>, Error> {
+        let (ranges, lease) = (ranges.to_vec(), millis(lease));
+        self.write("renew leases", move |tx| log::renew(tx, &ranges, lease)).await
+    }
+
+    async fn complete_ranges(&self, leases: &[i64]) -> Result<Vec<i64>, Error> {
+        let leases = leases.to_vec();
+        self.write("complete events", move |tx| {
+            let mut held = Vec::new();
+            for lease in leases {
+                if log::end(tx, lease)?.is_some() {
+                    held.push(lease);
+                }
+            }
+            Ok(held)
+        })
+        .await
+    }
+
+    async fn set_aside(&self, lease: i64, aside: &[Aside]) -> Result<bool, Error> {
+        let aside = aside.to_vec();
+        self.write("set events aside", move |tx| log::set_aside(tx, lease, &aside)).await
+    }
+
+    async fn split(&self, lease: i64, positions: &[i64]) -> Result<bool, Error> {
+        let positions = positions.to_vec();
+        self.write("give back events", move |tx| log::split(tx, lease, &positions)).await
+    }
+
+    async fn in_tx_range(
+        &self,
+        lease: i64,
+        batches: Vec<(Arc<InTx>, Vec<Delivery>)>,
+        begun: Begun,
+    ) -> Result<bool, Failure> {
+        let mut connection = self.connection.clone().lock_owned().await;
+        in_blocking(move || {
+            let tx = connection.transaction_with_behavior(Immediate).map_err(failed)?;
+            // First, since nobody can take the range over while this transaction has the write lock.
+            if log::end(&tx, lease).map_err(failed)?.is_none() {
+                return Ok(false);
+            }
+            begun.set();
+            for (handler, deliveries) in batches {
+                handler(&tx, deliveries)?;
+            }
+            tx.commit().map_err(failed)?;
+            Ok(true)
         })
         .await
     }
@@ -97,14 +220,18 @@ impl Store for Sqlite {
                     [],
                 )?;
             }
+            if log::any_expired_range(connection)? {
+                let tx = connection.transaction_with_behavior(Immediate)?;
+                log::split_expired(&tx)?;
+                tx.commit()?;
+            }
             Ok(())
         })
         .await
     }
 
     async fn claim(&self, wants: &[Want], lease: Duration) -> Result<Vec<Delivery>, Error> {
-        let wants: Vec<_> =
-            wants.iter().map(|want| (want.subscription.clone(), want.event.clone(), want.count)).collect();
+        let wants = wants.to_vec();
         self.with("take deliveries", move |connection| {
             let mut ready = Vec::new();
             for want in wants {
@@ -112,7 +239,7 @@ impl Store for Sqlite {
                     "SELECT 1 FROM greenwave_event_delivery
                      WHERE subscription = ?1 AND event = ?2 AND due_at IS NULL LIMIT 1",
                 )?;
-                if look.exists([&want.0, &want.1])? {
+                if look.exists([&*want.subscription, &want.event])? {
                     ready.push(want);
                 }
             }
@@ -182,6 +309,8 @@ impl Store for Sqlite {
             let mut postpone = tx.prepare_cached(concat!(
                 "UPDATE greenwave_event_delivery SET lease_id = NULL, error = ?4, attempt = ?5, due_at = ?3 + ",
                 now!(),
+                ", errors = ",
+                added_error!("?5", "?4"),
                 " WHERE id = ?1 AND lease_id = ?2"
             ))?;
             let mut held = Vec::new();
@@ -195,20 +324,19 @@ impl Store for Sqlite {
         .await
     }
 
-    async fn bury(&self, dead: &[((i64, i64), String)]) -> Result<Vec<i64>, Error> {
-        let dead = dead.to_vec();
+    async fn bury(&self, dead: &[Burial]) -> Result<Vec<i64>, Error> {
+        let dead: Vec<_> =
+            dead.iter().map(|burial| (burial.key, burial.attempts, burial.error.clone())).collect();
         self.write("store dead letters", move |tx| {
-            let mut insert = tx.prepare_cached(
-                "INSERT INTO greenwave_event_dead
-                     (id, subscription, event, event_id, version, payload, published_at, attempt, error)
-                 SELECT id, subscription, event, event_id, version, payload, published_at, attempt, ?3
-                 FROM greenwave_event_delivery WHERE id = ?1 AND lease_id = ?2",
-            )?;
-            let mut delete = tx.prepare_cached("DELETE FROM greenwave_event_delivery WHERE id = ?1")?;
+            let mut end = tx.prepare_cached(concat!(
+                "UPDATE greenwave_event_delivery SET attempt = ?3, error = ?4, errors = ",
+                added_error!("?3", "?4"),
+                " WHERE id = ?1 AND lease_id = ?2"
+            ))?;
             let mut held = Vec::new();
-            for ((id, lease), error) in dead {
-                if insert.execute(params![id, lease, error])? > 0 {
-                    delete.execute([id])?;
+            for ((id, lease), attempts, error) in dead {
+                if end.execute(params![id, lease, attempts, error])? > 0 {
+                    rows::bury(tx, id)?;
                     held.push(id);
                 }
             }
@@ -217,17 +345,20 @@ impl Store for Sqlite {
         .await
     }
 
-    async fn in_tx(&self, handler: &Arc<InTx>, delivery: Delivery, begun: Begun) -> Result<bool, Failure> {
+    async fn in_tx(
+        &self,
+        handler: &Arc<InTx>,
+        (id, lease): (i64, i64),
+        delivery: Delivery,
+        begun: Begun,
+    ) -> Result<bool, Failure> {
         let handler = handler.clone();
         let mut connection = self.connection.clone().lock_owned().await;
-        let handled = spawn_blocking(move || {
-            let failed = |error: rusqlite::Error| {
-                Failure::Temporary(Error::store("handle in a transaction")(error).into())
-            };
+        in_blocking(move || {
             // By itself, so that it counts even when the handler takes the process down.
             let counted = connection
                 .prepare_cached(BEGIN)
-                .and_then(|mut begin| begin.execute(params![delivery.id, delivery.lease, delivery.attempt]))
+                .and_then(|mut begin| begin.execute(params![id, lease, delivery.attempt]))
                 .map_err(failed)?
                 > 0;
             if !counted {
@@ -237,21 +368,17 @@ impl Store for Sqlite {
             // First, since nobody can take a delivery over while this transaction has the write lock.
             let held = tx
                 .prepare_cached(COMPLETE)
-                .and_then(|mut complete| complete.execute([delivery.id, delivery.lease]))
+                .and_then(|mut complete| complete.execute([id, lease]))
                 .map_err(failed)?
                 > 0;
             if held {
                 begun.set();
-                handler(&tx, delivery)?;
+                handler(&tx, vec![delivery])?;
                 tx.commit().map_err(failed)?;
             }
             Ok(held)
         })
-        .await;
-        handled.unwrap_or_else(|error| match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(error) => Err(Failure::Temporary(error.into())),
-        })
+        .await
     }
 
     async fn dead_letters(&self, subscription: Option<&str>, limit: u32) -> Result<Vec<DeadLetter>, Error> {
@@ -260,36 +387,39 @@ impl Store for Sqlite {
             connection
                 .prepare_cached(
                     "SELECT id, subscription, event, event_id, version, payload, published_at, attempt, error,
-                         died_at
+                         died_at, errors
                      FROM greenwave_event_dead WHERE ?1 IS NULL OR subscription = ?1
                      ORDER BY died_at DESC, id DESC LIMIT ?2",
                 )?
-                .query_map(params![subscription, limit], dead_letter)?
+                .query_map(params![subscription, limit], rows::dead_letter)?
                 .collect()
         })
         .await
     }
 
     async fn redeliver(&self, id: i64) -> Result<bool, Error> {
-        self.write("redeliver a dead letter", move |tx| {
-            let inserted = tx.execute(
-                "INSERT INTO greenwave_event_delivery
-                     (subscription, event, event_id, version, payload, published_at)
-                 SELECT subscription, event, event_id, version, payload, published_at
-                 FROM greenwave_event_dead WHERE id = ?1",
-                [id],
-            )?;
-            tx.execute("DELETE FROM greenwave_event_dead WHERE id = ?1", [id])?;
-            Ok(inserted > 0)
-        })
-        .await
+        self.write("redeliver a dead letter", move |tx| Ok(redeliver(tx, Some(id), None)? > 0)).await
+    }
+
+    async fn redeliver_all(&self, subscription: &str) -> Result<u64, Error> {
+        let subscription = subscription.to_owned();
+        self.write("redeliver dead letters", move |tx| redeliver(tx, None, Some(&subscription))).await
     }
 
     async fn backlog(&self) -> Result<Backlog, Error> {
         self.with("count the backlog", |connection| {
             connection.query_row(
                 "SELECT (SELECT count(*) FROM greenwave_event_outbox),
-                     (SELECT count(*) FROM greenwave_event_delivery), (SELECT count(*) FROM greenwave_event_dead)",
+                     (SELECT count(*) FROM greenwave_event_delivery) + (
+                         SELECT count(*) FROM greenwave_event_cursor c
+                         JOIN greenwave_event_subscription s USING (name)
+                         JOIN greenwave_event_log l ON l.position > c.position AND l.event = s.event
+                     ) + (
+                         SELECT count(*) FROM greenwave_event_range r
+                         JOIN greenwave_event_subscription s USING (name)
+                         JOIN greenwave_event_log l ON l.position BETWEEN r.first AND r.last AND l.event = s.event
+                         WHERE l.position NOT IN (SELECT value FROM json_each(r.aside))),
+                     (SELECT count(*) FROM greenwave_event_dead)",
                 [],
                 |row| {
                     let count = |index| row.get(index).map(i64::unsigned_abs);
@@ -299,98 +429,85 @@ impl Store for Sqlite {
         })
         .await
     }
+
+    async fn positions(&self) -> Result<Vec<Lag>, Error> {
+        self.with("read positions", |connection| {
+            let last = log::last(connection)?;
+            connection
+                .prepare_cached(
+                    "SELECT c.name, c.position, ?1 - c.position,
+                         (SELECT count(*) FROM greenwave_event_range r WHERE r.name = c.name),
+                         (SELECT count(*) FROM greenwave_event_delivery d WHERE d.subscription = c.name),
+                         (SELECT count(*) FROM greenwave_event_dead d WHERE d.subscription = c.name)
+                     FROM greenwave_event_cursor c ORDER BY c.name",
+                )?
+                .query_map([last], rows::lag)?
+                .collect()
+        })
+        .await
+    }
 }
 
-fn exists(connection: &Connection, sql: &'static str) -> rusqlite::Result<bool> {
-    connection.prepare_cached(sql)?.query_row([], |row| row.get(0))
+fn failed(error: rusqlite::Error) -> Failure {
+    Failure::Temporary(Error::store("handle in a transaction")(error).into())
 }
 
-fn relay(tx: &Transaction<'_>, limit: u32) -> rusqlite::Result<Relayed> {
-    let last: Option<i64> = tx
-        .prepare_cached(
-            "SELECT max(position) FROM
-                 (SELECT position FROM greenwave_event_outbox ORDER BY position LIMIT ?1)",
-        )?
-        .query_row([limit], |row| row.get(0))?;
-    let events = tx
-        .prepare_cached(
-            "SELECT event, count(*) FROM greenwave_event_outbox WHERE position <= ?1 GROUP BY event",
-        )?
-        .query_map([last], |row| Ok((row.get(0)?, row.get(1).map(i64::unsigned_abs)?)))?
-        .collect::<rusqlite::Result<_>>()?;
-    let deliveries = tx
-        .prepare_cached(
-            "INSERT INTO greenwave_event_delivery
-                 (subscription, event, event_id, version, payload, published_at)
-             SELECT s.name, o.event, o.id, o.version, o.payload, o.created_at
-             FROM greenwave_event_outbox o JOIN greenwave_event_subscription s ON s.event = o.event
-             WHERE o.position <= ?1 ORDER BY o.position",
-        )?
-        .execute([last])?;
-    tx.prepare_cached("DELETE FROM greenwave_event_outbox WHERE position <= ?1")?.execute([last])?;
-    Ok(Relayed { events, deliveries: deliveries as u64 })
+/// Runs a handler on a blocking thread; its panic goes on here.
+async fn in_blocking(work: impl FnOnce() -> Result<bool, Failure> + Send + 'static) -> Result<bool, Failure> {
+    spawn_blocking(work).await.unwrap_or_else(|error| match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(error) => Err(Failure::Temporary(error.into())),
+    })
 }
 
-fn claim(
-    tx: &Transaction<'_>,
-    wants: &[(String, String, u32)],
-    lease: i64,
-) -> rusqlite::Result<Vec<Delivery>> {
-    let lease_id: i64 = tx
-        .prepare_cached("UPDATE greenwave_event_lease SET last = last + 1 RETURNING last")?
-        .query_row([], |row| row.get(0))?;
+fn redeliver(tx: &Transaction<'_>, id: Option<i64>, subscription: Option<&str>) -> rusqlite::Result<u64> {
+    let inserted = tx.execute(
+        "INSERT INTO greenwave_event_delivery
+             (subscription, event, event_id, version, key, payload, published_at, position)
+         SELECT subscription, event, event_id, version, key, payload, published_at, position
+         FROM greenwave_event_dead WHERE id = ?1 OR subscription = ?2 ORDER BY position, id",
+        params![id, subscription],
+    )?;
+    tx.execute(
+        "DELETE FROM greenwave_event_dead WHERE id = ?1 OR subscription = ?2",
+        params![id, subscription],
+    )?;
+    Ok(inserted as u64)
+}
+
+fn claim(tx: &Transaction<'_>, wants: &[Want], lease: i64) -> rusqlite::Result<Vec<Delivery>> {
+    let lease_id = log::next_lease(tx)?;
+    // Of one key only the first: what comes after it waits until it is gone.
     let mut claim = tx.prepare_cached(concat!(
         "UPDATE greenwave_event_delivery SET lease_id = ?4, due_at = ?5 + ",
         now!(),
         " WHERE id IN (
-             SELECT id FROM greenwave_event_delivery
-             WHERE subscription = ?1 AND event = ?2 AND due_at IS NULL ORDER BY published_at, id LIMIT ?3)
-         RETURNING id, lease_id, subscription, event, event_id, version, payload, published_at, attempt + 1"
+             SELECT d.id FROM greenwave_event_delivery d
+             WHERE d.subscription = ?1 AND d.event = ?2 AND d.due_at IS NULL
+               AND NOT (?6 AND d.key IS NOT NULL AND EXISTS (
+                   SELECT 1 FROM greenwave_event_delivery e
+                   WHERE e.subscription = d.subscription AND e.key = d.key
+                     AND (coalesce(e.position, 0), e.id) < (coalesce(d.position, 0), d.id)))
+             ORDER BY d.published_at, d.id LIMIT ?3)
+         RETURNING position, event, event_id, version, key, payload, published_at, attempt + 1, id"
     ))?;
     let mut deliveries = Vec::new();
-    for (subscription, event, count) in wants {
-        for row in claim.query_map(params![subscription, event, count, lease_id, lease], delivery)? {
-            deliveries.push(row?);
+    for Want { subscription, event, count, ordered } in wants {
+        let mut names = Names::new(subscription);
+        let parameters = params![&**subscription, event, count, lease_id, lease, ordered];
+        let claimed = claim.query_map(parameters, |row| {
+            rows::delivery(row, Held::Row { id: row.get(8)?, lease: lease_id }, &mut names)
+        })?;
+        for delivery in claimed {
+            deliveries.push(delivery?);
         }
     }
-    deliveries.sort_unstable_by_key(|delivery| (delivery.published_ms, delivery.id));
+    deliveries.sort_unstable_by_key(|delivery| (delivery.published_ms, delivery.position));
     Ok(deliveries)
 }
 
-fn delivery(row: &Row<'_>) -> rusqlite::Result<Delivery> {
-    Ok(Delivery {
-        id: row.get(0)?,
-        lease: row.get(1)?,
-        subscription: row.get(2)?,
-        event: row.get(3)?,
-        event_id: event_id(row, 4)?,
-        version: unsigned(row.get(5)?),
-        payload: row.get(6)?,
-        published_ms: row.get(7)?,
-        attempt: unsigned(row.get(8)?),
-    })
-}
-
-fn dead_letter(row: &Row<'_>) -> rusqlite::Result<DeadLetter> {
-    Ok(DeadLetter {
-        id: row.get(0)?,
-        subscription: row.get(1)?,
-        event: row.get(2)?,
-        event_id: event_id(row, 3)?,
-        version: unsigned(row.get(4)?),
-        payload: row.get(5)?,
-        published_at: from_millis(row.get(6)?),
-        attempts: unsigned(row.get(7)?),
-        error: row.get(8)?,
-        died_at: from_millis(row.get(9)?),
-    })
-}
-
-fn event_id(row: &Row<'_>, column: usize) -> rusqlite::Result<EventId> {
-    let text: String = row.get(column)?;
-    Uuid::parse_str(&text).map(EventId::from).map_err(|error| {
-        rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
-    })
+fn exists(connection: &Connection, sql: &'static str) -> rusqlite::Result<bool> {
+    connection.prepare_cached(sql)?.query_row([], |row| row.get(0))
 }
 
 fn migrate(tx: &Transaction<'_>) -> rusqlite::Result<()> {
