@@ -350,8 +350,7 @@ async fn create_consumer(attempts: &Attempts, source: Source) -> Result<PullCons
     let (stream, wanted) = match source {
         Source::Events => {
             jetstream.ensure_stream().await?;
-            let deliver_policy =
-                if config.from_the_start { DeliverPolicy::All } else { DeliverPolicy::New };
+            let deliver_policy = if config.from_the_start { DeliverPolicy::All } else { DeliverPolicy::New };
             let filter_subject = format!("{}.>", jetstream.config.subject_prefix);
             (jetstream.config.stream.clone(), pull::Config { deliver_policy, filter_subject, ..common })
         }

@@ -99,12 +99,7 @@ impl CloudEvent {
         Ok(event)
     }
 
-    pub(super) fn received(
-        &self,
-        subscription: &Arc<str>,
-        attempt: u32,
-        remembered: Duration,
-    ) -> Received {
+    pub(super) fn received(&self, subscription: &Arc<str>, attempt: u32, remembered: Duration) -> Received {
         Received {
             source: self.source.clone(),
             id: self.id.clone(),

@@ -107,9 +107,8 @@ impl Bus<crate::Sqlite> {
             forget.execute((crate::backends::millis(received.remembered), FORGET)).map_err(failed)?;
         }
         let mut note = conn.prepare_cached(NOTE).map_err(failed)?;
-        let noted = note
-            .execute((&received.source, &received.id, &*received.subscription))
-            .map_err(failed)?;
+        let noted =
+            note.execute((&received.source, &received.id, &*received.subscription)).map_err(failed)?;
         Ok(noted == 1)
     }
 }
