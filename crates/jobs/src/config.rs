@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -17,14 +18,21 @@ pub struct WorkerConfig {
     /// How many jobs run at once. Default: 50.
     pub concurrency: usize,
 
-    /// How many jobs one statement fetches or completes at most. Default: 500.
+    /// How many of them at most are of one queue, by its name. Default: as many as `concurrency` says, of each queue.
     ///
-    /// A worker never fetches more than it can start at once, so `concurrency` bounds a batch too.
+    /// So a queue of slow jobs leaves places to the others. It bounds this worker; for a bound on all workers together
+    /// set limits on the queue.
+    pub queues: BTreeMap<String, usize>,
+
+    /// How many jobs one statement fetches at most. Default: 1000.
+    ///
+    /// While jobs are short and a queue is full, a worker fetches ahead of its places: what runs in about 50 ms, twice,
+    /// at most this many each time. Jobs that run for long are fetched when a place is free. At 1, one by one.
     pub max_batch: usize,
 
     /// How long an idle worker sleeps, give or take a fifth, when nothing wakes it. Default: 200ms.
     ///
-    /// It bounds how late a delayed job starts, and how late a job starts whose wake-up was lost.
+    /// It bounds how late a job starts that another process delayed, or whose wake-up was lost.
     #[serde(with = "humantime_serde")]
     pub poll_interval: Duration,
 
@@ -35,7 +43,8 @@ pub struct WorkerConfig {
     #[serde(with = "humantime_serde")]
     pub lease: Duration,
 
-    /// How long one attempt may take before it counts as failed. Default: 5m.
+    /// How long one attempt may take before it counts as failed, where [`Job::TIMEOUT`](crate::Job::TIMEOUT) does not
+    /// say it. Default: 5m. Looked at every 100 ms.
     #[serde(with = "humantime_serde")]
     pub attempt_timeout: Duration,
 
@@ -66,7 +75,8 @@ impl Default for WorkerConfig {
     fn default() -> Self {
         WorkerConfig {
             concurrency: 50,
-            max_batch: 500,
+            queues: BTreeMap::new(),
+            max_batch: 1000,
             poll_interval: Duration::from_millis(200),
             lease: Duration::from_secs(30),
             attempt_timeout: Duration::from_secs(5 * 60),
@@ -79,7 +89,8 @@ impl Default for WorkerConfig {
 }
 
 impl WorkerConfig {
-    pub(crate) fn check(&self) -> Result<(), Error> {
+    /// Checks all fields; `served` are the queues of the worker's handlers.
+    pub(crate) fn check(&self, served: &[&str]) -> Result<(), Error> {
         let positive = [
             ("concurrency", self.concurrency > 0),
             ("max_batch", self.max_batch > 0),
@@ -92,6 +103,14 @@ impl WorkerConfig {
         }
         if self.lease < MIN_LEASE {
             return refused(format!("`lease` must be at least {MIN_LEASE:?}"));
+        }
+        for (queue, places) in &self.queues {
+            if !served.contains(&queue.as_str()) {
+                return refused(format!("`queues` names `{queue}`, which no handler of the worker serves"));
+            }
+            if *places == 0 || *places > MAX_COUNT {
+                return refused(format!("`queues.{queue}` must be 1 to {MAX_COUNT}"));
+            }
         }
         let counts = [("concurrency", self.concurrency), ("max_batch", self.max_batch)];
         if let Some((name, _)) = counts.iter().find(|(_, count)| *count > MAX_COUNT) {

@@ -12,6 +12,24 @@ pub enum Error {
         source: serde_json::Error,
     },
 
+    /// A schedule makes no sense: its cron pattern, its time zone or its interval.
+    #[error("{0}")]
+    Schedule(String),
+
+    /// A workflow was put together wrongly.
+    #[error("the workflow cannot be pushed: {0}")]
+    Workflow(String),
+
+    /// The result of a job is not of the type that was asked for.
+    #[error("the result of job {job} is of another type")]
+    Result {
+        /// The job.
+        job: crate::JobId,
+        /// What serde said.
+        #[source]
+        source: serde_json::Error,
+    },
+
     /// PostgreSQL refused or could not be reached. After a failed push the job may or may not be stored.
     #[cfg(feature = "postgres")]
     #[error("the queue's PostgreSQL database failed")]
@@ -52,6 +70,10 @@ pub enum Error {
     #[error("the worker cannot run: {0}")]
     Worker(String),
 
+    /// What was asked for makes no sense, and was not done.
+    #[error("{0}")]
+    Invalid(String),
+
     /// The database did not answer in time: it or the network hangs, or another process holds a lock.
     #[error("the queue's database did not answer within {0:?}")]
     Timeout(std::time::Duration),
@@ -67,7 +89,7 @@ impl Error {
     /// stored all the same.
     pub(crate) fn is_refusal(&self) -> bool {
         match self {
-            Error::Full { .. } | Error::Unsupported(_) => true,
+            Error::Full { .. } | Error::Unsupported(_) | Error::Invalid(_) => true,
             // Data exceptions, broken constraints, what a trigger raised.
             #[cfg(feature = "postgres")]
             Error::Postgres(sqlx::Error::Database(error)) => error

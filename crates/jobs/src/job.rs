@@ -1,11 +1,12 @@
+use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio_util::sync::CancellationToken;
 
-use crate::unique::Unique;
+use crate::unique::{Unique, check_key};
 use crate::{BoxError, Error};
 
 /// A piece of work that can wait: a serde struct with a name, and what holds for all jobs of its kind.
@@ -50,7 +51,8 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// How long a completed job, with its result, is kept. Default: not at all.
     const KEEP: Duration = Duration::ZERO;
 
-    /// The key by which jobs of a queue share limits and take turns: a customer, a tenant. Default: none.
+    /// The key by which jobs of a queue share limits and take turns: a customer, a tenant. At most 1024 bytes; an empty
+    /// one is none. Default: none.
     fn key(&self) -> Option<String> {
         None
     }
@@ -136,25 +138,8 @@ pub struct PushOptions {
     pub unique: Option<Unique>,
 }
 
-/// What a handler knows about the attempt it makes.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct JobContext {
-    /// The job's id: the same in every attempt, so a good key for making effects once.
-    pub id: JobId,
-    /// The number of this attempt; the first is 1. An attempt cut short by a crash or a stop is not counted.
-    pub attempt: u32,
-    /// The attempt after which a failure is final.
-    pub max_attempts: u32,
-    /// Fires when the worker is asked to stop (the handler then has the worker's grace to end by itself), and when
-    /// the attempt is over for any reason, so that what it spawned may end with it.
-    ///
-    /// An error that a handler returns after this fired is no failure: the job goes back to its queue as it was.
-    pub cancellation: CancellationToken,
-}
-
 /// When a job may start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Start {
     /// In so many milliseconds; 0 is now.
     In(i64),
@@ -164,11 +149,16 @@ pub enum Start {
     After(i32),
 }
 
+/// By this name serde does not see a reference, which it would borrow from what it reads.
+type Name = &'static str;
+
 /// A job as a backend stores it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NewJob {
-    pub queue: &'static str,
-    pub name: &'static str,
+    #[serde(deserialize_with = "interned")]
+    pub queue: Name,
+    #[serde(deserialize_with = "interned")]
+    pub name: Name,
     pub version: i32,
     pub payload: String,
     pub priority: i16,
@@ -187,6 +177,12 @@ impl NewJob {
     pub(crate) fn encode<J: Job>(job: &J, options: &PushOptions) -> Result<Self, Error> {
         let payload = serde_json::to_string(job).map_err(|source| Error::Encode { job: J::NAME, source })?;
         let max_attempts = options.max_attempts.unwrap_or(J::MAX_ATTEMPTS);
+        // An empty key is none.
+        let key = options.key.clone().or_else(|| job.key()).filter(|key| !key.is_empty());
+        let unique = options.unique.clone().or_else(|| job.unique());
+        // Checked here, for one that the database refused would take the whole batch with it.
+        key.iter().try_for_each(|key| check_key(J::NAME, "key", key))?;
+        unique.iter().try_for_each(|unique| unique.check(J::NAME))?;
         let start = match options.at {
             Some(at) => Start::At(millis(at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())),
             None => Start::In(millis(options.delay.unwrap_or_default())),
@@ -201,17 +197,36 @@ impl NewJob {
             start,
             timeout_ms: J::TIMEOUT.map(millis),
             keep_ms: millis(J::KEEP),
-            key: options.key.clone().or_else(|| job.key()),
-            unique: options.unique.clone().or_else(|| job.unique()),
+            key,
+            unique,
             trace: None,
             awaited: false,
         })
+    }
+
+    /// As a schedule stores it.
+    pub(crate) fn to_json(&self) -> String {
+        serde_json::json!(self).to_string()
     }
 
     /// True if it can start as soon as it is stored.
     pub(crate) fn is_ready(&self) -> bool {
         self.start == Start::In(0)
     }
+}
+
+/// A name of a queue or a job that comes from the database, as if it stood in the program: kept for good, once each.
+/// There are few.
+fn interned<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Name, D::Error> {
+    static NAMES: Mutex<BTreeSet<Name>> = Mutex::new(BTreeSet::new());
+    let name = String::deserialize(deserializer)?;
+    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(name) = names.get(name.as_str()) {
+        return Ok(name);
+    }
+    let name: Name = name.leak();
+    names.insert(name);
+    Ok(name)
 }
 
 /// Whole milliseconds, rounded up; a century at most, which both databases can add to a date.

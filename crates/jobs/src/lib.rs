@@ -9,14 +9,20 @@ mod error;
 #[cfg(feature = "nats")]
 mod forward;
 mod job;
+mod limits;
 mod push;
 mod queue;
+mod results;
+mod schedule;
 pub mod telemetry;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod trace;
 mod unique;
 mod verdict;
 mod wakeups;
 mod worker;
+mod workflow;
 
 pub use backends::Backend;
 #[cfg(feature = "nats")]
@@ -25,16 +31,22 @@ pub use backends::nats::{Nats, NatsConfig};
 pub use backends::postgres::Postgres;
 #[cfg(feature = "sqlite")]
 pub use backends::sqlite::Sqlite;
+pub use backends::{Backend, SqlBackend};
 pub use config::WorkerConfig;
 pub use dead::{AttemptError, DeadJob, DeadReason};
 pub use error::Error;
 #[cfg(feature = "nats")]
 pub use forward::ForwardConfig;
 pub use job::{Job, JobContext, JobId, PushOptions, Pushed};
+pub use job::{Job, JobId, PushOptions, Pushed};
+pub use limits::{QueueLimits, Rate};
 pub use queue::{Queue, QueueStats};
+pub use results::{EndedJob, Outcome, Results};
+pub use schedule::{Missed, Schedule, ScheduleStatus};
 pub use unique::{Unique, UniqueStates};
 pub use verdict::{Discard, RetryIn, Snooze};
-pub use worker::Worker;
+pub use worker::{JobContext, Worker};
+pub use workflow::{PushedWorkflow, Step, Workflow};
 
 /// What a handler may fail with: any error, boxed.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

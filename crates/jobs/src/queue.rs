@@ -20,7 +20,7 @@ pub struct Queue<B> {
     pub(crate) store: B,
     pub(crate) wakeups: Arc<Wakeups>,
     pub(crate) pushes: Arc<Pushes>,
-    traceparent: Traceparent,
+    pub(crate) traceparent: Traceparent,
 }
 
 /// How many jobs there are.
@@ -33,14 +33,16 @@ pub struct QueueStats {
     pub scheduled: u64,
     /// Jobs that a worker holds.
     pub running: u64,
+    /// Jobs that wait for other jobs to end.
+    pub blocked: u64,
     /// Jobs that will not run again by themselves.
     pub dead: u64,
 }
 
 impl QueueStats {
-    /// Jobs that are still to be done: ready, scheduled or running.
+    /// Jobs that are still to be done: ready, scheduled, running or blocked.
     pub fn live(&self) -> u64 {
-        self.ready + self.scheduled + self.running
+        self.ready + self.scheduled + self.running + self.blocked
     }
 }
 
@@ -48,8 +50,8 @@ impl QueueStats {
 const MIGRATION: Duration = Duration::from_secs(5 * 60);
 
 impl<B: Backend> Queue<B> {
-    pub(crate) fn over(store: B) -> Self {
-        Queue { store, wakeups: Arc::default(), pushes: Arc::default(), traceparent: Traceparent::default() }
+    pub(crate) fn over(store: B, wakeups: Arc<Wakeups>) -> Self {
+        Queue { store, wakeups, pushes: Arc::default(), traceparent: Traceparent::default() }
     }
 
     /// Stores with each job the [W3C traceparent](https://www.w3.org/TR/trace-context/) that this function answers, so
@@ -115,7 +117,9 @@ impl<B: Backend> Queue<B> {
 
     /// As [`push`](Self::push), with a delay or a priority.
     pub async fn push_with<J: Job>(&self, job: &J, options: PushOptions) -> Result<Pushed, Error> {
-        self.push_gathered(self.encode(job, &options)?).await
+        let job = self.encode(job, &options)?;
+        in_time(self.store.admit(J::QUEUE, 1)).await?;
+        self.push_gathered(job).await
     }
 
     /// Stores many jobs of a type in one statement: all of them, or none. Answers with their ids in order.
@@ -125,7 +129,9 @@ impl<B: Backend> Queue<B> {
         if jobs.is_empty() {
             return Ok(Vec::new());
         }
-        let ids = in_time(self.store.push(self.encode_all(jobs)?)).await?;
+        let encoded = self.encode_all(jobs)?;
+        in_time(self.store.admit(J::QUEUE, encoded.len())).await?;
+        let ids = in_time(self.store.push(encoded)).await?;
         telemetry::pushed(J::QUEUE, J::NAME, jobs.len());
         self.wake_queue(J::QUEUE);
         Ok(ids)

@@ -1,32 +1,81 @@
 //! The names of what this crate reports through `metrics` and `tracing`; they are part of its API.
 
+use std::time::Duration;
+
+use metrics::Histogram;
+
 /// Counter of jobs pushed, labels `queue` and `job`. A push in a transaction counts even if it is rolled back.
 pub const PUSHED: &str = "greenwave.jobs.pushed";
 
 /// Counter of jobs forwarded from the database to NATS, label `queue`.
 pub const FORWARDED: &str = "greenwave.jobs.forwarded";
 
-/// Histogram of an attempt's duration in seconds, labels `job` and `outcome`: `completed`, `retried` or `dead`.
+/// Histogram of an attempt's duration in seconds, labels `queue`, `job` and `outcome`: `completed`, `retried`,
+/// `snoozed` or `dead`.
 pub const RUN_DURATION: &str = "greenwave.jobs.run.duration";
 
-/// Histogram of the seconds between the time a job could run and its start, label `queue`.
+/// Histogram of the seconds between the time a job could run and its start, labels `queue` and `job`.
 pub const WAIT: &str = "greenwave.jobs.wait";
 
-/// Name of the span around each attempt, level INFO, fields `job.id`, `job.name`, `job.queue` and `job.attempt`.
+/// Counter of jobs pushed by a schedule, labels `schedule`, `queue` and `job`; [`PUSHED`] counts them too.
+pub const TICKS: &str = "greenwave.jobs.schedule.ticks";
+
+/// Name of the span around each attempt, level INFO, fields `job.id`, `job.name`, `job.queue`, `job.attempt` and, if
+/// the pusher's trace is known, `traceparent`.
 pub const ATTEMPT_SPAN: &str = "job";
 
-pub(crate) const COMPLETED: &str = "completed";
-pub(crate) const RETRIED: &str = "retried";
-pub(crate) const DEAD: &str = "dead";
-
-/// Records how an attempt ended.
-pub(crate) fn attempt_ended(job: &str, outcome: &'static str, took: std::time::Duration) {
-    metrics::histogram!(RUN_DURATION, "job" => job.to_owned(), "outcome" => outcome)
-        .record(took.as_secs_f64());
+/// How an attempt ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Completed,
+    Retried,
+    Snoozed,
+    Dead,
 }
 
-pub(crate) fn started(queue: &str, waited: std::time::Duration) {
-    metrics::histogram!(WAIT, "queue" => queue.to_owned()).record(waited.as_secs_f64());
+impl Outcome {
+    const ALL: [Outcome; 4] = [Outcome::Completed, Outcome::Retried, Outcome::Snoozed, Outcome::Dead];
+
+    fn label(self) -> &'static str {
+        match self {
+            Outcome::Completed => "completed",
+            Outcome::Retried => "retried",
+            Outcome::Snoozed => "snoozed",
+            Outcome::Dead => "dead",
+        }
+    }
+}
+
+/// What is measured of one job type, looked up once and not at each attempt.
+#[derive(Clone)]
+pub(crate) struct Meters {
+    wait: Histogram,
+    run: [Histogram; 4],
+}
+
+impl Default for Meters {
+    /// Those of nobody.
+    fn default() -> Self {
+        Meters { wait: Histogram::noop(), run: std::array::from_fn(|_| Histogram::noop()) }
+    }
+}
+
+impl Meters {
+    pub(crate) fn new(queue: &'static str, job: impl Into<metrics::SharedString>) -> Self {
+        let job: metrics::SharedString = job.into();
+        let run = Outcome::ALL.map(|outcome| {
+            metrics::histogram!(RUN_DURATION, "queue" => queue, "job" => job.clone(), "outcome" => outcome.label())
+        });
+        Meters { wait: metrics::histogram!(WAIT, "queue" => queue, "job" => job), run }
+    }
+
+    pub(crate) fn started(&self, waited: Duration) {
+        self.wait.record(waited.as_secs_f64());
+    }
+
+    pub(crate) fn ended(&self, outcome: Outcome, took: Duration) {
+        self.run[outcome as usize].record(took.as_secs_f64());
+    }
 }
 
 pub(crate) fn pushed(queue: &'static str, job: &'static str, count: usize) {
@@ -36,4 +85,10 @@ pub(crate) fn pushed(queue: &'static str, job: &'static str, count: usize) {
 #[cfg(feature = "nats")]
 pub(crate) fn forwarded(queue: &'static str, count: usize) {
     metrics::counter!(FORWARDED, "queue" => queue).increment(count as u64);
+}
+
+/// Counts a job that a schedule pushed.
+pub(crate) fn ticked(schedule: &str, queue: &'static str, job: &'static str) {
+    metrics::counter!(TICKS, "schedule" => schedule.to_owned(), "queue" => queue, "job" => job).increment(1);
+    pushed(queue, job, 1);
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tokio::sync::Notify;
 
 use crate::JobId;
+use crate::results::Waiters;
 
 /// What one process tells the others that share a queue. It is told soon and without a promise: whoever hears it acts
 /// sooner, and whoever does not finds out by itself.
@@ -47,6 +48,7 @@ impl Notice {
 /// Wakes the workers of this process when there is something for them to do.
 #[derive(Debug, Default)]
 pub struct Wakeups {
+    pub(crate) waiters: Waiters,
     sleepers: Mutex<Vec<Weak<Sleeper>>>,
 }
 

@@ -56,12 +56,20 @@ pub struct Server {
     child: Option<Child>,
     /// Of the address: the database's name, if it has one.
     database: String,
+    /// PostgreSQL's, beside those of every server here.
+    settings: Vec<String>,
 }
 
 impl Server {
     /// A PostgreSQL server; its URL names the database `postgres`.
     pub fn postgres() -> Server {
-        let server = Server::create(Kind::Postgres);
+        Server::postgres_with(&[])
+    }
+
+    /// The same with settings of one's own, such as `fsync=on`, without which it does not wait for the disk.
+    pub fn postgres_with(settings: &[&str]) -> Server {
+        let mut server = Server::create(Kind::Postgres);
+        server.settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
         let data = server.folder.path().join("data");
         let mut initdb = server.command(Program::Initdb);
         initdb.arg("-D").arg(&data).args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"]);
@@ -161,7 +169,14 @@ impl Server {
         {
             chown(folder.path(), Some(uid), Some(gid)).expect("root may give the directory away");
         }
-        Server { kind, port: free_port(), folder, child: None, database: "postgres".to_owned() }
+        Server {
+            kind,
+            port: free_port(),
+            folder,
+            child: None,
+            database: "postgres".to_owned(),
+            settings: Vec::new(),
+        }
     }
 
     fn started(mut self) -> Server {
@@ -244,6 +259,15 @@ impl Server {
         self.signal(Signal::CONT);
     }
 
+    /// The processor time that it and its children have used, those that have ended included.
+    pub fn cpu(&self) -> Duration {
+        let Some(child) = &self.child else { return Duration::ZERO };
+        let children = children_of(child.id()).into_iter();
+        let running: u64 = children.map(|pid| ticks(pid.as_raw_nonzero().get().unsigned_abs(), false)).sum();
+        // Linux counts in hundredths of a second, whatever the kernel's own clock.
+        Duration::from_millis(10 * (ticks(child.id(), true) + running))
+    }
+
     fn end(&mut self, signal: Signal) {
         self.resume();
         if signal == Signal::KILL {
@@ -278,6 +302,9 @@ impl Server {
                 command = self.command(Program::Postgres);
                 command.arg("-D").arg(folder.join("data")).args(["-p", &port, "-h", "127.0.0.1"]);
                 for setting in ["unix_socket_directories=", "fsync=off", "max_connections=300", STATISTICS] {
+                    command.args(["-c", setting]);
+                }
+                for setting in &self.settings {
                     command.args(["-c", setting]);
                 }
             }
@@ -415,6 +442,14 @@ fn unprivileged() -> Option<(u32, u32)> {
     Some(ids.expect(
         "PostgreSQL does not run as root, and there is no user `postgres`: apt-get install -y postgresql",
     ))
+}
+
+/// The clock ticks that a process has used, with those of its ended children if asked.
+fn ticks(pid: u32, ended: bool) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // After the name, which is in parentheses and may hold anything, utime is the twelfth field.
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11);
+    fields.take(if ended { 4 } else { 2 }).filter_map(|field| field.parse::<u64>().ok()).sum()
 }
 
 fn children_of(parent: u32) -> Vec<Pid> {

@@ -1,5 +1,10 @@
 //! What the worker and the queue ask of a database.
 
+pub(crate) mod flows;
+pub(crate) mod limits;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod model;
 #[cfg(feature = "nats")]
 pub(crate) mod nats;
 #[cfg(feature = "postgres")]
@@ -9,7 +14,7 @@ pub(crate) mod sqlite;
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::backoff::Backoff;
 use crate::dead::{DeadJob, DeadReason};
@@ -20,6 +25,10 @@ use crate::{Error, JobId};
 
 /// A database that can hold a [`Queue`](crate::Queue): `Postgres` or `Sqlite`. Sealed.
 pub trait Backend: Store {}
+
+/// An SQL database that can hold a [`Queue`](crate::Queue), and do what only one can: limits, pauses, schedules,
+/// workflows, results. Sealed.
+pub trait SqlBackend: Backend + flows::FlowStore + limits::LimitStore {}
 
 /// One hold of one job. Settling a job names its lease, so it has no effect once another worker has the job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -43,6 +52,8 @@ pub struct LeasedJob {
     pub waited: Duration,
     /// The W3C traceparent of who pushed.
     pub trace: Option<String>,
+    /// The tick that it is of, if a schedule pushed it.
+    pub scheduled_for: Option<SystemTime>,
     /// True if other jobs wait for this one.
     pub awaited: bool,
     /// True if it is kept once it is completed.
@@ -70,12 +81,25 @@ pub struct Want<'a> {
     pub lease: Duration,
 }
 
+/// What a worker has to know of a queue.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Control {
+    /// Nothing more of it shall start: what was fetched ahead is to be given back.
+    pub paused: bool,
+    /// What waits in a worker takes the place of what could run elsewhere: fetch nothing ahead.
+    pub limited: bool,
+}
+
 /// What came of an exchange.
 #[derive(Debug, Default)]
 pub struct Exchanged {
     /// How many completions still had their lease.
     pub completed: usize,
     pub jobs: Vec<LeasedJob>,
+    /// A limit may hold back jobs that are ready: ask again in so long.
+    pub again: Option<Duration>,
+    /// Queues that have something new besides: jobs that waited for those that are done.
+    pub freed: Vec<String>,
 }
 
 /// The settings of upkeep.
@@ -136,6 +160,18 @@ pub trait Store: Clone + Send + Sync + 'static {
 
     /// Stores all or none, and answers in order.
     fn push(&self, jobs: Vec<NewJob>) -> impl Future<Output = Result<Vec<Pushed>, Error>> + Send;
+
+    /// Asks for room for so many jobs of a queue: [`Error::Full`] where its bound is reached. To be asked before a
+    /// push, for each caller alone.
+    fn admit(&self, _queue: &'static str, _jobs: usize) -> impl Future<Output = Result<(), Error>> + Send {
+        async { Ok(()) }
+    }
+
+    /// What holds for a queue, as far as this process knows: from its own calls at once, and otherwise since its last
+    /// upkeep.
+    fn control(&self, _queue: &str) -> Control {
+        Control::default()
+    }
 
     /// Completes jobs, and leases ready ones of a queue, all under one fresh lease id: the most urgent, in the order in
     /// which they shall start. Both in one transaction, and as one round trip where the database can.

@@ -1,123 +1,228 @@
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use humantime_serde::re::humantime::format_duration;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tokio::time::{Instant, sleep};
+use tokio::sync::mpsc;
+use tokio::task::coop::consume_budget;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use super::handlers::{Failure, Handler, Handlers};
-use super::leases::Guard;
+use super::JobContext;
+use super::floor::{Ended, Floor, Job};
+use super::handlers::{Failure, Handler, Handlers, Payload};
+use super::leases::Cut;
 use super::settle::{Outcome, Settlement};
-use crate::backends::LeasedJob;
-use crate::backoff::full_jitter;
+use crate::backends::Completion;
+use crate::backoff::{around, full_jitter};
 use crate::dead::{DeadReason, storable};
 use crate::error::chain;
-use crate::{JobContext, WorkerConfig, telemetry};
+use crate::telemetry::{self, Meters};
+use crate::verdict::{Verdict, verdict};
+use crate::{BoxError, WorkerConfig};
+
+/// How long a job that a newer release pushed is left to newer workers, give or take a fifth.
+const NEWER: Duration = Duration::from_secs(5);
 
 /// What all attempts of a worker share.
 pub(super) struct Shared {
     pub(super) config: WorkerConfig,
     pub(super) handlers: Handlers,
-    pub(super) settle: mpsc::Sender<Settlement>,
+    pub(super) queues: Vec<&'static str>,
+    pub(super) floor: Floor,
+    pub(super) settle: mpsc::UnboundedSender<Settlement>,
     /// Fires when the worker shall stop; handlers see it.
     pub(super) stopping: CancellationToken,
-    /// Fires when the grace is over.
-    pub(super) grace_over: CancellationToken,
 }
 
 /// How an attempt ended.
 enum End {
-    Completed,
-    Failed(String),
-    Undecodable(String),
-    Unknown(String),
-    /// Cut short through no fault of the job's.
-    Interrupted,
+    Completed(Option<String>),
+    Failed(BoxError),
+    /// Failed, but not by an error of the handler's.
+    Broken(String),
+    Dead(DeadReason, String),
+    Newer(u32),
+    Cut(Cut),
 }
 
-/// Runs one job once and sends its outcome. The permit is its place among the running jobs.
-pub(super) async fn attempt(
-    shared: Arc<Shared>,
-    queue: &'static str,
-    mut job: LeasedJob,
-    guard: Guard,
-    permit: OwnedSemaphorePermit,
-) {
-    let number = job.failures.saturating_add(1);
-    let context = JobContext {
-        id: job.lease.job,
-        attempt: number,
-        max_attempts: job.max_attempts,
-        cancellation: shared.stopping.child_token(),
-    };
+/// What becomes of the job.
+enum Fate {
+    Completed(Option<String>),
+    Settled(Outcome),
+    /// It is somebody else's already.
+    Gone,
+}
+
+/// One place: runs a job, then the next that waits, until none does.
+pub(super) async fn place(shared: Arc<Shared>, first: Job) {
+    let (mut job, mut started) = (first, Instant::now());
+    loop {
+        let at = (job.queue, job.handler);
+        let fate = attempt(&shared, &mut job, started).await;
+        let Job { leased, hold, .. } = job;
+        let ended = match fate {
+            Fate::Completed(result) => {
+                let (awaited, kept) = (leased.awaited, leased.kept);
+                let completion = Completion { lease: hold.lease(), result, awaited, kept };
+                Some(Ended { completion, _hold: hold, repeated: false })
+            }
+            Fate::Settled(outcome) => {
+                shared.settle.send(Settlement { hold, awaited: leased.awaited, outcome }).ok();
+                None
+            }
+            Fate::Gone => None,
+        };
+        let now = Instant::now();
+        match shared.floor.leave(at, ended, now) {
+            Some(next) => (job, started) = (next, now),
+            None => return,
+        }
+        // Handlers that never wait would keep the thread from all else.
+        consume_budget().await;
+    }
+}
+
+async fn attempt(shared: &Shared, job: &mut Job, started: Instant) -> Fate {
+    let queue = shared.queues.get(job.queue).copied().unwrap_or_default();
+    let number = job.leased.failures.saturating_add(1);
     let span = tracing::info_span!(
         telemetry::ATTEMPT_SPAN,
-        job.id = context.id.get(),
-        job.name = job.name,
+        job.id = job.leased.lease.job.get(),
+        job.name = job.leased.name,
         job.queue = queue,
-        job.attempt = number
+        job.attempt = number,
+        traceparent = job.leased.trace.as_deref()
     );
-    let started = Instant::now();
-    let payload = std::mem::take(&mut job.payload);
-    let end = match shared.handlers.get(&job.name) {
-        Some(handler) => run(&shared, handler, payload, context, &guard).instrument(span.clone()).await,
-        None => End::Unknown(format!("no handler for job `{}` in a worker of queue `{queue}`", job.name)),
+    let Some(handler) = job.handler.and_then(|at| shared.handlers.at(at)) else {
+        let name = &job.leased.name;
+        let end = End::Dead(
+            DeadReason::UnknownJob,
+            format!("no handler for job `{name}` in a worker of queue `{queue}`"),
+        );
+        let meters = Meters::new(queue, name.clone());
+        return span.in_scope(|| judge(shared, job, None, &meters, end, started));
     };
-    let outcome = span.in_scope(|| judge(&shared.config, &job, end, started));
-    // The permit goes after the settlement is taken, so that results which cannot be recorded stop the fetching.
-    shared.settle.send(Settlement { guard, awaited: job.awaited, kept: job.kept, outcome }).await.ok();
-    drop(permit);
+    // What waited here for its place waited too.
+    handler.meters.started(job.leased.waited + started.duration_since(job.came));
+    let end = run(shared, handler, job, number, started).instrument(span.clone()).await;
+    span.in_scope(|| judge(shared, job, Some(handler), &handler.meters, end, started))
 }
 
-async fn run(shared: &Shared, handler: &Handler, payload: String, context: JobContext, guard: &Guard) -> End {
-    let _cancel_at_end = context.cancellation.clone().drop_guard();
-    let handled = AssertUnwindSafe(handler(payload, context)).catch_unwind();
-    tokio::select! {
-        biased;
-        result = handled => match result {
-            Ok(Ok(())) => End::Completed,
-            Ok(Err(Failure::Undecodable(error))) => End::Undecodable(format!("the payload does not decode: {error}")),
-            Ok(Err(Failure::Failed(_))) if shared.stopping.is_cancelled() => End::Interrupted,
-            Ok(Err(Failure::Failed(error))) => End::Failed(chain(error.as_ref())),
-            Err(panic) => End::Failed(format!("panicked: {}", panic_message(panic.as_ref()))),
-        },
-        () = guard.lost.cancelled() => {
-            tracing::warn!("the lease was lost; the attempt is dropped");
-            End::Interrupted
+async fn run(shared: &Shared, handler: &Handler, job: &mut Job, number: u32, started: Instant) -> End {
+    let seat = job.hold.seat();
+    let timeout = job.leased.timeout.unwrap_or(shared.config.attempt_timeout);
+    seat.start(started, timeout);
+    let context = JobContext {
+        id: job.leased.lease.job,
+        attempt: number,
+        max_attempts: job.leased.max_attempts,
+        name: handler.name,
+        queue: handler.queue,
+        trace: job.leased.trace.take(),
+        scheduled_for: job.leased.scheduled_for,
+        seat: seat.clone(),
+    };
+    let payload = Payload {
+        json: std::mem::take(&mut job.leased.payload),
+        version: job.leased.version,
+        kept: job.leased.kept,
+    };
+    // The handler's future is dropped inside, so that a panic of that is caught too.
+    let handled = AssertUnwindSafe(async {
+        tokio::select! {
+            biased;
+            result = (handler.run)(payload, context) => Ok(result),
+            cut = seat.cut_short() => Err(cut),
         }
-        () = shared.grace_over.cancelled() => End::Interrupted,
-        () = sleep(shared.config.attempt_timeout) => {
-            End::Failed(format!("timed out after {}", format_duration(shared.config.attempt_timeout)))
+    });
+    let handled = handled.catch_unwind().await;
+    seat.end();
+    match handled {
+        Ok(Ok(Ok(result))) => End::Completed(result),
+        Ok(Ok(Err(Failure::Failed(error)))) => End::Failed(error),
+        Ok(Ok(Err(Failure::Newer(version)))) => End::Newer(version),
+        Ok(Ok(Err(Failure::Undecodable(error)))) => {
+            let error = format!("the payload does not decode: {}", chain(error.as_ref()));
+            End::Dead(DeadReason::Undecodable, error)
         }
+        Ok(Err(Cut::TimedOut)) => End::Broken(format!("timed out after {}", format_duration(timeout))),
+        Ok(Err(cut)) => End::Cut(cut),
+        Err(panic) => End::Broken(format!("panicked: {}", panic_message(panic.as_ref()))),
     }
 }
 
 /// Decides what becomes of the job, and reports it.
-fn judge(config: &WorkerConfig, job: &LeasedJob, end: End, started: Instant) -> Outcome {
-    let failures = job.failures.saturating_add(1);
-    let (label, outcome) = match end {
-        End::Completed => (telemetry::COMPLETED, Outcome::Completed),
-        End::Interrupted => return Outcome::Released,
-        End::Failed(error) if failures < job.max_attempts => {
-            let delay = full_jitter(config.retry_base, config.retry_max, failures);
-            tracing::warn!(error, ?delay, "the attempt failed; the job will be tried again");
-            (telemetry::RETRIED, Outcome::Retry { delay, error: Some(storable(error)) })
+fn judge(
+    shared: &Shared,
+    job: &Job,
+    handler: Option<&Handler>,
+    meters: &Meters,
+    end: End,
+    started: Instant,
+) -> Fate {
+    let ended = |outcome| meters.ended(outcome, started.elapsed());
+    let retry = |delay, error| Fate::Settled(Outcome::Retry { delay, error });
+    let (error, asked) = match end {
+        End::Completed(result) => {
+            ended(telemetry::Outcome::Completed);
+            return Fate::Completed(result);
         }
-        End::Failed(error) => (telemetry::DEAD, dead(DeadReason::Exhausted, error)),
-        End::Undecodable(error) => (telemetry::DEAD, dead(DeadReason::Undecodable, error)),
-        End::Unknown(error) => (telemetry::DEAD, dead(DeadReason::UnknownJob, error)),
+        End::Cut(Cut::Cancelled) => {
+            tracing::info!("the job was cancelled; the attempt is dropped");
+            return Fate::Gone;
+        }
+        End::Cut(Cut::Lost) => {
+            tracing::warn!("the lease was lost; the attempt is dropped");
+            // If nobody has taken the job yet, its worker was not dead, and it may run again at once.
+            return Fate::Settled(Outcome::Released);
+        }
+        End::Cut(_) => return Fate::Settled(Outcome::Released),
+        End::Newer(version) => {
+            tracing::warn!(version, "a newer release pushed this job; it is left to newer workers");
+            return retry(around(NEWER), None);
+        }
+        End::Dead(reason, error) => {
+            ended(telemetry::Outcome::Dead);
+            return dead(reason, error);
+        }
+        End::Broken(error) => (error, Verdict::Retry),
+        End::Failed(error) => (chain(error.as_ref()), verdict(error.as_ref())),
     };
-    telemetry::attempt_ended(&job.name, label, started.elapsed());
-    outcome
+    let failures = job.leased.failures.saturating_add(1);
+    let last = failures >= job.leased.max_attempts;
+    let delay = match asked {
+        Verdict::Snooze(delay) => {
+            tracing::debug!(?delay, "the job asked to be run later");
+            ended(telemetry::Outcome::Snoozed);
+            return retry(delay, None);
+        }
+        Verdict::Discard => {
+            ended(telemetry::Outcome::Dead);
+            return dead(DeadReason::Discarded, error);
+        }
+        // What fails because the worker stops is no failure.
+        _ if shared.stopping.is_cancelled() => return Fate::Settled(Outcome::Released),
+        _ if last => {
+            ended(telemetry::Outcome::Dead);
+            return dead(DeadReason::Exhausted, error);
+        }
+        Verdict::RetryIn(delay) => delay,
+        Verdict::Retry => handler
+            .and_then(|handler| (handler.retry_after)(failures))
+            .unwrap_or_else(|| full_jitter(shared.config.retry_base, shared.config.retry_max, failures)),
+    };
+    tracing::warn!(error, ?delay, "the attempt failed; the job will be tried again");
+    ended(telemetry::Outcome::Retried);
+    retry(delay, Some(storable(error)))
 }
 
-fn dead(reason: DeadReason, error: String) -> Outcome {
+fn dead(reason: DeadReason, error: String) -> Fate {
     tracing::error!(error, reason = reason.code(), "the job is dead");
-    Outcome::Dead { reason, error: storable(error) }
+    Fate::Settled(Outcome::Dead { reason, error: storable(error) })
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> &str {

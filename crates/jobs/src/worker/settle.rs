@@ -4,28 +4,25 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-use super::leases::Guard;
+use super::leases::Hold;
 use crate::Error;
-use crate::backends::{Burial, Completion, Lease, Retry, Store};
+use crate::backends::{Burial, Lease, Retry, Store};
 use crate::backoff::Weather;
 use crate::dead::DeadReason;
 use crate::deadline::in_time;
 use crate::error::chain;
 
-/// What shall become of a leased job. It holds the lease until that is recorded.
+/// What shall become of a leased job that is not completed. It holds the lease until that is recorded.
 #[derive(Debug)]
 pub(super) struct Settlement {
-    pub(super) guard: Guard,
+    pub(super) hold: Hold,
     /// True if other jobs wait for this one.
     pub(super) awaited: bool,
-    /// True if the job is kept once it is completed.
-    pub(super) kept: bool,
     pub(super) outcome: Outcome,
 }
 
 #[derive(Debug)]
 pub(super) enum Outcome {
-    Completed,
     Retry {
         delay: Duration,
         error: Option<String>,
@@ -38,11 +35,11 @@ pub(super) enum Outcome {
     Released,
 }
 
-/// Records results, as many at once as have gathered while the statement before was under way. Ends when all senders
-/// are gone and all is recorded.
+/// Records what is not a completion, as many at once as have gathered while the statement before was under way. Ends
+/// when all senders are gone and all is recorded.
 pub(super) async fn settle<S: Store>(
     store: S,
-    mut settlements: mpsc::Receiver<Settlement>,
+    mut settlements: mpsc::UnboundedReceiver<Settlement>,
     max_batch: usize,
 ) {
     let mut batch = Vec::new();
@@ -50,14 +47,13 @@ pub(super) async fn settle<S: Store>(
         let mut sorted = Sorted::default();
         batch.iter_mut().for_each(|settlement| sorted.add(settlement));
         sorted.record(&store).await;
-        // Only now do the guards let go of the leases.
+        // Only now are the leases let go.
         batch.clear();
     }
 }
 
 #[derive(Default)]
 struct Sorted {
-    completed: Vec<Completion>,
     released: Vec<Lease>,
     retries: Vec<Retry>,
     burials: Vec<Burial>,
@@ -65,14 +61,8 @@ struct Sorted {
 
 impl Sorted {
     fn add(&mut self, settlement: &mut Settlement) {
-        let lease = settlement.guard.lease;
+        let lease = settlement.hold.lease();
         match std::mem::replace(&mut settlement.outcome, Outcome::Released) {
-            Outcome::Completed => self.completed.push(Completion {
-                lease,
-                result: None,
-                awaited: settlement.awaited,
-                kept: settlement.kept,
-            }),
             Outcome::Released => self.released.push(lease),
             Outcome::Retry { delay, error } => self.retries.push(Retry { lease, delay, error }),
             Outcome::Dead { reason, error } => {
@@ -82,11 +72,7 @@ impl Sorted {
     }
 
     async fn record<S: Store>(self, store: &S) {
-        let Sorted { completed, released, retries, burials } = self;
-        until_recorded("complete", completed, |done| async {
-            Ok(store.exchange(done, None).await?.completed)
-        })
-        .await;
+        let Sorted { released, retries, burials } = self;
         until_recorded("retry", retries, |retries| store.retry(retries)).await;
         until_recorded("bury", burials, |burials| store.bury(burials)).await;
         until_recorded("release", released, |leases| store.release(leases)).await;
@@ -107,11 +93,10 @@ where
         match in_time(statement(jobs.clone())).await {
             Ok(found) if found < jobs.len() => {
                 let gone = jobs.len() - found;
-                tracing::warn!(
-                    what,
-                    gone,
-                    "jobs had gone to another worker before their results were recorded"
-                );
+                // After an error they may be those that it recorded all the same.
+                if weather.is_clear() {
+                    tracing::warn!(what, gone, "jobs had gone to others before their results were recorded");
+                }
                 return;
             }
             Ok(_) => return,

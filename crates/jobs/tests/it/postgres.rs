@@ -140,7 +140,7 @@ async fn a_worker_cut_off_from_its_database_drops_its_jobs_when_their_leases_end
     let (_, mut context) = within(runs.recv()).await.unwrap();
     for _ in 0..3 {
         server.pause();
-        within(context.cancellation.cancelled()).await;
+        within(context.cancellation().cancelled()).await;
         assert!(runs.try_recv().is_err(), "the job started again while its database was away");
         server.resume();
         context = within(runs.recv()).await.unwrap().1;

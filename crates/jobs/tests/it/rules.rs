@@ -26,7 +26,7 @@ fn a_config_reads_durations_and_refuses_unknown_keys() {
     let config: WorkerConfig = serde_json::from_str(r#"{"lease": "1m 30s"}"#).unwrap();
     assert_eq!(config.lease.as_secs(), 90);
     let error = serde_json::from_str::<WorkerConfig>(r#"{"leese": "1m"}"#).unwrap_err();
-    expect!["unknown field `leese`, expected one of `concurrency`, `max_batch`, `poll_interval`, `lease`, `attempt_timeout`, `retry_base`, `retry_max`, `max_crashes`, `grace` at line 1 column 8"].assert_eq(&error.to_string());
+    expect!["unknown field `leese`, expected one of `concurrency`, `queues`, `max_batch`, `poll_interval`, `lease`, `attempt_timeout`, `retry_base`, `retry_max`, `max_crashes`, `grace` at line 1 column 8"].assert_eq(&error.to_string());
 }
 
 #[cfg(feature = "sqlite")]
@@ -127,7 +127,7 @@ mod refusals {
         let error = queue.push(&note("x")).await.unwrap_err();
         assert!(matches!(error, Error::Sqlite(_)));
         expect!["the queue's SQLite database failed"].assert_eq(&error.to_string());
-        expect!["no such table: greenwave_jobs"]
+        expect!["no such table: greenwave_jobs_sequence"]
             .assert_eq(&std::error::Error::source(&error).unwrap().to_string());
     }
 }

@@ -3,10 +3,13 @@
 use std::thread;
 use std::time::Duration;
 
+use greenwave_jobs::{BoxError, Job, Worker, WorkerConfig};
+use rusqlite::types::Value;
 use rusqlite::{Connection, TransactionBehavior};
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Fixture, SqliteFixture, note};
+use crate::support::{Fixture, SqliteFixture, note, quick, recorder, settled, sleepy, start, within};
 
 /// A writer that takes the lock again as soon as it has let go of it.
 fn rival(fixture: &SqliteFixture, stop: CancellationToken) -> thread::JoinHandle<()> {
@@ -36,4 +39,115 @@ async fn a_push_gets_its_turn_against_a_writer_that_never_rests() {
     }
     drop(ends);
     rival.join().unwrap();
+}
+
+/// In a process of its own, it would poll once an hour.
+#[tokio::test]
+async fn a_worker_hears_of_what_another_process_pushes() {
+    let (fixture, queue) = SqliteFixture::ready().await;
+    let (worker, mut runs) = recorder(queue.clone(), sleepy());
+    let worker = start(worker);
+    queue.push(&note("first")).await.unwrap();
+    within(runs.recv()).await.unwrap();
+    let elsewhere = fixture.connect();
+    for round in 0..3 {
+        elsewhere.push(&note(round)).await.unwrap();
+        assert_eq!(within(runs.recv()).await.unwrap().0, note(round));
+    }
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn the_tables_of_the_first_release_are_brought_up_to_date_with_their_jobs() {
+    let fixture = SqliteFixture::empty().await;
+    let old = Connection::open(fixture.path()).unwrap();
+    old.execute_batch(include_str!("../../migrations/sqlite/0001_jobs.sql")).unwrap();
+    old.execute_batch(
+        "CREATE TABLE greenwave_jobs_migrations (version INTEGER PRIMARY KEY, applied_at TEXT) STRICT;
+        INSERT INTO greenwave_jobs_migrations (version) VALUES (1);
+        UPDATE greenwave_jobs_lease SET last = 3;
+        INSERT INTO greenwave_jobs (id, queue, name, payload, priority, state, run_at, max_attempts, created_at)
+        VALUES (5, 'default', 'note', '{\"text\":\"old\"}', 0, 0, 0, 3, 0),
+            (7, 'default', 'note', '{\"text\":\"urgent\"}', -2, 0, 0, 3, 0);
+        DELETE FROM greenwave_jobs WHERE id = 8;
+        INSERT INTO greenwave_jobs_dead
+        VALUES (9, 'default', 'note', '{\"text\":\"dead\"}', 0, 3, 3, 'exhausted', '[]', 0, 0);",
+    )
+    .unwrap();
+    drop(old);
+    let queue = fixture.connect();
+    queue.migrate().await.unwrap();
+    let new = queue.push(&note("new")).await.unwrap().id;
+    assert!(new.get() > 9, "{new} may have been another's");
+    assert!(queue.retry_dead(9.into()).await.unwrap());
+    let (worker, mut runs) = recorder(queue, WorkerConfig { concurrency: 1, ..quick() });
+    let worker = start(worker);
+    for expected in ["urgent", "old", "new", "dead"] {
+        assert_eq!(within(runs.recv()).await.unwrap().0, note(expected));
+    }
+    worker.stop().await;
+}
+
+/// A job that is kept for an hour.
+#[derive(Serialize, Deserialize)]
+struct Receipt {
+    n: u32,
+}
+
+impl Job for Receipt {
+    const NAME: &'static str = "receipt";
+    const KEEP: Duration = Duration::from_secs(3600);
+}
+
+#[cfg(feature = "testing")]
+#[tokio::test]
+async fn a_kept_job_is_deleted_when_its_time_is_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("jobs.db");
+    let test = greenwave_jobs::testing::TestQueue::in_file(&path).await.unwrap();
+    // More than upkeep deletes in one transaction.
+    test.queue().push_many(&(0..2500).map(|n| Receipt { n }).collect::<Vec<_>>()).await.unwrap();
+    let worker = Worker::new(test.queue(), WorkerConfig { concurrency: 1000, ..Default::default() })
+        .handle(|_: Receipt, _| async { Ok::<(), BoxError>(()) });
+    let conn = Connection::open(&path).unwrap();
+    let kept = || {
+        conn.query_row("SELECT count(*) FROM greenwave_jobs_done", [], |row| row.get::<_, i64>(0)).unwrap()
+    };
+    test.run_due(&worker).await.unwrap();
+    assert_eq!(kept(), 2500);
+    test.clock().advance(Receipt::KEEP - Duration::from_millis(1));
+    test.run_due(&worker).await.unwrap();
+    assert_eq!(kept(), 2500);
+    test.clock().advance(Duration::from_millis(1));
+    test.queue().push(&Receipt { n: 0 }).await.unwrap();
+    test.run_due(&worker).await.unwrap();
+    assert_eq!(kept(), 1);
+}
+
+#[tokio::test]
+async fn a_job_comes_back_from_the_dead_as_it_was_pushed() {
+    let (fixture, queue) = SqliteFixture::ready().await;
+    let conn = Connection::open(fixture.path()).unwrap();
+    let columns =
+        "id, queue, name, version, payload, priority, max_attempts, timeout_ms, keep_ms, awaited, created_at,
+        key, trace, progress";
+    let rows = || {
+        let row = |row: &rusqlite::Row<'_>| {
+            (0..14).map(|at| row.get::<_, Value>(at)).collect::<Result<Vec<_>, _>>()
+        };
+        conn.query_row(&format!("SELECT {columns} FROM greenwave_jobs"), [], row).unwrap()
+    };
+    let id = queue.push(&note("x")).await.unwrap().id;
+    conn.execute_batch(
+        "UPDATE greenwave_jobs SET version = 3, priority = 2, timeout_ms = 4, keep_ms = 5, awaited = 1, key = 'k',
+            trace = 't', progress = '6', crashes = 9, state = 1, run_at = 0",
+    )
+    .unwrap();
+    let before = rows();
+    let (worker, _runs) = recorder(queue.clone(), quick());
+    let worker = start(worker);
+    settled(&queue, |stats| stats.dead == 1).await;
+    worker.stop().await;
+    assert!(queue.retry_dead(id).await.unwrap());
+    assert_eq!(rows(), before);
 }

@@ -1,38 +1,63 @@
 //! PostgreSQL: rows are locked by `FOR UPDATE SKIP LOCKED`, time is the server's.
 
+mod done;
+mod fetch;
+mod flows;
+mod keyed;
+mod lanes;
+mod limits;
 mod notify;
 mod progress;
 mod push;
+mod schedules;
 mod settle;
+mod unique;
+mod upkeep;
+mod watermark;
+mod workflow;
 
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, PgPool, Row, Transaction};
+use sqlx::{PgConnection, PgPool, Transaction};
 
 use super::{
-    Backend, Burial, Completion, Exchanged, Kept, LEASE_ENDED, Lease, LeasedJob, MAINTENANCE_BATCH, Retry,
-    Store, Upkeep, Want,
+    Backend, Burial, Completion, Control, Exchanged, Kept, LEASE_ENDED, Lease, LeasedJob, MAINTENANCE_BATCH,
+    Retry, Store, Upkeep, Want,
 };
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
-use crate::error::postgres;
-use crate::job::{NewJob, Pushed, millis};
+use crate::error::{chain, postgres};
+use crate::job::{NewJob, Pushed};
+use crate::limits::Bounds;
 use crate::queue::QueueStats;
+use crate::unique::Sweep;
 use crate::wakeups::{Notice, Wakeups};
 use crate::{Error, Job, JobId, PushOptions, Queue, telemetry};
+use lanes::Lanes;
 
 /// A queue in PostgreSQL, over a sqlx pool.
 #[derive(Debug, Clone)]
 pub struct Postgres {
     pool: PgPool,
+    /// Lanes apart, so that none waits for the others.
+    fetching: Arc<Lanes>,
+    settling: Arc<Lanes>,
+    pushing: Arc<Lanes>,
+    cleaning: Arc<done::Cleaning>,
+    rules: Arc<limits::Rules>,
+    bounds: Arc<Bounds>,
+    unique: Arc<Sweep>,
     announcer: Arc<notify::Announcer>,
+    wakeups: Arc<Wakeups>,
 }
 
 const MIGRATIONS: &[(i32, &str)] = &[
     (1, include_str!("../../../migrations/postgres/0001_jobs.sql")),
     (2, include_str!("../../../migrations/postgres/0002_positions_and_options.sql")),
+    (3, include_str!("../../../migrations/postgres/0003_done.sql")),
+    (4, include_str!("../../../migrations/postgres/0004_limits.sql")),
+    (5, include_str!("../../../migrations/postgres/0005_schedules_and_workflows.sql")),
 ];
 
 /// "greenwav" in ASCII; whoever migrates the queue holds this advisory lock.
@@ -41,11 +66,28 @@ const MIGRATION_LOCK: i64 = 0x6772_6565_6e77_6176;
 impl Queue<Postgres> {
     /// A queue in the database of this pool. Nothing is sent until the first call.
     ///
-    /// A running worker uses up to four connections of the pool for moments at a time, and one of its own outside
-    /// the pool, on which it listens.
+    /// What the queue does most goes over connections that it takes out of the pool when they are needed, and keeps:
+    /// up to four that push, and four of a worker, which has one more, on which it listens. The pool may open others
+    /// in their place, so the server sees as many more than `max_connections`. When the pool is closed, they end at
+    /// their next use.
     pub fn postgres(pool: PgPool) -> Self {
+        let lanes = |count| Arc::new(Lanes::new(pool.clone(), count));
+        let (fetching, settling, pushing) = (lanes(2), lanes(2), lanes(4));
         let announcer = Arc::new(notify::Announcer::new(pool.clone()));
-        Queue::over(Postgres { pool, announcer })
+        let wakeups = Arc::<Wakeups>::default();
+        let store = Postgres {
+            pool,
+            fetching,
+            settling,
+            pushing,
+            cleaning: Arc::default(),
+            rules: Arc::default(),
+            bounds: Arc::default(),
+            unique: Arc::default(),
+            announcer,
+            wakeups: Arc::clone(&wakeups),
+        };
+        Queue::over(store, wakeups)
     }
 
     /// Stores a job in the caller's transaction: it exists if and when that commits.
@@ -74,7 +116,9 @@ impl Queue<Postgres> {
         job: &J,
         options: PushOptions,
     ) -> Result<Pushed, Error> {
-        let pushed = push::push(conn, vec![self.encode(job, &options)?]).await?;
+        let job = self.encode(job, &options)?;
+        self.store.admit_in(conn, J::QUEUE, 1).await?;
+        let pushed = push::push(conn, vec![job]).await?;
         telemetry::pushed(J::QUEUE, J::NAME, 1);
         pushed.into_iter().next().ok_or(Error::Closed)
     }
@@ -85,9 +129,22 @@ impl Queue<Postgres> {
         conn: &mut PgConnection,
         jobs: &[J],
     ) -> Result<Vec<Pushed>, Error> {
-        let ids = push::push(conn, self.encode_all(jobs)?).await?;
+        let encoded = self.encode_all(jobs)?;
+        self.store.admit_in(conn, J::QUEUE, encoded.len()).await?;
+        let ids = push::push(conn, encoded).await?;
         telemetry::pushed(J::QUEUE, J::NAME, jobs.len());
         Ok(ids)
+    }
+}
+
+impl Postgres {
+    /// Wakes the workers of queues, here and elsewhere.
+    fn tell(&self, queues: Vec<String>) {
+        for queue in queues {
+            let notice = Notice::Ready(Some(queue.into()));
+            self.wakeups.tell(&notice);
+            self.announcer.announce(notice);
+        }
     }
 }
 
@@ -95,7 +152,13 @@ impl Backend for Postgres {}
 
 impl Store for Postgres {
     async fn migrate(&self) -> Result<(), Error> {
-        migrate(&self.pool).await.map_err(postgres)
+        migrate(&self.pool).await.map_err(postgres)?;
+        if self.cleaning.is_due() {
+            let mut lane = self.settling.take().await.map_err(postgres)?;
+            self.cleaning.clean(&mut lane).await.map_err(postgres)?;
+            self.settling.give(lane);
+        }
+        Ok(())
     }
 
     async fn is_migrated(&self) -> Result<bool, Error> {
@@ -103,59 +166,98 @@ impl Store for Postgres {
         is_migrated(&mut conn).await.map_err(postgres)
     }
 
+    async fn admit(&self, queue: &'static str, jobs: usize) -> Result<(), Error> {
+        self.make_room(queue, jobs).await
+    }
+
+    fn control(&self, queue: &str) -> Control {
+        self.rules.control(queue)
+    }
+
     async fn push(&self, jobs: Vec<NewJob>) -> Result<Vec<Pushed>, Error> {
-        let mut conn = self.pool.acquire().await.map_err(postgres)?;
-        push::push(&mut conn, jobs).await
+        let mut lane = self.pushing.take().await.map_err(postgres)?;
+        let pushed = push::push(&mut lane, jobs).await?;
+        self.pushing.give(lane);
+        Ok(pushed)
     }
 
     async fn exchange(&self, done: Vec<Completion>, want: Option<Want<'_>>) -> Result<Exchanged, Error> {
-        let mut exchanged = Exchanged::default();
-        if !done.is_empty() {
-            let leases = done.into_iter().map(|completion| completion.lease).collect();
-            exchanged.completed = settle::complete(&self.pool, leases).await.map_err(postgres)?;
-        }
-        if let Some(Want { queue, limit, lease }) = want {
-            exchanged.jobs = fetch(&self.pool, queue, limit, lease).await.map_err(postgres)?;
-        }
+        let mut lane = self.fetching.take().await.map_err(postgres)?;
+        let ended: Vec<JobId> =
+            done.iter().filter(|done| done.kept || done.awaited).map(|done| done.lease.job).collect();
+        let mut exchanged = fetch::exchange(&mut lane, &self.rules, done, want).await.map_err(postgres)?;
+        self.fetching.give(lane);
+        self.wakeups.waiters.ended(ended);
+        self.tell(std::mem::take(&mut exchanged.freed));
         Ok(exchanged)
     }
 
     async fn upkeep(&self, upkeep: Upkeep) -> Result<Kept, Error> {
-        let max_crashes = i32::try_from(upkeep.max_crashes).unwrap_or(i32::MAX);
-        let (buried, promoted) = settle::promote(&self.pool, max_crashes).await.map_err(postgres)?;
-        let rescued = settle::rescue(&self.pool, upkeep.backoff).await.map_err(postgres)?;
-        Ok(Kept { rescued, buried, promoted, next_due: None })
+        let mut lane = self.settling.take().await.map_err(postgres)?;
+        let (kept, new) = upkeep::upkeep(&mut lane, upkeep).await?;
+        self.tell(new);
+        self.rules.refresh(&mut lane).await.map_err(postgres)?;
+        unique::sweep(&mut lane, &self.unique).await.map_err(postgres)?;
+        if self.cleaning.is_due()
+            && let Err(error) = self.cleaning.clean(&mut lane).await
+        {
+            // Jobs run all the same.
+            tracing::warn!(error = chain(&error), "could not make or drop the partitions of the kept jobs");
+            return Ok(kept);
+        }
+        self.settling.give(lane);
+        Ok(kept)
     }
 
     async fn extend(&self, leases: Vec<Lease>, lease: Duration) -> Result<Vec<Lease>, Error> {
-        settle::extend(&self.pool, leases, lease).await.map_err(postgres)
+        let mut lane = self.settling.take().await.map_err(postgres)?;
+        let held = settle::extend(&mut lane, leases, lease).await.map_err(postgres)?;
+        self.settling.give(lane);
+        Ok(held)
     }
 
     async fn report(&self, progress: Vec<(Lease, String)>) -> Result<usize, Error> {
-        progress::report(&self.pool, progress).await.map_err(postgres)
+        let mut lane = self.settling.take().await.map_err(postgres)?;
+        let reported = progress::report(&mut lane, progress).await.map_err(postgres)?;
+        self.settling.give(lane);
+        Ok(reported)
     }
 
     async fn release(&self, leases: Vec<Lease>) -> Result<usize, Error> {
-        settle::release(&self.pool, leases).await.map_err(postgres)
+        let mut lane = self.settling.take().await.map_err(postgres)?;
+        let released = settle::release(&mut lane, leases).await.map_err(postgres)?;
+        self.settling.give(lane);
+        Ok(released)
     }
 
     async fn retry(&self, retries: Vec<Retry>) -> Result<usize, Error> {
-        settle::retry(&self.pool, retries).await.map_err(postgres)
+        let mut lane = self.settling.take().await.map_err(postgres)?;
+        let retried = settle::retry(&mut lane, retries).await.map_err(postgres)?;
+        self.settling.give(lane);
+        Ok(retried)
     }
 
     async fn bury(&self, burials: Vec<Burial>) -> Result<usize, Error> {
-        settle::bury(&self.pool, burials).await.map_err(postgres)
+        let mut lane = self.settling.take().await.map_err(postgres)?;
+        let ended: Vec<JobId> = burials.iter().map(|burial| burial.lease.job).collect();
+        let (buried, freed) = settle::bury(&mut lane, burials).await.map_err(postgres)?;
+        self.settling.give(lane);
+        self.wakeups.waiters.ended(ended);
+        self.tell(freed);
+        Ok(buried)
     }
 
     async fn stats(&self) -> Result<QueueStats, Error> {
         const STATS: &str = "
             SELECT count(*) FILTER (WHERE state = 0), count(*) FILTER (WHERE state = 1),
-                   count(*) FILTER (WHERE state = 2), (SELECT count(*) FROM greenwave_jobs_dead)
+                   count(*) FILTER (WHERE state = 2), count(*) FILTER (WHERE state = 3),
+                   (SELECT count(*) FROM greenwave_jobs_dead)
             FROM greenwave_jobs";
-        let row: (i64, i64, i64, i64) =
+        let row: (i64, i64, i64, i64, i64) =
             sqlx::query_as(STATS).fetch_one(&self.pool).await.map_err(postgres)?;
-        let [ready, scheduled, running, dead] = [row.0, row.1, row.2, row.3].map(i64::unsigned_abs);
-        Ok(QueueStats { ready, scheduled, running, dead })
+        let [ready, scheduled, running, blocked, dead] =
+            [row.0, row.1, row.2, row.3, row.4].map(i64::unsigned_abs);
+        Ok(QueueStats { ready, scheduled, running, blocked, dead })
     }
 
     async fn dead(&self, limit: usize) -> Result<Vec<DeadJob>, Error> {
@@ -165,11 +267,19 @@ impl Store for Postgres {
     async fn retry_dead(&self, id: JobId) -> Result<bool, Error> {
         const REVIVE: &str = "
             WITH revived AS (DELETE FROM greenwave_jobs_dead WHERE id = $1 RETURNING *)
-            INSERT INTO greenwave_jobs
-                (id, queue, name, payload, priority, state, run_at, max_attempts, errors, created_at)
-            SELECT id, queue, name, payload, priority, 0, now(), max_attempts, errors, created_at FROM revived";
-        let done = sqlx::query(REVIVE).bind(id.get()).execute(&self.pool).await.map_err(postgres)?;
-        Ok(done.rows_affected() == 1)
+            INSERT INTO greenwave_jobs (id, queue, name, payload, priority, state, run_at, max_attempts, errors,
+                created_at, version, key, timeout_ms, keep_ms, awaited, trace, progress, scheduled_for)
+            SELECT id, queue, name, payload, priority, 0, now(), max_attempts, errors, created_at, version, key,
+                timeout_ms, keep_ms, awaited, trace, progress, scheduled_for
+            FROM revived RETURNING awaited";
+        let mut tx = begin(&self.pool).await.map_err(postgres)?;
+        let awaited: Option<bool> =
+            sqlx::query_scalar(REVIVE).bind(id.get()).fetch_optional(&mut *tx).await.map_err(postgres)?;
+        if awaited == Some(true) {
+            workflow::revived(&mut tx, &[id.get()]).await.map_err(postgres)?;
+        }
+        tx.commit().await.map_err(postgres)?;
+        Ok(awaited.is_some())
     }
 
     fn announce(&self, notice: Notice) {
@@ -233,53 +343,6 @@ async fn is_migrated(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
         .bind(newest)
         .fetch_one(conn)
         .await
-}
-
-async fn fetch(
-    pool: &PgPool,
-    queue: &str,
-    limit: usize,
-    lease: Duration,
-) -> Result<Vec<LeasedJob>, sqlx::Error> {
-    // ANY(ARRAY(…)), because a join with the selection lets a generic plan scan the whole table.
-    // The lease id is a subquery, so that it is drawn once for the statement, and only if there is a job.
-    const FETCH: &str = "
-        UPDATE greenwave_jobs
-        SET state = 2, lease_id = (SELECT nextval('greenwave_jobs_lease')),
-            lease_until = now() + $3 * interval '1 millisecond'
-        WHERE id = ANY(ARRAY(
-            SELECT id FROM greenwave_jobs WHERE state = 0 AND queue = $1
-            AND key IS NULL ORDER BY priority, position LIMIT $2 FOR UPDATE SKIP LOCKED))
-        RETURNING id, lease_id, name, version, payload::text, failures, max_attempts, timeout_ms,
-            extract(epoch FROM now() - run_at)::float8, trace, awaited, keep_ms > 0, crashes, priority, position";
-    let rows = sqlx::query(FETCH)
-        .bind(queue)
-        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-        .bind(millis(lease))
-        .fetch_all(pool)
-        .await?;
-    let mut jobs = rows.iter().map(leased).collect::<Result<Vec<_>, _>>()?;
-    jobs.sort_unstable_by_key(|(order, _)| *order);
-    Ok(jobs.into_iter().map(|(_, job)| job).collect())
-}
-
-/// A fetched job, and its priority and position: RETURNING keeps no order.
-fn leased(row: &PgRow) -> Result<((i16, i64), LeasedJob), sqlx::Error> {
-    let job = LeasedJob {
-        lease: Lease { job: row.try_get::<i64, _>(0)?.into(), id: row.try_get(1)? },
-        name: row.try_get(2)?,
-        version: row.try_get::<i32, _>(3)?.unsigned_abs(),
-        payload: row.try_get(4)?,
-        failures: row.try_get::<i32, _>(5)?.unsigned_abs(),
-        max_attempts: row.try_get::<i32, _>(6)?.unsigned_abs(),
-        timeout: row.try_get::<Option<i64>, _>(7)?.map(|ms| Duration::from_millis(ms.unsigned_abs())),
-        waited: Duration::try_from_secs_f64(row.try_get(8)?).unwrap_or_default(),
-        trace: row.try_get(9)?,
-        awaited: row.try_get(10)?,
-        kept: row.try_get(11)?,
-        crashes: row.try_get::<i32, _>(12)?.unsigned_abs(),
-    };
-    Ok(((row.try_get(13)?, row.try_get(14)?), job))
 }
 
 async fn dead(pool: &PgPool, limit: usize) -> Result<Vec<DeadJob>, sqlx::Error> {

@@ -1,9 +1,12 @@
-use sqlx::PgPool;
+use sqlx::PgConnection;
 
 use crate::backends::Lease;
 
 /// Stores how far jobs have come, and answers how many it still found under their lease.
-pub(super) async fn report(pool: &PgPool, mut progress: Vec<(Lease, String)>) -> Result<usize, sqlx::Error> {
+pub(super) async fn report(
+    conn: &mut PgConnection,
+    mut progress: Vec<(Lease, String)>,
+) -> Result<usize, sqlx::Error> {
     const REPORT: &str = "
         UPDATE greenwave_jobs j SET progress = report.progress::json
         FROM unnest($1::bigint[], $2::bigint[], $3::text[]) AS report (id, lease_id, progress)
@@ -14,7 +17,7 @@ pub(super) async fn report(pool: &PgPool, mut progress: Vec<(Lease, String)>) ->
         .bind(progress.iter().map(|(lease, _)| lease.job.get()).collect::<Vec<_>>())
         .bind(progress.iter().map(|(lease, _)| lease.id).collect::<Vec<_>>())
         .bind(progress.iter().map(|(_, progress)| progress.as_str()).collect::<Vec<_>>())
-        .execute(pool)
+        .execute(conn)
         .await?;
     Ok(usize::try_from(done.rows_affected()).unwrap_or(usize::MAX))
 }

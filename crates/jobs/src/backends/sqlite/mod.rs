@@ -1,38 +1,55 @@
 //! SQLite: one thread owns one connection; writers take the file's lock with BEGIN IMMEDIATE.
 
+mod done;
+mod fetch;
+mod flows;
+mod keyed;
+mod limits;
+mod open;
 mod owner;
 mod progress;
+mod push;
+mod schedules;
 mod settle;
+mod unique;
+mod upkeep;
+mod workflow;
 
-use std::cell::Cell;
-use std::future::{self, Future};
+use std::future::Future;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
+#[cfg(feature = "testing")]
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
+use rusqlite::Connection;
+#[cfg(feature = "testing")]
+use rusqlite::functions::{Context, FunctionFlags};
+use tokio::time::sleep;
 
-use super::{
-    Backend, Burial, Completion, Exchanged, Kept, LEASE_ENDED, Lease, LeasedJob, MAINTENANCE_BATCH, Retry,
-    Store, Upkeep, Want,
-};
+use super::{Backend, Burial, Completion, Control, Exchanged, Kept, Lease, Retry, Store, Upkeep, Want};
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
-use crate::job::{NewJob, Pushed, Start, millis};
+use crate::job::{NewJob, Pushed};
+use crate::limits::Bounds;
 use crate::queue::QueueStats;
+use crate::unique::Sweep;
 use crate::wakeups::{Notice, Wakeups};
 use crate::{Error, Job, JobId, PushOptions, Queue, telemetry};
+use owner::Durability::{Lazy, Synced};
 
 /// A queue in an SQLite file.
 #[derive(Debug, Clone)]
 pub struct Sqlite {
     owner: owner::Handle,
+    controls: Arc<limits::Controls>,
+    bounds: Arc<Bounds>,
+    unique: Arc<Sweep>,
+    wakeups: Arc<Wakeups>,
 }
 
-const MIGRATIONS: &[(i32, &str)] = &[
-    (1, include_str!("../../../migrations/sqlite/0001_jobs.sql")),
-    (2, include_str!("../../../migrations/sqlite/0002_positions_and_options.sql")),
-];
+/// How many transactions one upkeep makes at most.
+const MAX_ROUNDS: usize = 100;
 
 /// SQLite's own clock, in milliseconds since 1970.
 macro_rules! now {
@@ -49,8 +66,9 @@ impl Queue<Sqlite> {
     /// cut. The file may be your application's; its own connections should wait for its lock, as this one does
     /// for up to 5 s.
     pub fn sqlite(path: impl AsRef<Path>) -> Result<Self, Error> {
-        let conn = open(path.as_ref()).map_err(Error::Sqlite)?;
-        Ok(Queue::over(Sqlite { owner: owner::Handle::spawn(conn)? }))
+        let conn = open::open(path.as_ref()).map_err(Error::Sqlite)?;
+        let (store, wakeups) = Sqlite::over(conn)?;
+        Ok(Queue::over(store, wakeups))
     }
 
     /// Stores a job through the caller's connection to the same file, so in the caller's transaction, if it is in one:
@@ -80,19 +98,82 @@ impl Queue<Sqlite> {
         job: &J,
         options: PushOptions,
     ) -> Result<Pushed, Error> {
-        let id = insert(conn, &self.encode(job, &options)?).map_err(Error::Sqlite)?;
+        let job = self.encode(job, &options)?;
+        self.store.make_room_in(conn, J::QUEUE, 1)?;
+        let pushed = push::push(conn, &[job]).map_err(Error::Sqlite)?;
         telemetry::pushed(J::QUEUE, J::NAME, 1);
-        Ok(id)
+        pushed.into_iter().next().ok_or(Error::Closed)
     }
 
-    /// Stores many jobs of a type in the caller's transaction. Answers with their ids in order.
-    ///
-    /// Outside a transaction each is stored by itself, and an error leaves the first of them stored.
+    /// Stores many jobs of a type in the caller's transaction, or in one of its own. Answers with their ids in order.
     pub fn push_many_in<J: Job>(&self, conn: &Connection, jobs: &[J]) -> Result<Vec<Pushed>, Error> {
-        let jobs = self.encode_all(jobs)?;
-        let ids: Result<_, _> = jobs.iter().map(|job| insert(conn, job)).collect();
+        let encoded = self.encode_all(jobs)?;
+        self.store.make_room_in(conn, J::QUEUE, encoded.len())?;
+        let pushed = push::push(conn, &encoded).map_err(Error::Sqlite)?;
         telemetry::pushed(J::QUEUE, J::NAME, jobs.len());
-        ids.map_err(Error::Sqlite)
+        Ok(pushed)
+    }
+}
+
+impl Sqlite {
+    /// Wakes the workers of queues. Those of other processes see that the file has changed.
+    fn tell(&self, queues: Vec<String>) {
+        queues.iter().for_each(|queue| self.wakeups.wake(Some(queue)));
+    }
+}
+
+#[cfg(feature = "testing")]
+impl Queue<Sqlite> {
+    /// A queue whose time is what `now` says, in milliseconds since 1970.
+    pub(crate) fn sqlite_by(path: &Path, now: Arc<AtomicI64>) -> Result<Self, Error> {
+        let conn = open::open(path).map_err(Error::Sqlite)?;
+        // It takes the place of SQLite's own. Half a millisecond, because the fraction is cut off.
+        let clock = move |_: &Context<'_>| Ok((now.load(Ordering::SeqCst) as f64 + 0.5) / 1000.0);
+        conn.create_scalar_function("unixepoch", 1, FunctionFlags::SQLITE_UTF8, clock)
+            .map_err(Error::Sqlite)?;
+        let (store, wakeups) = Sqlite::over(conn)?;
+        Ok(Queue::over(store, wakeups))
+    }
+}
+
+#[cfg(feature = "testing")]
+impl Sqlite {
+    pub(crate) async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.owner.read(read).await
+    }
+
+    pub(crate) async fn write<T: Send + 'static>(
+        &self,
+        write: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.owner.write(Synced, write).await
+    }
+}
+
+impl Sqlite {
+    fn over(conn: Connection) -> Result<(Self, Arc<Wakeups>), Error> {
+        let owner = owner::Handle::spawn(conn)?;
+        let wakeups = Arc::<Wakeups>::default();
+        let (controls, bounds, unique) = Default::default();
+        Ok((Sqlite { owner, controls, bounds, unique, wakeups: Arc::clone(&wakeups) }, wakeups))
+    }
+
+    /// Deletes the keys of unique jobs that nobody holds any more, some of them now and then.
+    async fn sweep_unique(&self) -> Result<(), Error> {
+        while let Some((name, key)) = self.unique.begin() {
+            let seen = self.owner.read(move |conn| unique::look(conn, &name, &key)).await?;
+            let last = seen.last().map(|((name, key, _), _)| (name.clone(), key.clone()));
+            let count = seen.len();
+            let free: Vec<_> = seen.into_iter().filter(|(_, free)| *free).map(|(key, _)| key).collect();
+            self.unique.ended(count, free.len(), last);
+            if !free.is_empty() {
+                self.owner.write(Lazy, move |conn| unique::delete(conn, &free)).await?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -100,63 +181,92 @@ impl Backend for Sqlite {}
 
 impl Store for Sqlite {
     async fn migrate(&self) -> Result<(), Error> {
-        self.owner.write(migrate).await
+        self.owner.write(Synced, open::migrate).await
     }
 
     async fn is_migrated(&self) -> Result<bool, Error> {
-        self.owner.read(is_migrated).await
+        self.owner.read(open::is_migrated).await
+    }
+
+    async fn admit(&self, queue: &'static str, jobs: usize) -> Result<(), Error> {
+        self.make_room(queue, jobs).await
+    }
+
+    fn control(&self, queue: &str) -> Control {
+        self.controls.get(queue)
     }
 
     async fn push(&self, jobs: Vec<NewJob>) -> Result<Vec<Pushed>, Error> {
-        self.owner.write(move |conn| jobs.iter().map(|job| insert(conn, job)).collect()).await
+        self.owner.write(Synced, move |conn| push::insert(conn, &jobs)).await
     }
 
     async fn exchange(&self, done: Vec<Completion>, want: Option<Want<'_>>) -> Result<Exchanged, Error> {
         let want = want.map(|want| (want.queue.to_owned(), want.limit, want.lease));
-        let (sure, queue) = (!done.is_empty(), want.as_ref().map(|want| want.0.clone()));
-        let needed = move |conn: &Connection| match queue {
-            _ if sure => Ok(true),
-            Some(queue) => is_any_ready(conn, &queue),
-            None => Ok(false),
+        let durability = if done.is_empty() { Lazy } else { Synced };
+        let queue = want.as_ref().map(|want| want.0.clone()).filter(|_| done.is_empty());
+        let ended: Vec<JobId> =
+            done.iter().filter(|done| done.kept || done.awaited).map(|done| done.lease.job).collect();
+        let look = move |conn: &Connection| match queue {
+            Some(queue) if !fetch::is_any_ready(conn, &queue)? => Ok(Some(Exchanged::default())),
+            _ => Ok(None),
         };
         let exchange = move |conn: &Connection| {
-            let leases: Vec<Lease> = done.into_iter().map(|completion| completion.lease).collect();
-            let completed = settle::complete(conn, &leases)?;
-            let jobs = match want {
-                Some((queue, limit, lease)) => fetch(conn, &queue, limit, lease)?,
-                None => Vec::new(),
+            let (completed, freed) = done::complete(conn, &done)?;
+            let (jobs, again) = match want {
+                Some((queue, limit, lease)) => keyed::fetch(conn, &queue, limit, lease)?,
+                None => Default::default(),
             };
-            Ok(Exchanged { completed, jobs })
+            Ok(Exchanged { completed, jobs, again, freed })
         };
-        Ok(self.owner.write_if(needed, exchange).await?.unwrap_or_default())
+        let mut exchanged = self.owner.look_then_write(durability, look, exchange).await?;
+        self.wakeups.waiters.ended(ended);
+        self.tell(std::mem::take(&mut exchanged.freed));
+        Ok(exchanged)
     }
 
     async fn upkeep(&self, upkeep: Upkeep) -> Result<Kept, Error> {
-        let promote = move |conn: &Connection| settle::promote(conn, upkeep.max_crashes);
-        let (buried, promoted) = self.owner.write_if(settle::is_any_due, promote).await?.unwrap_or_default();
-        let rescue = move |conn: &Connection| settle::rescue(conn, upkeep.backoff);
-        let rescued = self.owner.write_if(settle::is_any_expired, rescue).await?.unwrap_or_default();
-        Ok(Kept { rescued, buried, promoted, next_due: None })
+        self.controls.set(self.owner.read(limits::controls).await?);
+        self.sweep_unique().await?;
+        let mut kept = Kept::default();
+        // Others get their turn between two rounds.
+        for _ in 0..MAX_ROUNDS {
+            let round = move |conn: &Connection| upkeep::round(conn, upkeep);
+            let upkeep::Round { kept: found, new, more } =
+                self.owner.look_then_write(Lazy, upkeep::look, round).await?;
+            self.tell(new);
+            kept.rescued += found.rescued;
+            kept.buried += found.buried;
+            kept.promoted += found.promoted;
+            kept.next_due = found.next_due;
+            if !more {
+                break;
+            }
+        }
+        Ok(kept)
     }
 
     async fn extend(&self, leases: Vec<Lease>, lease: Duration) -> Result<Vec<Lease>, Error> {
-        self.owner.write(move |conn| settle::extend(conn, leases, lease)).await
+        self.owner.write(Lazy, move |conn| settle::extend(conn, leases, lease)).await
     }
 
     async fn report(&self, progress: Vec<(Lease, String)>) -> Result<usize, Error> {
-        self.owner.write(move |conn| progress::report(conn, &progress)).await
+        self.owner.write(Lazy, move |conn| progress::report(conn, &progress)).await
     }
 
     async fn release(&self, leases: Vec<Lease>) -> Result<usize, Error> {
-        self.owner.write(move |conn| settle::release(conn, &leases)).await
+        self.owner.write(Synced, move |conn| settle::release(conn, &leases)).await
     }
 
     async fn retry(&self, retries: Vec<Retry>) -> Result<usize, Error> {
-        self.owner.write(move |conn| settle::retry(conn, &retries)).await
+        self.owner.write(Synced, move |conn| settle::retry(conn, &retries)).await
     }
 
     async fn bury(&self, burials: Vec<Burial>) -> Result<usize, Error> {
-        self.owner.write(move |conn| settle::bury(conn, &burials)).await
+        let ended: Vec<JobId> = burials.iter().map(|burial| burial.lease.job).collect();
+        let (buried, freed) = self.owner.write(Synced, move |conn| settle::bury(conn, &burials)).await?;
+        self.wakeups.waiters.ended(ended);
+        self.tell(freed);
+        Ok(buried)
     }
 
     async fn stats(&self) -> Result<QueueStats, Error> {
@@ -168,179 +278,65 @@ impl Store for Sqlite {
     }
 
     async fn retry_dead(&self, id: JobId) -> Result<bool, Error> {
-        self.owner.write(move |conn| retry_dead(conn, id)).await
+        self.owner.write(Synced, move |conn| retry_dead(conn, id)).await
     }
 
-    // SQLite has no signal between processes: their workers poll, which costs an index look-up.
+    // SQLite has no signal between processes; `listen` looks for what others have changed.
     fn announce(&self, _notice: Notice) {}
 
-    fn listen(&self, _wakeups: Arc<Wakeups>) -> impl Future<Output = ()> + Send {
-        future::pending()
+    fn listen(&self, wakeups: Arc<Wakeups>) -> impl Future<Output = ()> + Send {
+        listen(self.owner.clone(), wakeups)
     }
 }
 
-/// How long a call waits for the writer lock of others.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a worker looks whether another process has written to the file: a look into shared memory, no more.
+const LOOK: Duration = Duration::from_millis(20);
 
-/// The longest sleep between two tries for it.
-const MAX_PAUSE: Duration = Duration::from_micros(500);
-
-fn open(path: &Path) -> rusqlite::Result<Connection> {
-    let conn = Connection::open(path)?;
-    conn.busy_handler(Some(wait_for_lock))?;
-    conn.pragma_update(None, "synchronous", "FULL")?;
-    // Of several that turn WAL on at once SQLite refuses all but one, and does not wait as it does elsewhere.
-    let began = Instant::now();
-    while let Err(error) = conn.pragma_update(None, "journal_mode", "WAL") {
-        if error.sqlite_error_code() != Some(ErrorCode::DatabaseBusy) || began.elapsed() > BUSY_TIMEOUT {
-            return Err(error);
-        }
-        thread::sleep(MAX_PAUSE);
-    }
-    conn.set_prepared_statement_cache_capacity(64);
-    Ok(conn)
-}
-
-/// Called by SQLite each time it finds the file's lock taken; `tries` is how often it was before, for this lock.
-///
-/// SQLite's own busy timeout sleeps for up to 100 ms between tries. Against a writer that commits without pause some
-/// calls then never meet the moment between two commits, and even with 5 ms a few do not; half a millisecond does.
-fn wait_for_lock(tries: i32) -> bool {
-    thread_local! {
-        static BEGAN: Cell<Option<Instant>> = const { Cell::new(None) };
-    }
-    let now = Instant::now();
-    let began = BEGAN.get().filter(|_| tries > 0).unwrap_or(now);
-    BEGAN.set(Some(began));
-    if now.duration_since(began) >= BUSY_TIMEOUT {
-        return false;
-    }
-    // 0.1, 0.2, 0.4 … ms.
-    let pause = Duration::from_micros(100).saturating_mul(1 << tries.clamp(0, 16));
-    thread::sleep(pause.min(MAX_PAUSE));
-    true
-}
-
-fn migrate(conn: &Connection) -> rusqlite::Result<()> {
-    const CREATE: &str = "
-        CREATE TABLE IF NOT EXISTS greenwave_jobs_migrations (
-            version INTEGER PRIMARY KEY, applied_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP) STRICT";
-    conn.execute(CREATE, [])?;
-    let applied: i32 =
-        conn.query_row("SELECT coalesce(max(version), 0) FROM greenwave_jobs_migrations", [], |row| {
-            row.get(0)
-        })?;
-    for (version, sql) in MIGRATIONS.iter().filter(|(version, _)| *version > applied) {
-        conn.execute_batch(sql)?;
-        conn.execute("INSERT INTO greenwave_jobs_migrations (version) VALUES (?1)", [version])?;
-    }
-    Ok(())
-}
-
-fn is_migrated(conn: &Connection) -> rusqlite::Result<bool> {
-    const EXISTS: &str =
-        "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'greenwave_jobs_migrations'";
-    if conn.query_row(EXISTS, [], |_| Ok(())).optional()?.is_none() {
-        return Ok(false);
-    }
-    // A database that is ahead of this library serves it: migrations only add.
-    let newest = MIGRATIONS.last().map_or(0, |(version, _)| *version);
-    let sql = "SELECT coalesce(max(version), 0) >= ?1 FROM greenwave_jobs_migrations";
-    conn.query_row(sql, [newest], |row| row.get(0))
-}
-
-fn insert(conn: &Connection, job: &NewJob) -> rusqlite::Result<Pushed> {
-    const PUSH: &str = concat!(
-        "INSERT INTO greenwave_jobs
-            (queue, name, version, payload, priority, max_attempts, state, run_at, created_at, position, timeout_ms,
-            keep_ms, key, trace, awaited, pending)
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, coalesce(?8, ",
-        now!(),
-        ") + ?9, ",
-        now!(),
-        ", (SELECT coalesce(max(seq), 0) + 1 FROM sqlite_sequence WHERE name = 'greenwave_jobs'), ?10, ?11, ?12, ?13,
-            ?14, ?15)"
-    );
-    let (state, at, delay, pending) = match job.start {
-        Start::In(0) => (0, None, 0, 0),
-        Start::In(ms) => (1, None, ms, 0),
-        Start::At(ms) => (1, Some(ms), 0, 0),
-        Start::After(pending) => (3, None, 0, pending),
-    };
-    let NewJob { queue, name, version, payload, priority, max_attempts, timeout_ms, keep_ms, .. } = job;
-    let NewJob { key, trace, awaited, .. } = job;
-    conn.prepare_cached(PUSH)?.execute(params![
-        queue,
-        name,
-        version,
-        payload,
-        priority,
-        max_attempts,
-        state,
-        at,
-        delay,
-        timeout_ms,
-        keep_ms,
-        key,
-        trace,
-        awaited,
-        pending
-    ])?;
-    Ok(Pushed::new(conn.last_insert_rowid()))
-}
-
-fn is_any_ready(conn: &Connection, queue: &str) -> rusqlite::Result<bool> {
-    let sql = "SELECT EXISTS (SELECT 1 FROM greenwave_jobs WHERE state = 0 AND queue = ?1)";
-    conn.prepare_cached(sql)?.query_row([queue], |row| row.get(0))
-}
-
-fn fetch(conn: &Connection, queue: &str, limit: usize, lease: Duration) -> rusqlite::Result<Vec<LeasedJob>> {
-    const LEASE: &str = "UPDATE greenwave_jobs_lease SET last = last + 1 RETURNING last";
-    const FETCH: &str = concat!(
-        "UPDATE greenwave_jobs SET state = 2, lease_id = ?1, lease_until = ",
-        now!(),
-        " + ?2
-        WHERE id IN (
-            SELECT id FROM greenwave_jobs WHERE state = 0 AND key IS NULL AND queue = ?3
-            ORDER BY priority, position LIMIT ?4)
-        RETURNING id, name, version, payload, failures, max_attempts, timeout_ms, ",
-        now!(),
-        " - run_at, trace, awaited, keep_ms > 0, crashes, priority, position"
-    );
-    let id: i64 = conn.prepare_cached(LEASE)?.query_row([], |row| row.get(0))?;
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let mut statement = conn.prepare_cached(FETCH)?;
-    let jobs = statement.query_map(params![id, millis(lease), queue, limit], |row| {
-        let job = LeasedJob {
-            lease: Lease { job: row.get::<_, i64>(0)?.into(), id },
-            name: row.get(1)?,
-            version: row.get(2)?,
-            payload: row.get(3)?,
-            failures: row.get(4)?,
-            max_attempts: row.get(5)?,
-            timeout: row.get::<_, Option<i64>>(6)?.map(|ms| Duration::from_millis(ms.unsigned_abs())),
-            waited: Duration::from_millis(row.get::<_, i64>(7)?.try_into().unwrap_or(0)),
-            trace: row.get(8)?,
-            awaited: row.get(9)?,
-            kept: row.get(10)?,
-            crashes: row.get(11)?,
+/// Wakes all workers of this process when any other connection has committed, whatever it was.
+async fn listen(owner: owner::Handle, wakeups: Arc<Wakeups>) {
+    let mut seen = None;
+    loop {
+        let look = |conn: &Connection| {
+            // It changes with the commits of other connections only.
+            conn.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get::<_, i64>(0))
         };
-        Ok(((row.get::<_, i64>(12)?, row.get::<_, i64>(13)?), job))
-    })?;
-    let mut jobs = jobs.collect::<rusqlite::Result<Vec<_>>>()?;
-    // RETURNING keeps no order.
-    jobs.sort_unstable_by_key(|(order, _)| *order);
-    Ok(jobs.into_iter().map(|(_, job)| job).collect())
+        if let Ok(version) = owner.read(look).await
+            && seen.replace(version).is_some_and(|seen| seen != version)
+        {
+            wakeups.wake(None);
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// The next of the numbers that name jobs, leases and the order of start: `count` of them, which nobody ever gets again.
+fn draw(conn: &Connection, count: usize) -> rusqlite::Result<Range<i64>> {
+    const DRAW: &str = "UPDATE greenwave_jobs_sequence SET last = last + ?1 RETURNING last";
+    let count = i64::try_from(count).unwrap_or(i64::MAX);
+    let last: i64 = conn.prepare_cached(DRAW)?.query_row([count], |row| row.get(0))?;
+    Ok(last - count + 1..last + 1)
+}
+
+/// SQLite's own clock, for several rows or statements.
+fn now_ms(conn: &Connection) -> rusqlite::Result<i64> {
+    conn.prepare_cached(concat!("SELECT ", now!()))?.query_row([], |row| row.get(0))
 }
 
 fn stats(conn: &Connection) -> rusqlite::Result<QueueStats> {
     const STATS: &str = "
         SELECT count(*) FILTER (WHERE state = 0), count(*) FILTER (WHERE state = 1),
-               count(*) FILTER (WHERE state = 2), (SELECT count(*) FROM greenwave_jobs_dead)
+               count(*) FILTER (WHERE state = 2), count(*) FILTER (WHERE state = 3),
+               (SELECT count(*) FROM greenwave_jobs_dead)
         FROM greenwave_jobs";
     conn.query_row(STATS, [], |row| {
         let count = |column| row.get::<_, i64>(column).map(i64::unsigned_abs);
-        Ok(QueueStats { ready: count(0)?, scheduled: count(1)?, running: count(2)?, dead: count(3)? })
+        Ok(QueueStats {
+            ready: count(0)?,
+            scheduled: count(1)?,
+            running: count(2)?,
+            blocked: count(3)?,
+            dead: count(4)?,
+        })
     })
 }
 
@@ -367,12 +363,18 @@ fn dead(conn: &Connection, limit: usize) -> rusqlite::Result<Vec<DeadJob>> {
 fn retry_dead(conn: &Connection, id: JobId) -> rusqlite::Result<bool> {
     const REVIVE: &str = concat!(
         "INSERT INTO greenwave_jobs
-            (id, queue, name, payload, priority, state, run_at, max_attempts, errors, created_at)
-        SELECT id, queue, name, payload, priority, 0, ",
+            (id, queue, name, version, payload, priority, max_attempts, timeout_ms, keep_ms, awaited, created_at, key,
+            trace, progress, scheduled_for, errors, state, position, run_at)
+        SELECT id, queue, name, version, payload, priority, max_attempts, timeout_ms, keep_ms, awaited, created_at, key,
+            trace, progress, scheduled_for, errors, 0, ?2, ",
         now!(),
-        ", max_attempts, errors, created_at FROM greenwave_jobs_dead WHERE id = ?1"
+        " FROM greenwave_jobs_dead WHERE id = ?1"
     );
-    let revived = conn.execute(REVIVE, [id.get()])? == 1;
+    let position = draw(conn, 1)?.start;
+    let revived = conn.execute(REVIVE, [id.get(), position])? == 1;
     conn.execute("DELETE FROM greenwave_jobs_dead WHERE id = ?1", [id.get()])?;
+    if revived {
+        workflow::revived(conn, &[id.get()])?;
+    }
     Ok(revived)
 }

@@ -95,7 +95,7 @@ pub(crate) async fn a_timeout_is_a_failure<F: Fixture>() {
     let (worker, mut runs) = sticker(queue.clone(), config);
     let worker = start(worker);
     let (_, first) = within(runs.recv()).await.unwrap();
-    within(first.cancellation.cancelled()).await;
+    within(first.cancellation().cancelled()).await;
     settled(&queue, |stats| stats.dead == 1).await;
     worker.stop().await;
     check(
@@ -250,7 +250,7 @@ pub(crate) async fn an_attempt_that_ends_forgives_crashes<F: Fixture>() {
                 report.send(context.attempt).unwrap();
                 async move {
                     if context.attempt > 1 {
-                        context.cancellation.cancelled().await;
+                        context.cancellation().cancelled().await;
                     }
                     Err::<(), _>("no luck")
                 }

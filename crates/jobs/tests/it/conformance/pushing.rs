@@ -5,6 +5,7 @@ use greenwave_jobs::{BoxError, Error, Job, JobContext, PushOptions, Worker, Work
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{Fixture, note, quick, recorder, settled, sleepy, start, within};
@@ -157,7 +158,11 @@ pub(crate) async fn every_queue_of_a_worker_gets_its_turn<F: Fixture>() {
     let worker = Worker::new(queue, config)
         .handle(move |_: crate::support::Note, _| {
             let sent = report.send("note");
-            async move { sent.map_err(BoxError::from) }
+            async move {
+                // Long enough for the other queue to be asked meanwhile.
+                sleep(Duration::from_millis(20)).await;
+                sent.map_err(BoxError::from)
+            }
         })
         .handle(move |_: Elsewhere, _: JobContext| {
             let sent = also.send("elsewhere");

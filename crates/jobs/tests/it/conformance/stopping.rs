@@ -25,7 +25,7 @@ pub(crate) async fn a_stopping_worker_lets_its_jobs_end<F: Fixture>() {
     }
     worker.ask_to_stop();
     for context in &contexts {
-        within(context.cancellation.cancelled()).await;
+        within(context.cancellation().cancelled()).await;
     }
     // It is stopping: what is pushed now stays.
     queue.push(&note("too late")).await.unwrap();
@@ -59,7 +59,7 @@ pub(crate) async fn an_error_while_stopping_is_no_failure<F: Fixture>() {
     let worker = start(Worker::new(queue.clone(), quick()).handle(move |_: Note, context: JobContext| {
         report.send(context.attempt).unwrap();
         async move {
-            context.cancellation.cancelled().await;
+            context.cancellation().cancelled().await;
             Err::<(), _>("the worker stops")
         }
     }));
