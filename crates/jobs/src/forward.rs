@@ -1,14 +1,14 @@
 //! From the database to NATS: pushed in a transaction, worked on there.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::backends::nats::{Envelope, Nats, Outgoing, Refused, raw};
-use crate::backends::{Backend, Burial, Completion, Lease, LeasedJob, Store, Upkeep, Want};
+use crate::backends::{Burial, Completion, Lease, LeasedJob, SqlBackend, Store, Upkeep, Want};
 use crate::backoff::{Backoff, SHORTEST, Weather, around};
 use crate::dead::DeadReason;
 use crate::deadline::in_time;
@@ -65,7 +65,7 @@ impl ForwardConfig {
     }
 }
 
-impl<B: Backend> Queue<B> {
+impl<B: SqlBackend> Queue<B> {
     /// Moves the jobs of one named queue to NATS in batches, until the token fires: push in your transaction, or with a
     /// delay or a priority, and have the work done by [`Worker`](crate::Worker)s of the NATS queue.
     ///
@@ -145,7 +145,7 @@ struct Sent {
     error: Option<Error>,
 }
 
-impl<B: Backend> Forwarder<'_, B> {
+impl<B: SqlBackend> Forwarder<'_, B> {
     async fn run(mut self, cancel: CancellationToken) {
         let mut weather = Weather::default();
         // Published, and still in the database.
@@ -273,6 +273,7 @@ impl<B: Backend> Forwarder<'_, B> {
                 max_attempts: job.max_attempts,
                 timeout_ms: job.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
                 trace: job.trace,
+                scheduled_for_ms: job.scheduled_for.map(unix_ms),
                 id: None,
                 errors: Vec::new(),
                 failures: job.failures,
@@ -286,4 +287,9 @@ impl<B: Backend> Forwarder<'_, B> {
 
 fn burial(lease: Lease, awaited: bool, error: String) -> Burial {
     Burial { lease, awaited, reason: DeadReason::Discarded, error }
+}
+
+fn unix_ms(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

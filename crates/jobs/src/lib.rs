@@ -24,7 +24,6 @@ mod wakeups;
 mod worker;
 mod workflow;
 
-pub use backends::Backend;
 #[cfg(feature = "nats")]
 pub use backends::nats::{Nats, NatsConfig};
 #[cfg(feature = "postgres")]
@@ -37,7 +36,6 @@ pub use dead::{AttemptError, DeadJob, DeadReason};
 pub use error::Error;
 #[cfg(feature = "nats")]
 pub use forward::ForwardConfig;
-pub use job::{Job, JobContext, JobId, PushOptions, Pushed};
 pub use job::{Job, JobId, PushOptions, Pushed};
 pub use limits::{QueueLimits, Rate};
 pub use queue::{Queue, QueueStats};

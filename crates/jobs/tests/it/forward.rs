@@ -33,7 +33,7 @@ struct Forwarding {
 impl Forwarding {
     fn start<F: Fixture>(database: &F, nats: &Queue<Nats>, config: ForwardConfig) -> Self
     where
-        F::Backend: greenwave_jobs::Backend,
+        F::Backend: greenwave_jobs::SqlBackend,
     {
         let cancel = CancellationToken::new();
         let (database, nats, stop) = (database.connect(), nats.clone(), cancel.clone());
@@ -48,7 +48,10 @@ impl Forwarding {
     }
 }
 
-async fn forwards_what_a_transaction_pushed<F: Fixture>() {
+async fn forwards_what_a_transaction_pushed<F: Fixture>()
+where
+    F::Backend: greenwave_jobs::SqlBackend,
+{
     let (database, queue) = F::ready().await;
     let (_nats, target) = NatsFixture::ready().await;
     let forwarding = Forwarding::start(&database, &target, often());

@@ -13,7 +13,7 @@ mod nats;
 mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
-#[cfg(feature = "postgres")]
-mod watermark;
 #[cfg(feature = "testing")]
 mod testing;
+#[cfg(feature = "postgres")]
+mod watermark;

@@ -23,6 +23,9 @@ pub(crate) struct Envelope {
     pub(crate) timeout_ms: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) trace: Option<String>,
+    /// Of a job that a schedule pushed: its tick, in milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) scheduled_for_ms: Option<i64>,
     /// Of a job that came back from the dead: its id then. Others have the sequence of their message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) id: Option<i64>,
@@ -60,6 +63,7 @@ impl Envelope {
             max_attempts: job.max_attempts.unsigned_abs(),
             timeout_ms: job.timeout_ms.map(i64::unsigned_abs),
             trace: job.trace,
+            scheduled_for_ms: None,
             id: None,
             errors: Vec::new(),
             failures: 0,

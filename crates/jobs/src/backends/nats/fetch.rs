@@ -17,7 +17,7 @@ use super::{Envelope, Inner, dead, nats, settle, setup};
 use crate::Error;
 use crate::backends::{LEASE_ENDED, Lease, LeasedJob, Want};
 use crate::backoff::ceiling;
-use crate::dead::DeadReason;
+use crate::dead::{DeadReason, time};
 use crate::error::chain;
 use crate::job::JobId;
 
@@ -192,6 +192,7 @@ async fn receive(
         timeout: held.envelope.timeout_ms.map(Duration::from_millis),
         waited,
         trace: held.envelope.trace.clone(),
+        scheduled_for: held.envelope.scheduled_for_ms.map(time),
         awaited: false,
         kept: false,
     };
@@ -228,6 +229,7 @@ fn foreign(payload: &[u8]) -> Result<Envelope, Error> {
         max_attempts: 1,
         timeout_ms: None,
         trace: None,
+        scheduled_for_ms: None,
         id: None,
         errors: Vec::new(),
         failures: 0,

@@ -103,7 +103,7 @@ impl Queue<Nats> {
             rescued: AtomicUsize::new(0),
             buried: AtomicUsize::new(0),
         };
-        Ok(Queue::over(Nats { inner: Arc::new(inner) }))
+        Ok(Queue::over(Nats { inner: Arc::new(inner) }, Arc::default()))
     }
 }
 
@@ -150,7 +150,7 @@ impl Store for Nats {
         };
         // What was fetched is held, so an answer that completing failed must not lose it.
         match tokio::join!(completing, fetching) {
-            (Ok(completed), Ok(jobs)) => Ok(Exchanged { completed, jobs }),
+            (Ok(completed), Ok(jobs)) => Ok(Exchanged { completed, jobs, ..Exchanged::default() }),
             (Err(error), Ok(jobs)) => {
                 let leases = jobs.into_iter().map(|job| job.lease).collect();
                 settle::release(&self.inner, leases).await.ok();

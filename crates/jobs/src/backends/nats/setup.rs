@@ -201,7 +201,7 @@ pub(super) async fn stats(inner: &Inner) -> Result<QueueStats, Error> {
     let recorded = count(inner.config.attempts_stream()).await?;
     let dead = count(inner.config.dead_stream()).await?;
     let scheduled = recorded.min(pending);
-    Ok(QueueStats { ready, scheduled, running: pending - scheduled, dead })
+    Ok(QueueStats { ready, scheduled, running: pending - scheduled, blocked: 0, dead })
 }
 
 #[cfg(test)]
