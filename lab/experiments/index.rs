@@ -29,7 +29,7 @@ pub fn experiment(source: Source) -> Experiment {
 }
 
 async fn set_up(setup: Setup, source: Source) -> Result<Arms, BoxError> {
-    let Copies { before, after, size } = shops::copies(&setup, &source).await?;
+    let Copies { before, after, size } = shops::copies(&setup, &source, false).await?;
     before.drop_order_index().await?;
     after.create_order_index().await?;
     for number in 0..COMPARED {

@@ -135,8 +135,12 @@ pub struct Arms {
 pub struct Arm {
     label: String,
     workload: Workload,
-    prepare: Option<Arc<dyn Fn() -> BoxFuture<()> + Send + Sync>>,
+    prepare: Option<Step>,
+    settle: Option<Step>,
+    others: Option<Others>,
 }
+
+type Step = Arc<dyn Fn() -> BoxFuture<()> + Send + Sync>;
 
 impl std::fmt::Debug for Arm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -147,7 +151,7 @@ impl std::fmt::Debug for Arm {
 impl Arm {
     /// An arm that runs `workload`; the label says how it does: "with the index".
     pub fn new(label: impl Into<String>, workload: Workload) -> Self {
-        Arm { label: label.into(), workload, prepare: None }
+        Arm { label: label.into(), workload, prepare: None, settle: None, others: None }
     }
 
     /// Does this before each of the arm's rounds, outside the clock: empty a cache, switch a technique on.
@@ -175,6 +179,25 @@ impl Arm {
         self
     }
 
+    /// Waits for this after each of the arm's rounds, and counts CPU time until then: for work that operations left to
+    /// be done later.
+    #[must_use]
+    pub fn settle<F, Fut>(mut self, settle: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
+    {
+        self.settle = Some(Arc::new(move || Box::pin(settle())));
+        self
+    }
+
+    /// Adds the CPU time of others to that of this process: the function returns what they have used so far.
+    #[must_use]
+    pub fn cpu_of(mut self, others: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
+        self.others = Some(Arc::new(others));
+        self
+    }
+
     /// The label.
     #[must_use]
     pub fn label(&self) -> &str {
@@ -183,6 +206,19 @@ impl Arm {
 
     pub(crate) fn workload(&self) -> &Workload {
         &self.workload
+    }
+
+    pub(crate) fn others(&self) -> Option<&Others> {
+        self.others.as_ref()
+    }
+
+    pub(crate) fn settles(&self) -> bool {
+        self.settle.is_some()
+    }
+
+    pub(crate) async fn settled(&self) -> Result<(), Error> {
+        let Some(settle) = &self.settle else { return Ok(()) };
+        settle().await.map_err(|source| Error::Prepare { label: self.label.clone(), source })
     }
 
     pub(crate) async fn prepared(&self) -> Result<(), Error> {

@@ -8,6 +8,8 @@ mod shops;
 
 use crate::Lab;
 
+#[path = "../experiments/async_effects.rs"]
+pub mod async_effects;
 #[path = "../experiments/balance.rs"]
 pub mod balance;
 #[path = "../experiments/batch.rs"]
@@ -67,6 +69,7 @@ pub fn all(source: &Source) -> Lab {
         .with(pool::experiment(source.clone()))
         .with(batch::experiment(source.clone()))
         .with(group_commit::experiment(source.clone()))
+        .with(async_effects::experiment(source.clone()))
         .with(cache_aside::experiment(source.clone()))
         .with(cache_aside::levels(source.clone()))
         .with(stampede::experiment(source.clone()))

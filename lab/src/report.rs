@@ -57,7 +57,7 @@ pub struct Ratios {
     pub p50: Option<Ratio>,
     /// The latency that 99 of 100 operations keep: below 1, after is better.
     pub p99: Option<Ratio>,
-    /// CPU time of this process per operation: below 1, after is better.
+    /// CPU time per operation: below 1, after is better.
     pub cpu: Option<Ratio>,
 }
 
@@ -73,7 +73,7 @@ pub struct Measured {
     pub p50_ms: Option<f64>,
     /// The 99th percentile of latency in milliseconds, median of the rounds.
     pub p99_ms: Option<f64>,
-    /// CPU time of this process in microseconds per operation, median of the rounds.
+    /// CPU time in microseconds per operation, median of the rounds.
     pub cpu_us: Option<f64>,
     /// Operations that ended well, of all rounds.
     pub operations: u64,

@@ -30,7 +30,8 @@ pub struct Round {
     pub p50_ms: Option<f64>,
     /// 99 of 100 operations took at most this many milliseconds.
     pub p99_ms: Option<f64>,
-    /// CPU time of this process, in microseconds per operation; a database server's is not in it.
+    /// CPU time of this process, in microseconds per operation; a database server's is in it only where the arm says so
+    /// ([`Arm::cpu_of`](crate::Arm::cpu_of)).
     pub cpu_us: Option<f64>,
 }
 
@@ -87,7 +88,8 @@ pub(crate) enum Ended {
 pub(crate) async fn run(arm: &Arm, settings: &Settings, seed: u64) -> Result<Ended, Error> {
     arm.prepared().await?;
     let course = Arc::new(course(settings, seed));
-    let cpu = CpuWindow::start(settings.warm_up, settings.duration);
+    let cpu =
+        CpuWindow::start(settings.warm_up, settings.duration, arm.settles(), arm.others().cloned());
     let mut tasks = JoinSet::new();
     for task in 0..course.tasks {
         tasks.spawn(arm.workload().drive(course.clone(), task));
@@ -107,6 +109,7 @@ pub(crate) async fn run(arm: &Arm, settings: &Settings, seed: u64) -> Result<End
         }
         Err(_elapsed) => tasks.len() as u64,
     };
+    arm.settled().await?;
     let cpu = cpu.close();
     let (mut round, mut first_error) = count(&course, settings.duration);
     if late > 0 {

@@ -1,14 +1,20 @@
 //! What follows a write: an event with two handlers, and a job.
 //!
 //! Both are stored in the transaction of the write itself, so there is no order without its effects and no effect
-//! without its order. Handlers may run twice; their effects happen once, because each is committed together with the
-//! note that it happened (events), or is an insert under a unique key (the job).
+//! without its order. The event's handlers take the events of some time together, which makes an effect cheaper than it
+//! is inside the request; each batch is committed together with the note that it was handled, so its effects happen
+//! once. The job may run twice, and is an insert under a unique key.
+
+use std::collections::BTreeMap;
 
 use greenwave_events::Event;
 use greenwave_jobs::Job;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Item, Order, User};
+use crate::{
+    model::{Item, Order, User},
+    request::{NewItem, NewOrder},
+};
 
 /// The subscription that lowers the stock.
 pub(crate) const STOCK: &str = "stock";
@@ -36,6 +42,25 @@ pub struct Sold {
     pub product_id: i64,
     /// How many.
     pub quantity: i32,
+}
+
+impl Sold {
+    /// What an order asks for, sorted by product.
+    pub(crate) fn of(new: &NewOrder) -> Vec<Sold> {
+        let sold = |item: &NewItem| Sold { product_id: item.product_id, quantity: item.quantity };
+        let mut sold: Vec<Sold> = new.items.iter().map(sold).collect();
+        sold.sort_unstable_by_key(|sold| sold.product_id);
+        sold
+    }
+}
+
+/// What many orders sold together, by product, in the order of the products.
+pub(crate) fn sold_together(orders: &[OrderCreated]) -> BTreeMap<i64, i64> {
+    let mut together = BTreeMap::new();
+    for sold in orders.iter().flat_map(|order| &order.sold) {
+        *together.entry(sold.product_id).or_default() += i64::from(sold.quantity);
+    }
+    together
 }
 
 impl Event for OrderCreated {

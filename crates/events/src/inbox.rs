@@ -250,6 +250,15 @@ impl<'a, B: Backend> Inbox<'a, B> {
                 );
                 let positions = batch.iter().filter_map(|delivery| delivery.position).collect();
                 self.unsettled.note_split(lease, positions);
+                // What comes later of the same keys must not be handled before them.
+                let behind = if lane.is_ordered() { lane.batches.drain(..).collect() } else { Vec::new() };
+                for batch in behind {
+                    lane.held -= batch.len() as u32;
+                    if let Some(Held::Range(lease)) = batch.first().map(|delivery| delivery.held) {
+                        let positions = batch.iter().filter_map(|delivery| delivery.position).collect();
+                        self.unsettled.note_split(lease, positions);
+                    }
+                }
             }
             outcome => {
                 self.ranges.remove(&lease);
@@ -461,12 +470,13 @@ impl<'a, B: Backend> Inbox<'a, B> {
         });
     }
 
-    fn spawn(&mut self, index: usize, delivery: Delivery) {
+    fn spawn(&mut self, index: usize, mut delivery: Delivery) {
         let Some(subscription) = self.lanes[index].handler(&delivery.event).cloned() else { return };
         let (bus, spent) = (self.bus.clone(), is_spent(&subscription, &delivery));
         self.running.spawn(async move {
             // Each attempt so far ended without an outcome: do not let it take another process down.
             let outcome = if spent {
+                delivery.attempt -= 1;
                 Outcome::Hopeless("the process died or lost its lease during the last attempt".into())
             } else {
                 attempt(bus, subscription, delivery.clone()).await

@@ -3,6 +3,8 @@
 mod postgres;
 mod sqlite;
 
+pub(super) use self::postgres::postmaster;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -21,13 +23,13 @@ pub(super) struct Copies {
     pub(super) size: SeedSize,
 }
 
-/// Makes the copies, and promises their removal.
-pub(super) async fn copies(setup: &Setup, source: &Source) -> Result<Copies, BoxError> {
+/// Makes the copies, and promises their removal. The one for before may be naive.
+pub(super) async fn copies(setup: &Setup, source: &Source, naive: bool) -> Result<Copies, BoxError> {
     let size = size(setup, source);
     setup.fact("connections", format!("{} to each copy", connections(setup.concurrency())));
     let (before, after) = match &source.database {
-        None => sqlite::copies(setup, size).await?,
-        Some(url) => postgres::copies(setup, size, url).await?,
+        None => sqlite::copies(setup, size, naive).await?,
+        Some(url) => postgres::copies(setup, size, url, naive).await?,
     };
     Ok(Copies { before, after, size })
 }
@@ -75,8 +77,8 @@ const MAX_CONNECTIONS: usize = 30;
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Opens a copy with a connection for each task.
-async fn open(setup: &Setup, url: &str) -> Result<Store, BoxError> {
-    Ok(Store::open(url, store_config(setup.concurrency())).await?)
+async fn open(setup: &Setup, url: &str, naive: bool) -> Result<Store, BoxError> {
+    Ok(Store::open(url, StoreConfig { naive, ..store_config(setup.concurrency()) }).await?)
 }
 
 fn store_config(concurrency: usize) -> StoreConfig {
@@ -107,7 +109,7 @@ async fn seed(setup: Setup, url: String, size: SeedSize) -> Result<(), BoxError>
             teller.progress(progress.done, progress.total);
         }
     };
-    open(&setup, &url).await?.seed(size, tell).await?;
+    open(&setup, &url, false).await?.seed(size, tell).await?;
     Ok(())
 }
 

@@ -12,7 +12,7 @@ pub(super) fn rows(report: &Report) -> Vec<[String; 4]> {
         row(&format!("{} a second", report.unit), before.per_second, after.per_second, ratios.per_second),
         row("p50, ms", before.p50_ms, after.p50_ms, ratios.p50),
         row("p99, ms", before.p99_ms, after.p99_ms, ratios.p99),
-        row("CPU of this process, µs each", before.cpu_us, after.cpu_us, ratios.cpu),
+        row("CPU, µs each", before.cpu_us, after.cpu_us, ratios.cpu),
     ];
     let errors = [before.errors, after.errors].map(figures::count);
     let [errors_before, errors_after] = errors;

@@ -1,6 +1,7 @@
 //! Tests of the lab, from outside.
 #![allow(clippy::unwrap_used)]
 
+mod async_effects;
 mod batch;
 mod cache;
 mod edge;

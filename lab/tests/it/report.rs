@@ -54,7 +54,7 @@ async fn the_table_says_it_all() {
         │ naps a second                ┆       100 ┆        412 ┆    4.12 (3.91 to 4.41) │
         │ p50, ms                      ┆      40.0 ┆       9.70 ┆ 0.250 (0.237 to 0.268) │
         │ p99, ms                      ┆      45.0 ┆       10.9 ┆ 0.240 (0.228 to 0.257) │
-        │ CPU of this process, µs each ┆         – ┆          – ┆                      – │
+        │ CPU, µs each ┆         – ┆          – ┆                      – │
         │ errors                       ┆     1,200 ┆          0 ┆                        │
         ╰──────────────────────────────┴───────────┴────────────┴────────────────────────╯
 
@@ -84,7 +84,7 @@ async fn the_markdown_is_a_page() {
         | naps a second | 100 | 412 | 4.12 (3.91 to 4.41) |
         | p50, ms | 40.0 | 9.70 | 0.250 (0.237 to 0.268) |
         | p99, ms | 45.0 | 10.9 | 0.240 (0.228 to 0.257) |
-        | CPU of this process, µs each | – | – | – |
+        | CPU, µs each | – | – | – |
         | errors | 1,200 | 0 | |
 
         Ratios: the median of 6 pairs of neighbouring rounds and, in brackets, the range that holds the true median with 97 % confidence.

@@ -23,6 +23,7 @@ mod sqlite;
 use std::{path::Path, time::Duration};
 
 use greenwave_db::{PoolConfig, query_stats::QueryStats};
+use greenwave_events::{BusConfig, SubscriptionConfig};
 use tokio_util::sync::CancellationToken;
 
 pub use self::{postgres::PostgresStore, sqlite::SqliteStore};
@@ -38,6 +39,12 @@ const HANDLER_GRACE: Duration = Duration::from_secs(3);
 
 /// How long the events and jobs of a killed process wait before another takes them.
 const LEASE: Duration = Duration::from_secs(5);
+
+/// What is ordered within this time is handled together: longer is cheaper, and effects come later.
+const BATCH_INTERVAL: Duration = Duration::from_millis(200);
+
+/// How many orders at most, of each handler.
+const MAX_BATCH: u32 = 2_000;
 
 /// Says why a start takes its time.
 const WAITING: &str = "another process prepares or fills the database: waiting for it, a minute at most";
@@ -160,11 +167,35 @@ impl Store {
         either!(self, store => store.seed(size, progress).await)
     }
 
+    /// How many effects of orders are still to come.
+    pub async fn waiting_effects(&self) -> Result<u64, Error> {
+        let waiting = either!(self, store => store.events().backlog().await)?;
+        Ok(waiting.outbox + waiting.deliveries)
+    }
+
+    /// How many orders with a later id than this have no notification, or none yet.
+    pub async fn orders_without_notification(&self, after: i64) -> Result<i64, Error> {
+        either!(self, store => store.orders_without_notification(after).await)
+    }
+
     /// Runs the handlers of events and jobs until cancelled, then lets those that run finish.
     pub async fn run_effects(&self, cancel: CancellationToken) -> Result<(), Error> {
         either!(self, store => store.run_effects(cancel).await)
     }
 }
+
+fn bus_config() -> BusConfig {
+    BusConfig {
+        grace: HANDLER_GRACE,
+        lease: LEASE,
+        batch_interval: BATCH_INTERVAL,
+        subscription: SubscriptionConfig { max_claimed: MAX_BATCH, ..SubscriptionConfig::default() },
+        ..BusConfig::default()
+    }
+}
+
+const WITHOUT_NOTIFICATION: &str = "SELECT count(*) FROM orders o
+    WHERE o.id > $1 AND NOT EXISTS (SELECT 1 FROM notifications n WHERE n.order_id = o.id)";
 
 async fn make_folder(file: &Path) -> Result<(), Error> {
     match file.parent() {

@@ -1,4 +1,4 @@
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use metrics::counter;
 use tracing::{error, info, warn};
@@ -18,12 +18,13 @@ pub(super) struct Unsettled {
     handled: Vec<(i64, i64)>,
     retries: Vec<Retry>,
     dead: Vec<Burial>,
-    /// By the lease of the range that they leave.
-    asides: HashMap<i64, Vec<Aside>>,
+    /// By the lease of the range that they leave. Written in the order of leases, which is that of positions: what waits
+    /// behind another in order must not be there without it.
+    asides: BTreeMap<i64, Vec<Aside>>,
     /// Ranges of which nothing is left.
     ended: Vec<i64>,
-    /// Ranges to be split.
-    splits: Vec<(i64, Vec<i64>)>,
+    /// Ranges to be split, in this order.
+    splits: VecDeque<(i64, Vec<i64>)>,
 }
 
 /// What is no longer this process's, and the outcome it counts under.
@@ -98,7 +99,7 @@ impl Unsettled {
     }
 
     pub(super) fn note_split(&mut self, lease: i64, positions: Vec<i64>) {
-        self.splits.push((lease, positions));
+        self.splits.push_back((lease, positions));
     }
 
     /// Writes everything down. What an error kept from it stays for the next call.
@@ -120,14 +121,13 @@ impl Unsettled {
             let held = bus.in_time("store dead letters", store.bury(&self.dead)).await?;
             settle(self.dead.drain(..).map(|burial| burial.key), held, "dead", settled);
         }
-        while let Some(lease) = self.asides.keys().next().copied() {
-            let asides = &self.asides[&lease];
+        while let Some((&lease, asides)) = self.asides.first_key_value() {
             let held = bus.in_time("set events aside", store.set_aside(lease, asides)).await?;
             let retried = asides.iter().filter(|aside| matches!(aside.fate, Fate::Retry(..))).count() as u64;
             let dead = asides.iter().filter(|aside| matches!(aside.fate, Fate::Dead(_))).count() as u64;
             settled.push(Settled::Events(lease, retried, if held { "retried" } else { "lost" }));
             settled.push(Settled::Events(lease, dead, if held { "dead" } else { "lost" }));
-            self.asides.remove(&lease);
+            self.asides.pop_first();
         }
         // After what was set aside, which would come again with a range that is not ended.
         if !self.ended.is_empty() {
@@ -135,10 +135,10 @@ impl Unsettled {
             let outcome = |lease: &i64| if held.contains(lease) { "completed" } else { "lost" };
             settled.extend(self.ended.drain(..).map(|lease| Settled::Range(lease, outcome(&lease))));
         }
-        while let Some((lease, positions)) = self.splits.last() {
+        while let Some((lease, positions)) = self.splits.front() {
             bus.in_time("give back events", store.split(*lease, positions)).await?;
             settled.push(Settled::Range(*lease, "completed"));
-            self.splits.pop();
+            self.splits.pop_front();
         }
         Ok(())
     }

@@ -35,7 +35,7 @@ impl<B: Backend> Inbox<'_, B> {
             select! {
                 Some(ended) = self.running.join_next() => {
                     self.ended(ended);
-                    // A batch that could not begin waits again.
+                    // Such as a batch that could not begin, or what waited behind this one.
                     self.give_back_waiting().await;
                 }
                 () = sleep_until(deadline) => break,
@@ -45,7 +45,9 @@ impl<B: Backend> Inbox<'_, B> {
         self.running.shutdown().await;
         let left: usize = self.ranges.values().map(|range| range.left.len()).sum();
         warn!(events = left + self.deliveries.len(), "the grace is over: what did not end is given back");
-        for (lease, range) in std::mem::take(&mut self.ranges) {
+        let mut ranges: Vec<_> = self.ranges.drain().collect();
+        ranges.sort_unstable_by_key(|(lease, _)| *lease);
+        for (lease, range) in ranges {
             let positions: Vec<i64> = range.left.into_iter().collect();
             let split = self.bus.store().split(lease, &positions);
             if let Err(error) = self.bus.in_time("give back events", split).await {
@@ -58,7 +60,8 @@ impl<B: Backend> Inbox<'_, B> {
     /// Gives back what has not begun.
     async fn give_back_waiting(&mut self) {
         let mut waiting: Vec<Delivery> = Vec::new();
-        for lane in &mut self.lanes {
+        // In order, nothing is given back while something that comes before it may still run.
+        for lane in self.lanes.iter_mut().filter(|lane| !lane.is_ordered() || lane.running == 0) {
             let before = waiting.len();
             waiting.extend(lane.queue.drain(..));
             waiting.extend(lane.batches.drain(..).flatten());

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 /// When a test that still waits has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub(crate) struct OrderCreated {
     pub(crate) order_id: i64,
 }
@@ -41,6 +41,9 @@ pub(crate) trait Harness: Sized {
     /// A time that has passed, in SQL.
     const PAST: &'static str;
 
+    /// Moves the events in the log back in time: the last by no time, the one before by an hour, and so on.
+    const SPREAD: &'static str;
+
     /// A database that has a table `effect (subscription, order_id)` and none of ours.
     async fn empty() -> Self;
 
@@ -55,6 +58,10 @@ pub(crate) trait Harness: Sized {
 
     /// Subscribes a handler that inserts an effect in its transaction, and fails after that for negative orders.
     fn subscribe_effect(&self, bus: &Bus<Self::Backend>, name: &'static str);
+
+    /// Subscribes a handler of batches that inserts their effects with one statement each, tells how many there were,
+    /// and fails for negative orders.
+    fn subscribe_effects(&self, bus: &Bus<Self::Backend>, name: &'static str, told: UnboundedSender<i64>);
 
     async fn execute(&self, sql: &str);
 
@@ -78,6 +85,7 @@ pub(crate) trait Harness: Sized {
             "UPDATE greenwave_event_delivery SET due_at = {past} WHERE lease_id IS NOT NULL"
         ))
         .await;
+        self.execute(&format!("UPDATE greenwave_event_range SET lease_until = {past}")).await;
     }
 
     async fn effects(&self) -> i64 {
@@ -87,7 +95,12 @@ pub(crate) trait Harness: Sized {
 
 /// Short waits, so that tests are short.
 pub(crate) fn quick() -> BusConfig {
-    BusConfig { poll_interval: Duration::from_millis(20), subscription: impatient(), ..Default::default() }
+    BusConfig {
+        poll_interval: Duration::from_millis(20),
+        batch_interval: Duration::ZERO,
+        subscription: impatient(),
+        ..Default::default()
+    }
 }
 
 pub(crate) fn impatient() -> SubscriptionConfig {

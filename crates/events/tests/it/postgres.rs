@@ -3,7 +3,10 @@ use std::time::Duration;
 use greenwave_events::{BoxError, Bus, BusConfig, Event, Postgres};
 use greenwave_test_servers::Server;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, postgres::PgPoolOptions};
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::mpsc::UnboundedSender,
+    time::{sleep, timeout},
+};
 
 use crate::{
     conformance::Calls,
@@ -27,6 +30,8 @@ impl Harness for OnPostgres {
     type Backend = Postgres;
 
     const PAST: &'static str = "now() - interval '1 hour'";
+    const SPREAD: &'static str = "UPDATE greenwave_event_log SET logged_at = logged_at
+        - ((SELECT last FROM greenwave_event_head) - position) * interval '1 hour'";
 
     async fn empty() -> Self {
         let url = tokio::task::spawn_blocking(greenwave_test_servers::postgres_database).await.unwrap();
@@ -58,6 +63,19 @@ impl Harness for OnPostgres {
             Box::pin(async move {
                 insert_effect(tx, name, order.order_id).await?;
                 if order.order_id < 0 { Err("a negative order".into()) } else { Ok(()) }
+            })
+        });
+    }
+
+    fn subscribe_effects(&self, bus: &Bus<Postgres>, name: &'static str, told: UnboundedSender<i64>) {
+        bus.subscribe_batch_in_tx(name, move |tx: &mut PgConnection, orders: Vec<OrderCreated>| {
+            let told = told.clone();
+            Box::pin(async move {
+                told.send(orders.len() as i64)?;
+                for order in &orders {
+                    insert_effect(&mut *tx, name, order.order_id).await?;
+                }
+                if orders.iter().any(|order| order.order_id < 0) { Err("a negative order".into()) } else { Ok(()) }
             })
         });
     }

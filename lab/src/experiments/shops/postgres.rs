@@ -26,13 +26,18 @@ pub(super) async fn one(setup: &Setup, size: SeedSize, url: &str) -> Result<Stri
 }
 
 /// Two databases of the lab's own on a PostgreSQL server.
-pub(super) async fn copies(setup: &Setup, size: SeedSize, url: &str) -> Result<(Store, Store), BoxError> {
+pub(super) async fn copies(
+    setup: &Setup,
+    size: SeedSize,
+    url: &str,
+    naive: bool,
+) -> Result<(Store, Store), BoxError> {
     let server = Server::new(url)?;
     let [before, after] = announce(setup, &server, size, ["before", "after"]).await?;
     create(setup, &server, &before, size).await?;
     copy(setup, &server, &before, &after).await?;
-    let open = async |name| super::open(setup, &server.database(name)?).await;
-    Ok((open(&before).await?, open(&after).await?))
+    let open = async |name, naive| super::open(setup, &server.database(name)?, naive).await;
+    Ok((open(&before, naive).await?, open(&after, false).await?))
 }
 
 /// The names of the databases to be, whose removal it promises.
@@ -134,6 +139,20 @@ impl Server {
         within(COPYING, sqlx::query(AssertSqlSafe(statement)).execute(&mut db)).await?;
         db.close().await?;
         Ok(())
+    }
+}
+
+/// The id of the first process of a PostgreSQL server on this machine.
+pub(in crate::experiments) async fn postmaster(url: &str) -> Result<u32, BoxError> {
+    let mut db = Server::new(url)?.connect(None).await?;
+    let backend: i32 =
+        within(CONNECTING, sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut db)).await?;
+    let read = |file: &str| std::fs::read_to_string(format!("/proc/{backend}/{file}")).unwrap_or_default();
+    let status = read("status");
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok());
+    match parent {
+        Some(parent) if read("comm").starts_with("postgres") => Ok(parent),
+        _ => Err("--database must be on this machine: its server's CPU time is counted".into()),
     }
 }
 

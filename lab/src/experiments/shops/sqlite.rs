@@ -14,12 +14,16 @@ pub(super) async fn one(setup: &Setup, size: SeedSize) -> Result<String, BoxErro
 }
 
 /// Two SQLite files in a temporary folder.
-pub(super) async fn copies(setup: &Setup, size: SeedSize) -> Result<(Store, Store), BoxError> {
+pub(super) async fn copies(
+    setup: &Setup,
+    size: SeedSize,
+    naive: bool,
+) -> Result<(Store, Store), BoxError> {
     let folder = folder(setup)?;
     let [seeded, before, after] = ["seeded", "before", "after"].map(|name| format!("{folder}/{name}.db"));
     fill(setup, &seeded, size).await?;
     setup.shield(copy(seeded, [before.clone(), after.clone()])).await?;
-    Ok((super::open(setup, &url(&before)).await?, super::open(setup, &url(&after)).await?))
+    Ok((super::open(setup, &url(&before), naive).await?, super::open(setup, &url(&after), false).await?))
 }
 
 fn folder(setup: &Setup) -> Result<String, BoxError> {

@@ -5,20 +5,23 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Error,
-    effects::{NOTIFICATIONS, ORDER_CREATED, OrderCreated, STOCK, SendWelcomeEmail, WELCOME},
+    effects::{
+        NOTIFICATIONS, ORDER_CREATED, OrderCreated, STOCK, SendWelcomeEmail, WELCOME, sold_together,
+    },
     store::{HANDLER_GRACE, LEASE},
 };
 
-/// The event's two handlers; what each does is committed together with the note that it is done.
+/// The event's two handlers, for all events that wait together: a statement or two for many orders. What each does is
+/// committed together with the note that it is done.
 pub(super) fn subscribe(events: &Bus<greenwave_events::Postgres>) {
-    events.subscribe_in_tx(STOCK, |tx: &mut PgConnection, event: OrderCreated| {
+    events.subscribe_batch_in_tx(STOCK, |tx: &mut PgConnection, orders: Vec<OrderCreated>| {
         Box::pin(async move {
-            lock_stock(&mut *tx, &event).await?;
-            lower_stock(tx, &event).await.map_err(BoxError::from)
+            lock_stock(&mut *tx, &orders).await?;
+            lower_stock(tx, &orders).await.map_err(BoxError::from)
         })
     });
-    events.subscribe_in_tx(NOTIFICATIONS, |tx: &mut PgConnection, event: OrderCreated| {
-        Box::pin(async move { notify(tx, &event).await.map_err(BoxError::from) })
+    events.subscribe_batch_in_tx(NOTIFICATIONS, |tx: &mut PgConnection, orders: Vec<OrderCreated>| {
+        Box::pin(async move { notify(tx, &orders).await.map_err(BoxError::from) })
     });
 }
 
@@ -46,12 +49,12 @@ pub(super) async fn run(
 }
 
 /// Locks the rows of what was sold, in the order of their ids. Before [`lower_stock`], in the same transaction: two
-/// orders of the same products then wait for one another, and never each for the other.
+/// who lower the same products then wait for one another, and never each for the other.
 pub(super) async fn lock_stock(
     conn: impl Executor<'_, Database = Postgres>,
-    event: &OrderCreated,
+    orders: &[OrderCreated],
 ) -> sqlx::Result<()> {
-    let products: Vec<i64> = event.sold.iter().map(|sold| sold.product_id).collect();
+    let products: Vec<i64> = sold_together(orders).into_keys().collect();
     sqlx::query("SELECT FROM products WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE")
         .bind(products)
         .execute(conn)
@@ -62,29 +65,28 @@ pub(super) async fn lock_stock(
 /// Lowers the stock of what was sold, in one statement.
 pub(super) async fn lower_stock(
     conn: impl Executor<'_, Database = Postgres>,
-    event: &OrderCreated,
+    orders: &[OrderCreated],
 ) -> sqlx::Result<()> {
     // An update takes rows in the order of its plan, whatever that is; hence the locks before it. They are a statement
     // of their own, because this one must see the rows as they are once it holds them: a CTE that locks shares its
     // snapshot with the update, which then comes back to older versions, on which others wait for it.
     const LOWER: &str = "\
         UPDATE products p SET stock = p.stock - sold.quantity \
-        FROM unnest($1::bigint[], $2::integer[]) AS sold (product_id, quantity) WHERE p.id = sold.product_id";
-    let sold: (Vec<i64>, Vec<i32>) = event.sold.iter().map(|sold| (sold.product_id, sold.quantity)).unzip();
-    sqlx::query(LOWER).bind(sold.0).bind(sold.1).execute(conn).await?;
+        FROM unnest($1::bigint[], $2::bigint[]) AS sold (product_id, quantity) WHERE p.id = sold.product_id";
+    let (products, quantities): (Vec<i64>, Vec<i64>) = sold_together(orders).into_iter().unzip();
+    sqlx::query(LOWER).bind(products).bind(quantities).execute(conn).await?;
     Ok(())
 }
 
-/// Writes the notification of an order, unless it is there.
+/// Writes the notifications of orders, unless they are there.
 pub(super) async fn notify(
     conn: impl Executor<'_, Database = Postgres>,
-    event: &OrderCreated,
+    orders: &[OrderCreated],
 ) -> sqlx::Result<()> {
-    sqlx::query("INSERT INTO notifications (order_id, kind) VALUES ($1, $2) ON CONFLICT DO NOTHING")
-        .bind(event.order_id)
-        .bind(ORDER_CREATED)
-        .execute(conn)
-        .await?;
+    const NOTIFY: &str = "\
+        INSERT INTO notifications (order_id, kind) SELECT unnest($1::bigint[]), $2 ON CONFLICT DO NOTHING";
+    let orders: Vec<i64> = orders.iter().map(|order| order.order_id).collect();
+    sqlx::query(NOTIFY).bind(orders).bind(ORDER_CREATED).execute(conn).await?;
     Ok(())
 }
 
@@ -132,7 +134,7 @@ mod tests {
             let pool = pool.clone();
             let products = [&[1, 2, 3][..], &[1, 3], &[1, 2], &[2, 3]][handler as usize % 4];
             let sold = products.iter().map(|&product_id| Sold { product_id, quantity: 1 }).collect();
-            let event = OrderCreated { order_id: handler, sold };
+            let event = [OrderCreated { order_id: handler, sold }];
             handlers.spawn(async move {
                 for _ in 0..ROUNDS {
                     let mut tx = pool.begin().await.unwrap();

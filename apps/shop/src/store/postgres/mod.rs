@@ -11,13 +11,13 @@ mod writes;
 use std::{sync::Arc, time::Duration};
 
 use greenwave_db::{postgres::Pool, query_stats::QueryStats};
-use greenwave_events::{Bus, BusConfig};
+use greenwave_events::Bus;
 use greenwave_jobs::Queue;
 use sqlx::{PgPool, postgres::PgPoolOptions};
 use tokio_util::sync::CancellationToken;
 
 use self::batches::Batches;
-use super::{HANDLER_GRACE, LEASE, NO_ORDER_INDEX, ORDER_INDEX, StoreConfig};
+use super::{NO_ORDER_INDEX, ORDER_INDEX, StoreConfig, WITHOUT_NOTIFICATION, bus_config};
 use crate::{
     Error,
     effects::{OrderCreated, SendWelcomeEmail},
@@ -58,7 +58,7 @@ impl PostgresStore {
         migrate::run(&pool, config.naive).await?;
         let jobs = Queue::postgres(background.clone());
         jobs.migrate().await?;
-        let bus = BusConfig { grace: HANDLER_GRACE, lease: LEASE, ..BusConfig::default() };
+        let bus = bus_config();
         let events = Bus::postgres(background.clone()).with_config(bus);
         events.migrate().await?;
         effects::subscribe(&events);
@@ -122,19 +122,18 @@ impl PostgresStore {
 
     pub(super) async fn create_order(&self, new: NewOrder) -> Result<Order, Error> {
         let Inner { pool, events, .. } = &*self.inner;
-        let mut tx = pool.begin().await?;
-        let order = writes::order(pool.timed(&mut tx), new).await?;
-        let event = OrderCreated::from(&order);
         if self.inner.batches.is_some() {
-            events.publish(&mut tx, &event).await?;
-            tx.commit().await?;
+            let order = writes::order_and_event(pool, &new).await?;
             events.wake();
-        } else {
-            effects::lock_stock(pool.timed(&mut tx), &event).await?;
-            effects::lower_stock(pool.timed(&mut tx), &event).await?;
-            effects::notify(pool.timed(&mut tx), &event).await?;
-            tx.commit().await?;
+            return Ok(order);
         }
+        let mut tx = pool.begin().await?;
+        let order = writes::order(pool.timed(&mut tx), &new).await?;
+        let event = [OrderCreated::from(&order)];
+        effects::lock_stock(pool.timed(&mut tx), &event).await?;
+        effects::lower_stock(pool.timed(&mut tx), &event).await?;
+        effects::notify(pool.timed(&mut tx), &event).await?;
+        tx.commit().await?;
         Ok(order)
     }
 
@@ -156,6 +155,14 @@ impl PostgresStore {
         progress: impl Fn(Progress) + Send + Sync + 'static,
     ) -> Result<(), Error> {
         seed::run(&self.inner.pool, size, progress).await
+    }
+
+    pub(super) fn events(&self) -> &Bus<greenwave_events::Postgres> {
+        &self.inner.events
+    }
+
+    pub(super) async fn orders_without_notification(&self, after: i64) -> Result<i64, Error> {
+        Ok(sqlx::query_scalar(WITHOUT_NOTIFICATION).bind(after).fetch_one(&self.inner.pool).await?)
     }
 
     pub(super) async fn run_effects(&self, cancel: CancellationToken) -> Result<(), Error> {

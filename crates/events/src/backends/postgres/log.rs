@@ -273,7 +273,7 @@ pub(super) async fn split_expired(pool: &PgPool) -> sqlx::Result<()> {
         "WITH gone AS (
              DELETE FROM greenwave_event_range WHERE lease_id = ANY (ARRAY (
                  SELECT lease_id FROM greenwave_event_range WHERE lease_until <= now()
-                 LIMIT 10 FOR UPDATE SKIP LOCKED))
+                 ORDER BY lease_id LIMIT 10 FOR UPDATE SKIP LOCKED))
              RETURNING *
          )
          INSERT INTO greenwave_event_delivery

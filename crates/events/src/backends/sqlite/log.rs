@@ -291,7 +291,7 @@ pub(super) fn split_expired(tx: &Transaction<'_>) -> rusqlite::Result<()> {
         .prepare_cached(concat!(
             "SELECT lease_id, name, first, last, aside FROM greenwave_event_range WHERE lease_until <= ",
             now!(),
-            " LIMIT 10"
+            " ORDER BY lease_id LIMIT 10"
         ))?
         .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))?
         .collect::<rusqlite::Result<_>>()?;
