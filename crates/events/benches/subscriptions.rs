@@ -54,7 +54,8 @@ fn main() {
 
 async fn compare(rounds: usize, events: u64) {
     let url = std::env::var("DATABASE_URL").unwrap_or_else(|_| greenwave_test_servers::postgres_database());
-    let pool = PgPoolOptions::new().max_connections(10).test_before_acquire(false).connect(&url).await.unwrap();
+    let pool =
+        PgPoolOptions::new().max_connections(10).test_before_acquire(false).connect(&url).await.unwrap();
     let kinds = [Kind::AtLeastOnce, Kind::InTx, Kind::BatchInTx];
     let mut ratios: Vec<Vec<f64>> = vec![Vec::new(); kinds.len()];
     for _ in 0..rounds {

@@ -1,4 +1,6 @@
 #![doc = include_str!("../README.md")]
+// On NATS alone, what only a database can do has no caller.
+#![cfg_attr(not(any(feature = "postgres", feature = "sqlite")), allow(dead_code))]
 
 mod backends;
 mod backoff;

@@ -307,6 +307,46 @@ async fn the_inbox_makes_the_effects_of_copies_and_of_repeated_attempts_once() {
     assert_eq!(database.count("SELECT count(*) FROM greenwave_event_inbox").await, 2);
 }
 
+/// Two copies at once, each in a transaction of its own: one waits for the other, and takes over if that rolls back.
+#[cfg(feature = "postgres")]
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_copies_at_once_one_is_accepted_on_postgres() {
+    let stream = Stream::new("copies").await;
+    let database = crate::postgres::OnPostgres::new().await;
+    let (bus, pool) = (database.bus(), database.pool.clone());
+    for order in (0..50).flat_map(|order| [order, order, order]) {
+        stream.publish_order(order).await;
+    }
+    let ended = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&ended);
+    let config = ConsumeConfig { max_attempts: 100, ..quick() };
+    let consumer = stream.jetstream.consume("mail").with_config(config).handle(
+        move |order: OrderCreated, received: Received| {
+            let (bus, pool, count) = (bus.clone(), pool.clone(), Arc::clone(&count));
+            async move {
+                let mut tx = pool.begin().await?;
+                if bus.accept(&mut tx, &received).await? {
+                    sqlx::query("INSERT INTO effect (subscription, order_id) VALUES ('mail', $1)")
+                        .bind(order.order_id)
+                        .execute(&mut *tx)
+                        .await?;
+                    // The first attempts roll back, and have noted nothing.
+                    if received.attempt == 1 {
+                        return Err("before the commit".into());
+                    }
+                }
+                tx.commit().await?;
+                count.fetch_add(1, Ordering::Relaxed);
+                Ok::<(), BoxError>(())
+            }
+        },
+    );
+    let consuming = Consuming::start(consumer);
+    until("all copies are handled", || async { ended.load(Ordering::Relaxed) == 150 }).await;
+    consuming.stop().await;
+    assert_eq!(database.effects().await, 50);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_inbox_forgets_what_is_over_its_time() {
     let stream = Stream::new("forgets").await;

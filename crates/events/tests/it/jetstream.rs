@@ -1,16 +1,16 @@
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use async_nats::jetstream::{self, stream::Stream};
 use expect_test::expect;
 use greenwave_events::{
-    Error, Event,
+    BusConfig, Error, Event,
     jetstream::{JetStream, JetStreamConfig},
 };
 use greenwave_test_servers::Server;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    harness::{Harness, OrderCreated, Running, until, until_done},
+    harness::{Harness, OrderCreated, Running, quick, until, until_done},
     sqlite::OnSqlite,
 };
 
@@ -178,6 +178,55 @@ async fn the_order_of_a_key_holds_when_the_server_is_killed_under_load() {
         *next += 1;
     }
     assert_eq!(next.values().sum::<u64>(), EVENTS);
+}
+
+/// Events without a key, one at a time: neither a server nor a process that is killed changes their order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_events_keep_their_order_when_one_goes_at_a_time() {
+    let mut server = tokio::task::spawn_blocking(Server::nats).await.unwrap();
+    let url = server.url();
+    let database = OnSqlite::new().await;
+    let mut one_at_a_time = config("total");
+    one_at_a_time.subscription.concurrency = 1;
+    let start = async || {
+        let bus = database.bus();
+        let bus = bus.with_config(BusConfig { lease: Duration::from_millis(500), ..quick() });
+        let jetstream = JetStream::connect(&url, one_at_a_time.clone()).await.unwrap();
+        jetstream.forward(&bus, "to-nats", [OrderCreated::NAME]).unwrap();
+        bus.register().await.unwrap();
+        (Running::start(&bus), bus)
+    };
+    let (mut running, mut bus) = start().await;
+    for round in 0..3 {
+        for batch in 0..5 {
+            let first = round * 250 + batch * 50;
+            database.publish_orders(first..first + 50).await;
+        }
+        bus.wake();
+        until("some are sent", || async { bus.backlog().await.unwrap().deliveries < 200 }).await;
+        running.task.abort();
+        let _ = running.task.await;
+        server = tokio::task::spawn_blocking(move || {
+            server.kill();
+            server.start();
+            server
+        })
+        .await
+        .unwrap();
+        (running, bus) = start().await;
+    }
+    until_done(&bus).await;
+    running.stop().await;
+
+    let stream = stream(&url, "total").await;
+    let state = stream.get_info().await.unwrap().state;
+    let mut orders = Vec::new();
+    for sequence in state.first_sequence..=state.last_sequence {
+        let message = stream.get_raw_message(sequence).await.unwrap();
+        let body: serde_json::Value = serde_json::from_slice(&message.payload).unwrap();
+        orders.push(body["data"]["order_id"].as_i64().unwrap());
+    }
+    assert_eq!(orders, (0..750).collect::<Vec<_>>());
 }
 
 #[tokio::test]

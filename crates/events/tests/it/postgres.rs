@@ -13,9 +13,9 @@ use crate::{
     harness::{Gate, Harness, Heard, OrderCreated, Running, quick, until, until_done},
 };
 
-struct OnPostgres {
+pub(crate) struct OnPostgres {
     url: String,
-    pool: PgPool,
+    pub(crate) pool: PgPool,
 }
 
 fn pool(url: &str) -> PgPool {
@@ -75,7 +75,11 @@ impl Harness for OnPostgres {
                 for order in &orders {
                     insert_effect(&mut *tx, name, order.order_id).await?;
                 }
-                if orders.iter().any(|order| order.order_id < 0) { Err("a negative order".into()) } else { Ok(()) }
+                if orders.iter().any(|order| order.order_id < 0) {
+                    Err("a negative order".into())
+                } else {
+                    Ok(())
+                }
             })
         });
     }

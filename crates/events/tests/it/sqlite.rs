@@ -78,7 +78,11 @@ impl Harness for OnSqlite {
             for order in &orders {
                 tx.execute("INSERT INTO effect VALUES (?1, ?2)", (name, order.order_id))?;
             }
-            if orders.iter().any(|order| order.order_id < 0) { Err("a negative order".into()) } else { Ok(()) }
+            if orders.iter().any(|order| order.order_id < 0) {
+                Err("a negative order".into())
+            } else {
+                Ok(())
+            }
         });
     }
 

@@ -76,7 +76,9 @@ pub(crate) async fn a_replay_delivers_again_from_a_position<H: Harness>() {
     assert_eq!(mail.next().await, 12);
     running.stop().await;
     assert_eq!(mail.rest(), 0);
-    assert!(matches!(bus.replay("nobody", Start::Now).await, Err(Error::NoSubscription(name)) if name == "nobody"));
+    assert!(
+        matches!(bus.replay("nobody", Start::Now).await, Err(Error::NoSubscription(name)) if name == "nobody")
+    );
 }
 
 pub(crate) async fn a_replay_finds_its_place_by_time<H: Harness>() {
@@ -91,7 +93,8 @@ pub(crate) async fn a_replay_finds_its_place_by_time<H: Harness>() {
     mail.next_sorted(20).await;
     // An hour apart from one another, the last one now.
     database.execute(H::SPREAD).await;
-    let hours = |hours: u64| Start::Time(std::time::SystemTime::now() - Duration::from_secs(hours * 3600 + 1800));
+    let hours =
+        |hours: u64| Start::Time(std::time::SystemTime::now() - Duration::from_secs(hours * 3600 + 1800));
     for (ago, first) in [(5, 14), (0, 19), (100, 0)] {
         bus.replay("mail", hours(ago)).await.unwrap();
         until_done(&bus).await;
@@ -165,7 +168,8 @@ pub(crate) async fn a_hard_limit_deletes_what_a_subscription_has_not_come_to<H: 
     let config = BusConfig { retention: old, max_retention: Some(old), ..quick() };
     let deleting = Running::start(&database.bus().with_config(config));
     database.publish_orders(0..10).await;
-    let kept = "SELECT (SELECT count(*) FROM greenwave_event_log) + (SELECT count(*) FROM greenwave_event_outbox)";
+    let kept =
+        "SELECT (SELECT count(*) FROM greenwave_event_log) + (SELECT count(*) FROM greenwave_event_outbox)";
     until("they are deleted", || async { database.count(kept).await == 0 }).await;
     deleting.stop().await;
     let running = Running::start(&waiting);
@@ -351,10 +355,14 @@ pub(crate) async fn all_dead_letters_of_a_subscription_are_delivered_again<H: Ha
     let bus = database.bus();
     let healed = Arc::new(AtomicBool::new(false));
     let heal = healed.clone();
-    bus.subscribe_with("mail", SubscriptionConfig { max_attempts: 1, ..impatient() }, move |_: OrderCreated, _| {
-        let healed = healed.load(Ordering::SeqCst);
-        async move { if healed { Ok(()) } else { Err("broken") } }
-    });
+    bus.subscribe_with(
+        "mail",
+        SubscriptionConfig { max_attempts: 1, ..impatient() },
+        move |_: OrderCreated, _| {
+            let healed = healed.load(Ordering::SeqCst);
+            async move { if healed { Ok(()) } else { Err("broken") } }
+        },
+    );
     let running = Running::start(&bus);
     bus.register().await.unwrap();
     database.publish_orders(0..5).await;
