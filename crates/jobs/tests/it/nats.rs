@@ -164,35 +164,43 @@ async fn what_outlasts_the_grace_runs_again_as_the_same_attempt() {
     assert_eq!(queue.stats().await.unwrap(), Default::default());
 }
 
-/// A worker whose handler blocks its only thread until it is told to go on, and what it says at its start.
-fn blocked_worker(
-    fixture: &NatsFixture,
-    config: WorkerConfig,
-    then: impl Fn() -> bool + Send + Sync + 'static,
-) -> (
-    thread::JoinHandle<Result<(), Error>>,
-    mpsc::UnboundedReceiver<()>,
-    std_mpsc::Sender<()>,
-    CancellationToken,
-) {
-    let (report, started) = mpsc::unbounded_channel();
-    let (go_on, blocked) = std_mpsc::channel::<()>();
-    let (blocked, then) = (Arc::new(Mutex::new(blocked)), Arc::new(then));
-    let worker = Worker::new(fixture.connect(), config).handle(move |_: Note, _| {
-        report.send(()).unwrap();
-        let (blocked, then) = (Arc::clone(&blocked), Arc::clone(&then));
-        async move {
-            blocked.lock().unwrap().recv().unwrap();
-            if then() { Ok::<(), BoxError>(()) } else { std::future::pending().await }
-        }
-    });
-    let cancel = CancellationToken::new();
-    let stop = cancel.clone();
-    let first = thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(worker.run(stop))
-    });
-    (first, started, go_on, cancel)
+/// A worker whose handler blocks its only thread until it is told to go on.
+struct Blocked {
+    thread: thread::JoinHandle<Result<(), Error>>,
+    started: mpsc::UnboundedReceiver<()>,
+    go_on: std_mpsc::Sender<()>,
+    cancel: CancellationToken,
+}
+
+impl Blocked {
+    /// Completes its job then, or never ends.
+    fn start(fixture: &NatsFixture, config: WorkerConfig, completes: bool) -> Self {
+        let (report, started) = mpsc::unbounded_channel();
+        let (go_on, blocked) = std_mpsc::channel::<()>();
+        let blocked = Arc::new(Mutex::new(blocked));
+        let worker = Worker::new(fixture.connect(), config).handle(move |_: Note, _| {
+            report.send(()).unwrap();
+            let blocked = Arc::clone(&blocked);
+            async move {
+                blocked.lock().unwrap().recv().unwrap();
+                if completes { Ok::<(), BoxError>(()) } else { std::future::pending().await }
+            }
+        });
+        let cancel = CancellationToken::new();
+        let stop = cancel.clone();
+        let thread = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(worker.run(stop))
+        });
+        Blocked { thread, started, go_on, cancel }
+    }
+
+    /// Lets it go on, and stop.
+    async fn go_on(self) {
+        self.cancel.cancel();
+        self.go_on.send(()).unwrap();
+        within(blocking(move || self.thread.join().unwrap())).await.unwrap();
+    }
 }
 
 /// A database would not let it. JetStream takes an acknowledgement by the number of the message, whoever sends it.
@@ -201,8 +209,8 @@ async fn a_worker_that_lost_its_lease_still_completes_what_another_holds() {
     let (fixture, queue) = NatsFixture::ready().await;
     queue.push(&note("contested")).await.unwrap();
     let config = WorkerConfig { lease: Duration::from_millis(500), ..quick() };
-    let (first, mut started, go_on, cancel) = blocked_worker(&fixture, config.clone(), || true);
-    within(started.recv()).await.unwrap();
+    let mut first = Blocked::start(&fixture, config.clone(), true);
+    within(first.started.recv()).await.unwrap();
 
     let (report, mut taken) = mpsc::unbounded_channel();
     let (hands, mut handed) = mpsc::unbounded_channel();
@@ -217,9 +225,7 @@ async fn a_worker_that_lost_its_lease_still_completes_what_another_holds() {
     let hand = within(handed.recv()).await.unwrap();
 
     // The work is done, and the first says so.
-    go_on.send(()).unwrap();
-    cancel.cancel();
-    within(blocking(move || first.join().unwrap())).await.unwrap();
+    first.go_on().await;
     settled(&queue, |stats| stats.live() == 0).await;
     // The second's failure comes too late: the job is not tried again.
     hand.send(Err("no luck")).unwrap();
@@ -245,15 +251,13 @@ async fn a_lease_given_back_late_is_no_crash_and_disturbs_nobody() {
         retry_max: wait,
         ..quick()
     };
-    let (first, mut started, go_on, cancel) = blocked_worker(&fixture, config.clone(), || false);
-    within(started.recv()).await.unwrap();
+    let mut first = Blocked::start(&fixture, config.clone(), false);
+    within(first.started.recv()).await.unwrap();
     let (second, mut runs) = recorder(queue.clone(), config);
     let second = start(second);
     settled(&queue, |stats| stats.scheduled == 1).await;
 
-    cancel.cancel();
-    go_on.send(()).unwrap();
-    within(blocking(move || first.join().unwrap())).await.unwrap();
+    first.go_on().await;
     assert_eq!(within(runs.recv()).await.unwrap().1.attempt, 1);
     second.stop().await;
     assert_eq!(queue.stats().await.unwrap(), Default::default());

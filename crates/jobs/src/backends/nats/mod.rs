@@ -156,6 +156,8 @@ impl Store for Nats {
                 settle::release(&self.inner, leases).await.ok();
                 Err(error)
             }
+            // What is completed must be known as such; the next fetch says what is wrong.
+            (Ok(completed), Err(_)) if completed > 0 => Ok(Exchanged { completed, ..Exchanged::default() }),
             (_, Err(error)) => Err(error),
         }
     }
