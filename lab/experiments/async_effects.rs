@@ -71,7 +71,10 @@ async fn set_up(setup: Setup, source: Source) -> Result<Arms, BoxError> {
             None => arm,
         }
     };
-    Ok(Arms { before: arm("effects inside the request", before), after: arm("effects after the answer", after) })
+    Ok(Arms {
+        before: arm("effects inside the request", before),
+        after: arm("effects after the answer", after),
+    })
 }
 
 fn choose(call: &mut Call, customers: i64, products: i64) -> NewOrder {

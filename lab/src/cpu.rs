@@ -18,7 +18,12 @@ pub(crate) struct CpuWindow {
 impl CpuWindow {
     /// Opens a window that starts after `delay` and is `length` long, or longer: with `until_closed` it lasts until it is
     /// closed.
-    pub(crate) fn start(delay: Duration, length: Duration, until_closed: bool, others: Option<Others>) -> Self {
+    pub(crate) fn start(
+        delay: Duration,
+        length: Duration,
+        until_closed: bool,
+        others: Option<Others>,
+    ) -> Self {
         let (end, ended) = channel();
         let watch = move || {
             if ended.recv_timeout(delay) != Err(RecvTimeoutError::Timeout) {

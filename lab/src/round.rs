@@ -88,8 +88,7 @@ pub(crate) enum Ended {
 pub(crate) async fn run(arm: &Arm, settings: &Settings, seed: u64) -> Result<Ended, Error> {
     arm.prepared().await?;
     let course = Arc::new(course(settings, seed));
-    let cpu =
-        CpuWindow::start(settings.warm_up, settings.duration, arm.settles(), arm.others().cloned());
+    let cpu = CpuWindow::start(settings.warm_up, settings.duration, arm.settles(), arm.others().cloned());
     let mut tasks = JoinSet::new();
     for task in 0..course.tasks {
         tasks.spawn(arm.workload().drive(course.clone(), task));

@@ -38,7 +38,7 @@ pub struct BusConfig {
     /// How many events one transaction moves from the outbox to the log (default `1000`).
     pub relay_batch: u32,
     /// How long the log keeps an event, for a replay or a new subscription. One that a subscription has not come to yet
-    /// is kept for longer (default `7d`).
+    /// is kept for longer (default `7days`).
     #[serde(with = "humantime_serde")]
     pub retention: Duration,
     /// When an event leaves the log although a subscription has not come to it: it will not be delivered to that one

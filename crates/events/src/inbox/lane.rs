@@ -111,10 +111,11 @@ impl<B: Backend> Lane<B> {
         Some(delivery)
     }
 
-    /// The batch that may begin now, and counts as running from here on. One at a time: of two in transactions of
-    /// their own the later one might be handled first, and mostly they would wait for each other's rows.
+    /// The batch that may begin now, and counts as running from here on. In order, one at a time: of two in transactions
+    /// of their own the later one might be handled first.
     pub(super) fn next_batch(&mut self) -> Option<Vec<Delivery>> {
-        if self.running > 0 || self.pause.is_some_and(|until| until > Instant::now()) {
+        let most = if self.is_ordered() { 1 } else { self.concurrency() };
+        if self.running >= most || self.pause.is_some_and(|until| until > Instant::now()) {
             return None;
         }
         self.pause = None;

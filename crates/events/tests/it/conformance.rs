@@ -62,6 +62,9 @@ macro_rules! conformance {
             all_dead_letters_of_a_subscription_are_delivered_again
             an_event_without_a_handler_here_goes_to_the_process_that_has_one
             in_process_handlers_hear_of_what_was_committed
+            a_batch_whose_process_died_has_its_effects_once
+            what_an_older_release_left_is_delivered
+            many_events_are_published_in_one_call_and_in_their_order
         }
     };
     ($harness:ty: $($case:ident)*) => {

@@ -11,6 +11,8 @@ fn the_readme_names_every_signal() {
         telemetry::PUBLISHED,
         telemetry::HANDLED,
         telemetry::HANDLE_DURATION,
+        telemetry::LAG,
+        telemetry::IN_PROCESS,
         telemetry::HANDLE_SPAN,
         telemetry::EVENT,
         telemetry::SUBSCRIPTION,

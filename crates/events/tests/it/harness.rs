@@ -63,6 +63,12 @@ pub(crate) trait Harness: Sized {
     /// and fails for negative orders.
     fn subscribe_effects(&self, bus: &Bus<Self::Backend>, name: &'static str, told: UnboundedSender<i64>);
 
+    /// Publishes events in one call, and commits it.
+    async fn publish_many(&self, orders: &[OrderCreated]);
+
+    /// Creates the tables of the release that had no log.
+    async fn migrate_to_first(&self);
+
     async fn execute(&self, sql: &str);
 
     async fn count(&self, sql: &str) -> i64;

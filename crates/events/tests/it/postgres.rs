@@ -84,6 +84,20 @@ impl Harness for OnPostgres {
         });
     }
 
+    async fn publish_many(&self, orders: &[OrderCreated]) {
+        let mut tx = self.pool.begin().await.unwrap();
+        let ids = self.bus().publish_many(&mut tx, orders).await.unwrap();
+        assert_eq!(ids.len(), orders.len());
+        tx.commit().await.unwrap();
+    }
+
+    async fn migrate_to_first(&self) {
+        sqlx::raw_sql(include_str!("../../migrations/postgres/0001_outbox_and_deliveries.sql"))
+            .execute(&self.pool)
+            .await
+            .unwrap();
+    }
+
     async fn execute(&self, sql: &str) {
         sqlx::query(AssertSqlSafe(sql)).execute(&self.pool).await.unwrap();
     }
@@ -155,6 +169,13 @@ async fn many_writers_that_commit_in_any_order_lose_no_event() {
     for running in running {
         running.stop().await;
     }
+    // Positions are without gaps, and each writer's events are in the order in which they were committed.
+    let positions = "SELECT max(position) + count(*) FROM greenwave_event_log";
+    assert_eq!(database.count(positions).await, 640);
+    let overtaken = "SELECT count(*) FROM greenwave_event_log a JOIN greenwave_event_log b ON
+        (a.payload->>'order_id')::int / 40 = (b.payload->>'order_id')::int / 40
+        AND (a.payload->>'order_id')::int < (b.payload->>'order_id')::int AND a.position > b.position";
+    assert_eq!(database.count(overtaken).await, 0);
     assert_eq!(database.effects().await, 320);
     assert_eq!(database.count("SELECT count(DISTINCT order_id) FROM effect").await, 320);
 }

@@ -86,6 +86,18 @@ impl Harness for OnSqlite {
         });
     }
 
+    async fn publish_many(&self, orders: &[OrderCreated]) {
+        let mut connection = self.connection();
+        let tx = connection.transaction().unwrap();
+        assert_eq!(self.bus().publish_many(&tx, orders).unwrap().len(), orders.len());
+        tx.commit().unwrap();
+    }
+
+    async fn migrate_to_first(&self) {
+        let first = include_str!("../../migrations/sqlite/0001_outbox_and_deliveries.sql");
+        self.connection().execute_batch(first).unwrap();
+    }
+
     async fn execute(&self, sql: &str) {
         self.connection().execute(sql, []).unwrap();
     }

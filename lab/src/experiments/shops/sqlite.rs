@@ -14,11 +14,7 @@ pub(super) async fn one(setup: &Setup, size: SeedSize) -> Result<String, BoxErro
 }
 
 /// Two SQLite files in a temporary folder.
-pub(super) async fn copies(
-    setup: &Setup,
-    size: SeedSize,
-    naive: bool,
-) -> Result<(Store, Store), BoxError> {
+pub(super) async fn copies(setup: &Setup, size: SeedSize, naive: bool) -> Result<(Store, Store), BoxError> {
     let folder = folder(setup)?;
     let [seeded, before, after] = ["seeded", "before", "after"].map(|name| format!("{folder}/{name}.db"));
     fill(setup, &seeded, size).await?;

@@ -5,9 +5,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Error,
-    effects::{
-        NOTIFICATIONS, ORDER_CREATED, OrderCreated, STOCK, SendWelcomeEmail, WELCOME, sold_together,
-    },
+    effects::{NOTIFICATIONS, ORDER_CREATED, OrderCreated, STOCK, SendWelcomeEmail, WELCOME, sold_together},
     store::{HANDLER_GRACE, LEASE},
 };
 

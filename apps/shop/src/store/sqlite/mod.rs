@@ -162,9 +162,8 @@ impl SqliteStore {
     }
 
     pub(super) async fn orders_without_notification(&self, after: i64) -> Result<i64, Error> {
-        let count = move |db: &rusqlite::Connection| {
-            db.query_row(WITHOUT_NOTIFICATION, [after], |row| row.get(0))
-        };
+        let count =
+            move |db: &rusqlite::Connection| db.query_row(WITHOUT_NOTIFICATION, [after], |row| row.get(0));
         Ok(self.inner.pool.read(count).await?)
     }
 

@@ -81,10 +81,10 @@ pub(super) async fn expire(
                  SELECT position FROM greenwave_event_cursor
                  UNION ALL SELECT first - 1 FROM greenwave_event_range) taken
          )
-         DELETE FROM greenwave_event_log WHERE position <= (
-             SELECT max(o.position) FROM oldest o, passed p
+         DELETE FROM greenwave_event_log WHERE position = ANY (ARRAY (
+             SELECT o.position FROM oldest o, passed p
              WHERE o.logged_at < now() - $1 * interval '1 millisecond' AND o.position <= p.position
-                OR o.logged_at < now() - $2 * interval '1 millisecond')",
+                OR o.logged_at < now() - $2 * interval '1 millisecond'))",
     )
     .bind(millis(age))
     .bind(hard_age.map(millis))

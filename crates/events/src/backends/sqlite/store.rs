@@ -91,7 +91,8 @@ impl Store for Sqlite {
             let waiting = exists(connection, "SELECT EXISTS (SELECT 1 FROM greenwave_event_outbox)")?;
             let mut counted = counted.lock().unwrap_or_else(PoisonError::into_inner);
             let count = counted.is_none_or(|at| at.elapsed() >= COUNT_INTERVAL);
-            if !waiting && !(count && log::uncounted(connection)? > 0) {
+            let uncounted = count && log::uncounted(connection)? > 0;
+            if !waiting && !uncounted {
                 return Ok(Relayed::default());
             }
             let tx = connection.transaction_with_behavior(Immediate)?;

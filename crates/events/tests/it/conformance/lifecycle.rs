@@ -295,7 +295,8 @@ pub(crate) async fn several_processes_may_migrate_at_once<H: Harness>() {
     let buses = [database.bus(), database.bus(), database.bus()];
     let (one, two, three) = tokio::join!(buses[0].migrate(), buses[1].migrate(), buses[2].migrate());
     one.and(two).and(three).unwrap();
-    assert_eq!(database.count("SELECT count(*) FROM greenwave_event_migration").await, 2);
+    let twice = "SELECT count(*) - max(version) FROM greenwave_event_migration";
+    assert_eq!(database.count(twice).await, 0);
 }
 
 pub(crate) async fn a_run_without_tables_is_an_error<H: Harness>() {

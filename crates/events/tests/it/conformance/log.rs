@@ -235,7 +235,7 @@ pub(crate) async fn events_of_one_key_are_handled_in_order_in_the_whole_fleet<H:
     for running in running {
         running.stop().await;
     }
-    let seen = seen.lock().unwrap();
+    let seen = seen.lock().unwrap().clone();
     for parcel in 0..PARCELS {
         assert_eq!(seen[&parcel], (0..STEPS).collect::<Vec<_>>(), "parcel {parcel}");
     }
@@ -415,4 +415,91 @@ pub(crate) async fn in_process_handlers_hear_of_what_was_committed<H: Harness>()
     bus.committed(OrderCreated { order_id: 8 });
     assert_eq!(heard.next_sorted(2).await, [7, 8]);
     assert_eq!(heard.rest(), 0);
+}
+
+pub(crate) async fn many_events_are_published_in_one_call_and_in_their_order<H: Harness>() {
+    let database = H::new().await;
+    let bus = database.bus();
+    let mut heard = Heard::new();
+    let sender = heard.sender();
+    let one_by_one = SubscriptionConfig { concurrency: 1, ..impatient() };
+    bus.subscribe_with("mail", one_by_one, move |order: OrderCreated, _| {
+        let told = sender.send(order.order_id);
+        async move { told }
+    });
+    let running = Running::start(&bus);
+    bus.register().await.unwrap();
+    let orders: Vec<OrderCreated> = (0..50).rev().map(|order_id| OrderCreated { order_id }).collect();
+    database.publish_many(&orders).await;
+    for order_id in (0..50).rev() {
+        assert_eq!(heard.next().await, order_id);
+    }
+    running.stop().await;
+}
+
+/// Undelivered deliveries of a release that had no log, one of them leased and one to be tried again, and an event that
+/// was still in the outbox.
+pub(crate) async fn what_an_older_release_left_is_delivered<H: Harness>() {
+    let database = H::empty().await;
+    database.migrate_to_first().await;
+    let applied = "CREATE TABLE greenwave_event_migration (version bigint PRIMARY KEY, applied_at text)";
+    database.execute(applied).await;
+    database.execute("INSERT INTO greenwave_event_migration (version) VALUES (1)").await;
+    database
+        .execute("INSERT INTO greenwave_event_subscription (name, event) VALUES ('mail', 'order-created')")
+        .await;
+    let id = "'01890000-0000-7000-8000-000000000001'";
+    let now = H::PAST;
+    for (order, due, lease) in [(1, "NULL", "NULL"), (2, now, "NULL"), (3, now, "77")] {
+        let row =
+            format!("'mail', 'order-created', {id}, 1, '{{\"order_id\": {order}}}', {now}, {due}, {lease}");
+        database
+            .execute(&format!(
+                "INSERT INTO greenwave_event_delivery
+                     (subscription, event, event_id, version, payload, published_at, due_at, lease_id)
+                 VALUES ({row})"
+            ))
+            .await;
+    }
+    let waiting = format!(
+        "INSERT INTO greenwave_event_outbox (id, event, version, payload)
+         VALUES ({id}, 'order-created', 1, '{{\"order_id\": 4}}')"
+    );
+    database.execute(&waiting).await;
+
+    let bus = database.bus();
+    bus.migrate().await.unwrap();
+    assert_eq!(bus.backlog().await.unwrap().deliveries, 3);
+    let mut mail = Heard::new();
+    mail.subscribe(&bus, "mail");
+    let running = Running::start(&bus);
+    assert_eq!(mail.next_sorted(4).await, [1, 2, 3, 4]);
+    until_done(&bus).await;
+    running.stop().await;
+    assert_eq!(mail.rest(), 0);
+}
+
+/// A handler that dies with its process in the middle of a batch leaves no effect, and has it once in the end.
+pub(crate) async fn a_batch_whose_process_died_has_its_effects_once<H: Harness>() {
+    let database = H::new().await;
+    let mut batches = Heard::new();
+    let dying = database.bus();
+    database.subscribe_effects(&dying, "stock", batches.sender());
+    dying.register().await.unwrap();
+    database.publish_orders(0..200).await;
+    for milliseconds in [3, 6, 12, 24] {
+        let running = Running::start(&dying);
+        tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+        running.task.abort();
+        let _ = running.task.await;
+        database.expire_leases().await;
+    }
+    let living = database.bus();
+    database.subscribe_effects(&living, "stock", batches.sender());
+    let running = Running::start(&living);
+    until_done(&living).await;
+    running.stop().await;
+    assert!(batches.next().await > 0);
+    assert_eq!(database.effects().await, 200);
+    assert_eq!(database.count("SELECT count(DISTINCT order_id) FROM effect").await, 200);
 }
