@@ -6,6 +6,7 @@ mod client;
 mod config;
 mod control;
 mod edge;
+mod jobs;
 mod log;
 mod up;
 
@@ -42,6 +43,7 @@ Examples:
   greenwave lab                                   techniques to measure on this machine
   greenwave lab index                             what an index is worth on it
   greenwave advise --database postgres://…/shop   which indexes a database's statements want
+  greenwave jobs stats                            what waits in the queues, runs, and is dead
   greenwave shop seed --help                      fill a database for the shop
   greenwave config --reference > greenwave.toml   every setting, with its default";
 
@@ -60,6 +62,8 @@ enum Command {
     Lab(greenwave_lab::cli::LabArgs),
     /// Say which indexes a database's statements want, and which of its own it could do without.
     Advise(advise::AdviseArguments),
+    /// Look into the queues of jobs, and act on what is there.
+    Jobs(jobs::JobsArguments),
     /// Show the settings in force.
     Config {
         /// Show every setting there is, with its default and what it means.
@@ -110,6 +114,10 @@ fn run(arguments: Arguments) -> Result<()> {
         }
         Command::Lab(arguments) => block_on(greenwave_lab::cli::run(arguments)),
         Command::Advise(arguments) => block_on(advise::run(arguments)),
+        Command::Jobs(arguments) => {
+            let configured = config::load(config)?.jobs_database();
+            block_on(jobs::run(arguments, configured))
+        }
         Command::Config { reference: true } => {
             print!("{}", config::reference()?);
             Ok(())

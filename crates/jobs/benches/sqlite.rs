@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use greenwave_jobs::{BoxError, Job, Queue, Sqlite, Worker, WorkerConfig};
 use rusqlite::Connection;
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -45,28 +46,62 @@ impl Job for Kept {
     const KEEP: Duration = Duration::from_secs(3600);
 }
 
-/// One measurement of each round, by name; rates a second.
-#[derive(Default)]
+/// What the rounds measured.
 struct Arm {
     name: &'static str,
+    /// Jobs a second.
     rates: Vec<f64>,
+    /// Of this process, on all its threads, in µs a job.
+    cpu: Vec<f64>,
+}
+
+struct Measured {
+    jobs: usize,
+    took: Duration,
+    cpu: Duration,
+}
+
+struct Watch {
+    began: Instant,
+    cpu: Duration,
+}
+
+impl Watch {
+    fn start() -> Self {
+        Watch { began: Instant::now(), cpu: cpu() }
+    }
+
+    fn stop(&self, jobs: usize) -> Measured {
+        Measured { jobs, took: self.began.elapsed(), cpu: cpu() - self.cpu }
+    }
+}
+
+fn cpu() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap()
 }
 
 impl Arm {
     fn new(name: &'static str) -> Self {
-        Arm { name, rates: Vec::new() }
+        Arm { name, rates: Vec::new(), cpu: Vec::new() }
     }
 
-    fn add(&mut self, (jobs, took): (usize, Duration)) {
-        self.rates.push(jobs as f64 / took.as_secs_f64());
+    fn add(&mut self, Measured { jobs, took, cpu }: &Measured) {
+        self.rates.push(*jobs as f64 / took.as_secs_f64());
+        self.cpu.push(cpu.as_secs_f64() * 1e6 / *jobs as f64);
     }
 
     /// Each round's own ratio, so that what else the machine does falls on both alike.
     fn print(&self, base: &Arm) {
-        let ratios: Vec<f64> = self.rates.iter().zip(&base.rates).map(|(own, base)| own / base).collect();
-        let [low, middle, high] = spread(&ratios);
-        let rate = spread(&self.rates)[1];
-        println!("{:38} {rate:>9.0}/s   ÷ {}: {middle:.2} ({low:.2} to {high:.2})", self.name, base.name);
+        let ratio = |own: &[f64], base: &[f64]| {
+            spread(&own.iter().zip(base).map(|(own, base)| own / base).collect::<Vec<_>>())
+        };
+        let [low, middle, high] = ratio(&self.rates, &base.rates);
+        let [_, cpu, _] = ratio(&self.cpu, &base.cpu);
+        let (rate, used) = (spread(&self.rates)[1], spread(&self.cpu)[1]);
+        println!(
+            "{:30} {rate:>8.0}/s {used:>5.1} µs CPU   ÷ {}: rate {middle:.2} ({low:.2} to {high:.2}), CPU {cpu:.2}",
+            self.name, base.name
+        );
     }
 }
 
@@ -123,7 +158,7 @@ async fn measure(rounds: usize) {
         ];
         for (arm, measured) in measured {
             if round > 0 {
-                arm.add(measured);
+                arm.add(&measured);
             }
         }
         drained_to(&empty, JOBS / TASKS * TASKS + 250).await;
@@ -167,18 +202,18 @@ fn fill(path: &Path, waiting: u32, done: u32) {
     conn.pragma_update(None, "wal_checkpoint", "TRUNCATE").unwrap();
 }
 
-async fn pushed<J: Job>(queue: &Queue<Sqlite>, job: fn(usize) -> J) -> (usize, Duration) {
+async fn pushed<J: Job>(queue: &Queue<Sqlite>, job: fn(usize) -> J) -> Measured {
     let batches: Vec<Vec<J>> =
         (0..JOBS / BATCH).map(|batch| (0..BATCH).map(|n| job(batch * BATCH + n)).collect()).collect();
-    let began = Instant::now();
+    let watch = Watch::start();
     for batch in &batches {
         queue.push_many(batch).await.unwrap();
     }
-    (JOBS, began.elapsed())
+    watch.stop(JOBS)
 }
 
-async fn pushed_singly(queue: &Queue<Sqlite>, tasks: usize, jobs: usize) -> (usize, Duration) {
-    let began = Instant::now();
+async fn pushed_singly(queue: &Queue<Sqlite>, tasks: usize, jobs: usize) -> Measured {
+    let watch = Watch::start();
     let mut pushers = JoinSet::new();
     for _ in 0..tasks {
         let queue = queue.clone();
@@ -189,15 +224,15 @@ async fn pushed_singly(queue: &Queue<Sqlite>, tasks: usize, jobs: usize) -> (usi
         });
     }
     pushers.join_all().await;
-    (jobs / tasks * tasks, began.elapsed())
+    watch.stop(jobs / tasks * tasks)
 }
 
-async fn drained(queue: &Queue<Sqlite>) -> (usize, Duration) {
+async fn drained(queue: &Queue<Sqlite>) -> Measured {
     drained_to(queue, JOBS).await
 }
 
 /// Runs a worker until it has done so many jobs.
-async fn drained_to(queue: &Queue<Sqlite>, jobs: usize) -> (usize, Duration) {
+async fn drained_to(queue: &Queue<Sqlite>, jobs: usize) -> Measured {
     let (count, all) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
     let tally = {
         let (count, all) = (Arc::clone(&count), Arc::clone(&all));
@@ -219,11 +254,11 @@ async fn drained_to(queue: &Queue<Sqlite>, jobs: usize) -> (usize, Duration) {
             async { Ok::<(), BoxError>(()) }
         });
     let cancel = CancellationToken::new();
-    let began = Instant::now();
+    let watch = Watch::start();
     let worker = tokio::spawn(worker.run(cancel.clone()));
     all.notified().await;
-    let took = began.elapsed();
+    let measured = watch.stop(jobs);
     cancel.cancel();
     worker.await.unwrap().unwrap();
-    (jobs, took)
+    measured
 }

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::{Error, ObjectiveConfig};
 
 /// How a [`Worker`](crate::Worker) works. Durations are a year at most, `concurrency` and `max_batch` 100000.
 ///
@@ -66,6 +66,9 @@ pub struct WorkerConfig {
     /// parked sooner. More: a healthy job bears more kills of all workers, in each of which it happened to run.
     pub max_crashes: u32,
 
+    /// How long jobs of its queues may wait, at most one for each queue. Default: none.
+    pub objectives: Vec<ObjectiveConfig>,
+
     /// How long a stopping worker lets its jobs run before it returns them to the queue. Default: 10s.
     #[serde(with = "humantime_serde")]
     pub grace: Duration,
@@ -83,6 +86,7 @@ impl Default for WorkerConfig {
             retry_base: Duration::from_secs(1),
             retry_max: Duration::from_secs(3600),
             max_crashes: 3,
+            objectives: Vec::new(),
             grace: Duration::from_secs(10),
         }
     }
@@ -100,6 +104,16 @@ impl WorkerConfig {
         ];
         if let Some((name, _)) = positive.iter().find(|(_, holds)| !holds) {
             return refused(format!("`{name}` must be above zero"));
+        }
+        for ObjectiveConfig { queue, max_wait } in &self.objectives {
+            if !served.contains(&queue.as_str()) {
+                return refused(format!("an objective is for queue `{queue}`, which no handler serves"));
+            }
+            if max_wait.is_zero() || *max_wait > MAX_DURATION {
+                return refused(format!(
+                    "the objective of queue `{queue}` must be above zero, and at most a year"
+                ));
+            }
         }
         if self.lease < MIN_LEASE {
             return refused(format!("`lease` must be at least {MIN_LEASE:?}"));

@@ -27,7 +27,8 @@ pub struct DeadJob {
 }
 
 /// Why a job died.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum DeadReason {
     /// Its last allowed attempt failed.
@@ -47,12 +48,13 @@ pub enum DeadReason {
 }
 
 /// What one attempt failed with.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct AttemptError {
     /// The number of the attempt; the first is 1.
     pub attempt: u32,
     /// When it failed, by the database's clock.
+    #[serde(with = "humantime_serde")]
     pub at: SystemTime,
     /// The error and its causes.
     pub error: String,

@@ -10,8 +10,10 @@ mod deadline;
 mod error;
 #[cfg(feature = "nats")]
 mod forward;
+mod inspect;
 mod job;
 mod limits;
+mod objectives;
 mod push;
 mod queue;
 mod results;
@@ -38,8 +40,10 @@ pub use dead::{AttemptError, DeadJob, DeadReason};
 pub use error::Error;
 #[cfg(feature = "nats")]
 pub use forward::ForwardConfig;
+pub use inspect::{JobDetails, JobFilter, JobPage, JobState, JobSummary, QueueOverview, StateCounts};
 pub use job::{Job, JobId, PushOptions, Pushed};
 pub use limits::{QueueLimits, Rate};
+pub use objectives::ObjectiveConfig;
 pub use queue::{Queue, QueueStats};
 pub use results::{EndedJob, Outcome, Results};
 pub use schedule::{Missed, Schedule, ScheduleStatus};

@@ -6,6 +6,7 @@ use serde::Serialize;
 use crate::backends::Backend;
 use crate::dead::DeadJob;
 use crate::deadline::{in_time, within};
+use crate::inspect::Counts;
 use crate::job::{NewJob, Pushed};
 use crate::push::Pushes;
 use crate::trace::Traceparent;
@@ -19,6 +20,7 @@ use crate::{Error, Job, JobId, PushOptions, telemetry};
 pub struct Queue<B> {
     pub(crate) store: B,
     pub(crate) wakeups: Arc<Wakeups>,
+    pub(crate) counts: Arc<Counts>,
     pub(crate) pushes: Arc<Pushes>,
     pub(crate) traceparent: Traceparent,
 }
@@ -51,7 +53,13 @@ const MIGRATION: Duration = Duration::from_secs(5 * 60);
 
 impl<B: Backend> Queue<B> {
     pub(crate) fn over(store: B, wakeups: Arc<Wakeups>) -> Self {
-        Queue { store, wakeups, pushes: Arc::default(), traceparent: Traceparent::default() }
+        Queue {
+            store,
+            wakeups,
+            counts: Arc::default(),
+            pushes: Arc::default(),
+            traceparent: Traceparent::default(),
+        }
     }
 
     /// Stores with each job the [W3C traceparent](https://www.w3.org/TR/trace-context/) that this function answers, so

@@ -17,6 +17,23 @@ pub const RUN_DURATION: &str = "greenwave.jobs.run.duration";
 /// Histogram of the seconds between the time a job could run and its start, labels `queue` and `job`.
 pub const WAIT: &str = "greenwave.jobs.wait";
 
+/// Gauge of the jobs that could run now, label `queue`. One worker reports a queue for the fleet, and the others nothing
+/// or 0, so that sums over processes are right; so it is with the other gauges.
+pub const READY: &str = "greenwave.jobs.ready";
+
+/// Gauge of the seconds that the oldest ready job has waited, label `queue`; 0 if none waits.
+pub const OLDEST_READY: &str = "greenwave.jobs.oldest_ready";
+
+/// Gauge of the dead jobs, label `queue`.
+pub const DEAD_JOBS: &str = "greenwave.jobs.dead";
+
+/// Gauge, label `queue`: 1 while the queue misses its [objective](crate::ObjectiveConfig), 0 while it meets it.
+pub const OBJECTIVE_MISSED: &str = "greenwave.jobs.objective.missed";
+
+/// Target of the events that say that a queue misses its objective (ERROR), and that it meets it again (INFO); fields
+/// `queue`, `oldest`, `max_wait` and `ready`.
+pub const OBJECTIVE_TARGET: &str = "greenwave_jobs::objective";
+
 /// Counter of jobs pushed by a schedule, labels `schedule`, `queue` and `job`; [`PUSHED`] counts them too.
 pub const TICKS: &str = "greenwave.jobs.schedule.ticks";
 
@@ -85,6 +102,18 @@ pub(crate) fn pushed(queue: &'static str, job: &'static str, count: usize) {
 #[cfg(feature = "nats")]
 pub(crate) fn forwarded(queue: &'static str, count: usize) {
     metrics::counter!(FORWARDED, "queue" => queue).increment(count as u64);
+}
+
+pub(crate) fn observed(observed: &crate::backends::inspect::Observed) {
+    let queue = || observed.queue.clone();
+    metrics::gauge!(READY, "queue" => queue()).set(observed.ready as f64);
+    metrics::gauge!(DEAD_JOBS, "queue" => queue()).set(observed.dead as f64);
+    let oldest = observed.oldest.unwrap_or_default().as_secs_f64();
+    metrics::gauge!(OLDEST_READY, "queue" => queue()).set(oldest);
+}
+
+pub(crate) fn objective(queue: &str, missed: bool) {
+    metrics::gauge!(OBJECTIVE_MISSED, "queue" => queue.to_owned()).set(if missed { 1.0 } else { 0.0 });
 }
 
 /// Counts a job that a schedule pushed.

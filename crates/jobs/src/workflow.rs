@@ -1,8 +1,10 @@
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::backends::SqlBackend;
 use crate::backends::flows::Edge;
-use crate::deadline::in_time;
+use crate::deadline::{in_time, within};
 use crate::error::chain;
 use crate::job::{NewJob, Start};
 use crate::{Error, Job, JobId, PushOptions, Pushed, Queue, telemetry};
@@ -149,6 +151,15 @@ impl Workflow {
         self.jobs.is_empty()
     }
 
+    /// How many jobs of each queue wait for none.
+    pub(crate) fn first(&self) -> BTreeMap<&'static str, usize> {
+        let mut first = BTreeMap::new();
+        for job in self.jobs.iter().filter(|job| !matches!(job.start, Start::After(_))) {
+            *first.entry(job.queue).or_insert(0) += 1;
+        }
+        first
+    }
+
     /// What is to be stored, with the trace of whoever pushes it.
     pub(crate) fn parts(&self, trace: Option<&str>) -> Result<(Vec<NewJob>, Vec<Edge>), Error> {
         if let Some(error) = &self.error {
@@ -159,7 +170,7 @@ impl Workflow {
     }
 }
 
-/// The ids of a workflow's jobs.
+/// The ids of a workflow's jobs, once it is pushed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PushedWorkflow {
     workflow: u64,
@@ -185,13 +196,17 @@ impl PushedWorkflow {
     }
 }
 
+/// How long a push may take: a workflow may have a million jobs, and is stored as a whole.
+const PUSH: Duration = Duration::from_secs(5 * 60);
+
 impl<B: SqlBackend> Queue<B> {
     /// Stores all jobs of a workflow, or none.
     ///
     /// The same workflow may be pushed again, as other jobs.
     ///
     /// # Errors
-    /// [`Error::Workflow`] if it was put together wrongly: the message says which job.
+    /// [`Error::Workflow`] if it was put together wrongly: the message says which job. [`Error::Full`] if a queue has no
+    /// room for those of its jobs that wait for none; the others find room when their turn comes.
     ///
     /// # Cancel safety
     /// As for [`push`](Self::push).
@@ -200,7 +215,10 @@ impl<B: SqlBackend> Queue<B> {
         if jobs.is_empty() {
             return Ok(PushedWorkflow::new(workflow, Vec::new()));
         }
-        let pushed = in_time(self.store.push_workflow(jobs, edges)).await?;
+        for (queue, jobs) in workflow.first() {
+            in_time(self.store.admit(queue, jobs)).await?;
+        }
+        let pushed = within(PUSH, self.store.push_workflow(jobs, edges)).await?;
         self.wake();
         Ok(PushedWorkflow::new(workflow, pushed))
     }

@@ -57,6 +57,10 @@ pub(crate) const DB_BATCH: &str = "greenwave.db.batch.size";
 pub(crate) const JOBS_PUSHED: &str = "greenwave.jobs.pushed";
 pub(crate) const JOBS_RUN: &str = "greenwave.jobs.run.duration";
 pub(crate) const JOBS_WAIT: &str = "greenwave.jobs.wait";
+pub(crate) const JOBS_READY: &str = "greenwave.jobs.ready";
+pub(crate) const JOBS_OLDEST: &str = "greenwave.jobs.oldest_ready";
+pub(crate) const JOBS_DEAD: &str = "greenwave.jobs.dead";
+pub(crate) const JOBS_OBJECTIVE: &str = "greenwave.jobs.objective.missed";
 
 pub(crate) const EVENTS_PUBLISHED: &str = "greenwave.events.published";
 pub(crate) const EVENTS_HANDLED: &str = "greenwave.events.handled";
@@ -87,6 +91,10 @@ pub(crate) const ALL: &[&str] = &[
     JOBS_PUSHED,
     JOBS_RUN,
     JOBS_WAIT,
+    JOBS_READY,
+    JOBS_OLDEST,
+    JOBS_DEAD,
+    JOBS_OBJECTIVE,
     EVENTS_PUBLISHED,
     EVENTS_HANDLED,
     EVENTS_HANDLE,

@@ -1,7 +1,7 @@
 //! `greenwave ps`, `logs`, `reload`, `stop`, `scale` and `purge`: they talk with the `greenwave up` that runs.
 
 mod command;
-mod table;
+pub(crate) mod table;
 
 use std::{
     io::{ErrorKind, IsTerminal, Write, stderr, stdout},
@@ -59,7 +59,7 @@ impl Conversation {
 }
 
 /// Writes to standard output; whoever reads it may leave, as `head` does.
-fn print(text: &str) -> Result<()> {
+pub(crate) fn print(text: &str) -> Result<()> {
     let mut out = stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),

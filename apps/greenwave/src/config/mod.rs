@@ -41,6 +41,8 @@ pub(crate) struct Config {
     pub edge: Edge,
     /// The live dashboard.
     pub dashboard: Dashboard,
+    /// The queues of jobs that `greenwave jobs` and the dashboard's page of jobs look into.
+    pub jobs: Jobs,
     /// The reference service, which runs when nothing else is configured.
     pub shop: Shop,
 }
@@ -56,6 +58,7 @@ impl Default for Config {
             logs: LogFileConfig::default(),
             edge: Edge::default(),
             dashboard: Dashboard::default(),
+            jobs: Jobs::default(),
             shop: Shop::default(),
         }
     }
@@ -91,6 +94,15 @@ impl Default for Dashboard {
     fn default() -> Self {
         Dashboard { listen: "127.0.0.1:8090".into(), token: String::new() }
     }
+}
+
+/// The queues of jobs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Jobs {
+    /// The database in which they are: `postgres://…` or `sqlite:PATH`; empty is the shop's, where the shop runs or has one.
+    /// Default: "".
+    pub database: String,
 }
 
 /// Where the shop keeps its data.
@@ -135,6 +147,15 @@ impl Config {
         }
     }
 
+    /// Where the jobs are, if any are known of.
+    pub(crate) fn jobs_database(&self) -> Option<String> {
+        if !self.jobs.database.is_empty() {
+            return Some(self.jobs.database.clone());
+        }
+        let shop = self.runs_shop() || !self.shop.database_url.is_empty();
+        self.shop_defaults().database_url.filter(|_| shop)
+    }
+
     /// The same with its secrets blacked out, to be shown.
     pub(crate) fn redacted(&self) -> Config {
         let mut shown = self.clone();
@@ -145,7 +166,7 @@ impl Config {
         for app in shown.apps.values_mut().chain([&mut shown.app]) {
             app.env.values_mut().for_each(|value| *value = "***".into());
         }
-        for url in [&mut shown.shop.database_url, &mut shown.shop.redis_url] {
+        for url in [&mut shown.jobs.database, &mut shown.shop.database_url, &mut shown.shop.redis_url] {
             *url = redact(url);
         }
         shown

@@ -27,18 +27,19 @@ struct Admin {
 }
 
 /// `POST /admin/purge` with `{"url": …}`, `{"prefix": …}`, `{"tag": …}` or `"all"`; `GET /admin/cache` for what the
-/// cache has done; `GET /admin/instances`.
+/// cache has done; `GET /admin/instances`. And the routes about `jobs`.
 pub(super) fn router(
     control: PathBuf,
     instances: watch::Receiver<Vec<InstanceStatus>>,
     cache: HttpCache,
+    jobs: Router,
 ) -> Router {
-    Router::new()
+    let own = Router::new()
         .route("/admin/purge", post(purge))
         .route("/admin/cache", get(stats))
         .route("/admin/instances", get(list))
-        .layer(middleware::from_fn(refuse_other_sites))
-        .with_state(Admin { control: Arc::new(control), instances, cache })
+        .with_state(Admin { control: Arc::new(control), instances, cache });
+    own.merge(jobs).layer(middleware::from_fn(refuse_other_sites))
 }
 
 async fn list(State(admin): State<Admin>) -> Json<Vec<InstanceStatus>> {

@@ -18,7 +18,7 @@ use tracing::warn;
 /// Serves until `stop`.
 pub(super) async fn serve<F, Fut>(
     listener: TcpListener,
-    token: Option<String>,
+    config: DashboardConfig,
     source: F,
     admin: Router,
     stop: CancellationToken,
@@ -26,7 +26,7 @@ pub(super) async fn serve<F, Fut>(
     F: Fn() -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Sources> + Send + 'static,
 {
-    let config = DashboardConfig { token: token.clone(), ..Default::default() };
+    let token = config.token.clone();
     let router = router_until(config, source, stop.clone()).merge(guarded(admin, token));
     let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await;
     if let Err(error) = served {

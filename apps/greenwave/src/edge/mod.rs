@@ -5,6 +5,7 @@ mod admin;
 mod cache;
 mod dashboard;
 mod groups;
+mod jobs;
 mod link;
 
 use std::{
@@ -15,7 +16,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use greenwave_edge::{Error, InstanceStatus, LogFileConfig, Proxy};
-use greenwave_monitor::Monitor;
+use greenwave_monitor::{Monitor, dashboard::DashboardConfig};
 use listenfd::ListenFd;
 use tokio::{
     net,
@@ -112,9 +113,15 @@ impl Edge {
         // Whether another edge goes on with the sockets is known only at the end: until then it is supposed.
         let serving = tokio::spawn(proxy.clone().with_successor().serve(listeners, drain.clone()));
         let source = dashboard::source(seen.clone(), monitor, &start.sockets);
-        let admin = admin::router(start.control, seen, proxy.cache());
-        let token = Some(start.config.dashboard.token).filter(|token| !token.is_empty());
-        let dashboard = tokio::spawn(dashboard::serve(board, token, source, admin, stop_dashboard.clone()));
+        let jobs = start.config.jobs_database();
+        let config = DashboardConfig {
+            links: jobs.iter().map(|_| jobs::link()).collect(),
+            token: Some(start.config.dashboard.token).filter(|token| !token.is_empty()),
+            ..DashboardConfig::default()
+        };
+        let admin =
+            admin::router(start.control, seen, proxy.cache(), jobs.map(jobs::router).unwrap_or_default());
+        let dashboard = tokio::spawn(dashboard::serve(board, config, source, admin, stop_dashboard.clone()));
         Ok(Edge { groups, proxy, sockets, serving, drain, instances, dashboard, stop_dashboard })
     }
 

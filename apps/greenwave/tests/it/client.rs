@@ -30,7 +30,7 @@ pub(crate) async fn post(
     send(client, request.body(Full::from(body.to_string())).unwrap()).await
 }
 
-async fn send(
+pub(crate) async fn send(
     client: &Http,
     request: Request<Full<Bytes>>,
 ) -> Result<(StatusCode, String), hyper_util::client::legacy::Error> {

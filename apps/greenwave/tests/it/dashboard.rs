@@ -7,13 +7,15 @@ use std::{
 };
 
 use fantoccini::{Client, ClientBuilder};
+use greenwave_jobs::{JobState, Queue};
 use greenwave_test_servers::Program;
 use serde_json::json;
 use tempfile::TempDir;
 
 use crate::{
     any_command::up_with,
-    client::{client, get},
+    client::{client, get, send},
+    jobs::push,
     program::{Up, until},
 };
 
@@ -54,6 +56,75 @@ async fn the_page_shows_instances_and_routes_and_updates_itself() {
     browser.page.clone().close().await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_are_retried_and_cancelled_and_a_queue_is_paused_on_the_page() {
+    let folder = TempDir::new().unwrap();
+    let up = Up::start(&folder, &[], &["--instances", "1"]);
+    // Nobody serves this queue.
+    let queue = Queue::sqlite(folder.path().join("greenwave-data/shop.db")).unwrap();
+    let ids = push(&queue, &["ada", "<b>bob</b>"]).await;
+    assert!(queue.cancel(ids[0]).await.unwrap());
+
+    let browser = Browser::start(&folder).await;
+    let page = &browser.page;
+    page.goto(&up.dashboard).await.unwrap();
+    appears(page, "#links a[href='/jobs']", "Jobs").await;
+    press(page, "#links a[href='/jobs']").await;
+    let row = |at: usize| format!("#jobs tr[data-id='{}']", ids[at]);
+    appears(page, &row(0), "dead (cancelled)").await;
+    assert_eq!(text(page, &row(1)).await, "", "only the dead are listed");
+    press(page, &row(0)).await;
+    appears(page, "#details-text", "\"to\": \"ada\"").await;
+
+    press(page, &format!("{} td:last-child button", row(0))).await;
+    appears(page, "#said", "1 job retried").await;
+    assert_eq!(queue.show(ids[0]).await.unwrap().unwrap().summary.state, JobState::Ready);
+    appears(page, "#no-jobs", "No job").await;
+
+    press(page, "#queues tr[data-queue='letters'] button").await;
+    appears(page, "#queues tr[data-queue='letters']", "paused").await;
+    assert_eq!(queue.paused().await.unwrap(), ["letters"]);
+    press(page, "#queues tr[data-queue='letters'] button").await;
+    appears(page, "#queues tr[data-queue='letters']", "open").await;
+    assert!(queue.paused().await.unwrap().is_empty());
+
+    let choose = "const state = document.querySelector('#state'); state.value = 'ready'; \
+                  state.dispatchEvent(new Event('input'))";
+    page.execute(choose, Vec::new()).await.unwrap();
+    appears(page, &row(1), "<b>bob</b>").await;
+    press(page, &format!("{} td:last-child button", row(1))).await;
+    appears(page, "#said", "1 job cancelled").await;
+    assert_eq!(queue.show(ids[1]).await.unwrap().unwrap().summary.state, JobState::Dead);
+    browser.page.clone().close().await.unwrap();
+}
+
+#[tokio::test]
+async fn jobs_are_not_touched_for_the_page_of_another_site() {
+    let folder = TempDir::new().unwrap();
+    let up = Up::start(&folder, &[], &["--instances", "1"]);
+    let queue = Queue::sqlite(folder.path().join("greenwave-data/shop.db")).unwrap();
+    let ids = push(&queue, &["ada"]).await;
+    let cancel = |origin: &str, kind: &str| {
+        let request = hyper::Request::post(format!("{}/admin/jobs/cancel", up.dashboard));
+        let request = request.header("origin", origin).header("content-type", kind);
+        let body = json!({ "ids": ids }).to_string();
+        let request = request.body(http_body_util::Full::from(body)).unwrap();
+        async move { send(&client(), request).await.unwrap().0.as_u16() }
+    };
+    assert_eq!(cancel("http://evil.example", "application/json").await, 403);
+    // A form can send no JSON.
+    assert_eq!(cancel(&up.dashboard, "text/plain").await, 415);
+    let url = format!("{}/admin/jobs/cancel", up.dashboard);
+    assert_eq!(get(&client(), &url).await.unwrap().0, 405);
+    assert_eq!(queue.show(ids[0]).await.unwrap().unwrap().summary.state, JobState::Ready);
+    assert_eq!(cancel(&up.dashboard, "application/json").await, 200);
+    let guarded = up_with(&folder, &[("GREENWAVE_DASHBOARD__TOKEN", "sesame")], &[]);
+    for path in ["/jobs", "/admin/jobs", "/admin/jobs/queues"] {
+        let url = format!("{}{path}", guarded.dashboard);
+        assert!(get(&client(), &url).await.unwrap().0.is_client_error(), "{path}");
+    }
+}
+
 #[tokio::test]
 async fn a_token_is_demanded_and_the_page_of_another_host_is_refused() {
     let folder = TempDir::new().unwrap();
@@ -77,6 +148,17 @@ async fn appears(page: &Client, selector: &str, part: &str) {
             return;
         }
         assert!(Instant::now() < deadline, "{selector} shows {shown:?}, not {part:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Presses what is there, once it is.
+async fn press(page: &Client, selector: &str) {
+    let script =
+        "const found = document.querySelector(arguments[0]); if (found) found.click(); return !!found";
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while page.execute(script, vec![json!(selector)]).await.unwrap() != json!(true) {
+        assert!(Instant::now() < deadline, "{selector} is not there");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }

@@ -8,6 +8,7 @@ mod client;
 mod control;
 mod dashboard;
 mod errors;
+mod jobs;
 mod keep_alive;
 mod killed;
 mod program;

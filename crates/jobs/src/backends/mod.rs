@@ -1,6 +1,7 @@
 //! What the worker and the queue ask of a database.
 
 pub(crate) mod flows;
+pub(crate) mod inspect;
 pub(crate) mod limits;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -27,8 +28,8 @@ use crate::{Error, JobId};
 pub trait Backend: Store {}
 
 /// An SQL database that can hold a [`Queue`](crate::Queue), and do what only one can: limits, pauses, schedules,
-/// workflows, results. Sealed.
-pub trait SqlBackend: Backend + flows::FlowStore + limits::LimitStore {}
+/// workflows, results, inspection. Sealed.
+pub trait SqlBackend: Backend + flows::FlowStore + inspect::InspectStore + limits::LimitStore {}
 
 /// One hold of one job. Settling a job names its lease, so it has no effect once another worker has the job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -204,6 +205,14 @@ pub trait Store: Clone + Send + Sync + 'static {
     /// The latest dead jobs, newest first.
     fn dead(&self, limit: usize) -> impl Future<Output = Result<Vec<DeadJob>, Error>> + Send;
     fn retry_dead(&self, id: JobId) -> impl Future<Output = Result<bool, Error>> + Send;
+
+    /// Measures those of the queues that no other worker observes, and claims them for so long.
+    fn observe(
+        &self,
+        holder: i64,
+        queues: &[&str],
+        hold: Duration,
+    ) -> impl Future<Output = Result<Vec<inspect::Observed>, Error>> + Send;
 
     /// Tells other processes, soon and without a promise.
     fn announce(&self, notice: Notice);

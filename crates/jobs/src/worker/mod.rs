@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backends::Backend;
 use crate::deadline::in_time;
 use crate::error::chain;
-use crate::{BoxError, Error, Job, Queue, WorkerConfig};
+use crate::{BoxError, Error, Job, Queue, WorkerConfig, objectives};
 use attempt::Shared;
 pub use context::JobContext;
 use exchange::Exchanger;
@@ -191,6 +191,7 @@ impl<B: Backend> Worker<B> {
         let leases = Leases::new(stopping.clone());
         let settling = settle::settle(queue.store.clone(), settlements, config.max_batch);
         let keeping = leases::keep(queue.store.clone(), Arc::clone(&leases), config.lease);
+        let observing = objectives::watch(queue.store.clone(), handlers.queues(), config.objectives.clone());
         let listening = queue.store.listen(Arc::clone(&queue.wakeups));
         let too_late = {
             let (cancel, patience) = (cancel.clone(), config.grace.saturating_add(FLUSH_DEADLINE));
@@ -208,6 +209,7 @@ impl<B: Backend> Worker<B> {
             ((), ()) = async { tokio::join!(exchanging, settling) } => {}
             () = keeping => {}
             () = listening => {}
+            () = observing => {}
             () = too_late => tracing::warn!(
                 "the worker stopped before all results were recorded; their jobs run again when the leases end"
             ),

@@ -25,6 +25,15 @@ pub(crate) trait Fixture: Sized {
     /// Pushes in a transaction of the caller's, which then ends as asked.
     async fn push_in_transaction(&self, queue: &Queue<Self::Backend>, notes: &[Note], commit: bool);
 
+    /// Makes the database refuse notes that say `bad`.
+    const REFUSE: &str;
+
+    /// Runs statements.
+    async fn execute(&self, sql: &'static str);
+
+    /// The text in the first row, if there is one and it is not null.
+    async fn text(&self, sql: &'static str) -> Option<String>;
+
     async fn ready() -> (Self, Queue<Self::Backend>) {
         let fixture = Self::empty().await;
         let queue = fixture.connect();
@@ -41,6 +50,20 @@ pub(crate) struct PostgresFixture {
 #[cfg(feature = "postgres")]
 impl Fixture for PostgresFixture {
     type Backend = greenwave_jobs::Postgres;
+
+    const REFUSE: &str = "
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN RAISE EXCEPTION 'it is bad'; END $$;
+        CREATE TRIGGER refuse BEFORE INSERT ON greenwave_jobs
+            FOR EACH ROW WHEN (NEW.payload::text LIKE '%bad%') EXECUTE FUNCTION refuse()";
+
+    async fn execute(&self, sql: &'static str) {
+        sqlx::raw_sql(sql).execute(&self.pool).await.unwrap();
+    }
+
+    async fn text(&self, sql: &'static str) -> Option<String> {
+        sqlx::query_scalar::<_, Option<String>>(sql).fetch_optional(&self.pool).await.unwrap().flatten()
+    }
 
     async fn empty() -> Self {
         let url = tokio::task::spawn_blocking(greenwave_test_servers::postgres_database).await.unwrap();
@@ -72,11 +95,30 @@ impl SqliteFixture {
     pub(crate) fn path(&self) -> std::path::PathBuf {
         self.folder.path().join("jobs.db")
     }
+
+    fn conn(&self) -> rusqlite::Connection {
+        let conn = rusqlite::Connection::open(self.path()).unwrap();
+        conn.busy_timeout(PATIENCE).unwrap();
+        conn
+    }
 }
 
 #[cfg(feature = "sqlite")]
 impl Fixture for SqliteFixture {
     type Backend = greenwave_jobs::Sqlite;
+
+    const REFUSE: &str = "
+        CREATE TRIGGER refuse BEFORE INSERT ON greenwave_jobs WHEN NEW.payload LIKE '%bad%'
+            BEGIN SELECT RAISE(ABORT, 'it is bad'); END";
+
+    async fn execute(&self, sql: &'static str) {
+        self.conn().execute_batch(sql).unwrap();
+    }
+
+    async fn text(&self, sql: &'static str) -> Option<String> {
+        let text = self.conn().query_row(sql, [], |row| row.get::<_, Option<String>>(0));
+        rusqlite::OptionalExtension::optional(text).unwrap().flatten()
+    }
 
     async fn empty() -> Self {
         SqliteFixture { folder: tempfile::tempdir().unwrap() }
@@ -87,8 +129,7 @@ impl Fixture for SqliteFixture {
     }
 
     async fn push_in_transaction(&self, queue: &Queue<Self::Backend>, notes: &[Note], commit: bool) {
-        let mut conn = rusqlite::Connection::open(self.path()).unwrap();
-        conn.busy_timeout(PATIENCE).unwrap();
+        let mut conn = self.conn();
         let tx = conn.transaction().unwrap();
         queue.push_in(&tx, &notes[0]).unwrap();
         queue.push_many_in(&tx, &notes[1..]).unwrap();

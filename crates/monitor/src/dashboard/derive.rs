@@ -214,14 +214,21 @@ fn caches(recent: &Metrics, total: &Metrics, span: Duration) -> Vec<CacheRow> {
 
 fn queues(recent: &Metrics, total: &Metrics, span: Duration) -> Vec<QueueRow> {
     let pushed = counted(total, names::JOBS_PUSHED, ["queue"]);
-    let known: BTreeSet<_> =
-        pushed.keys().cloned().chain(grouped(total, names::JOBS_WAIT, ["queue"]).into_keys()).collect();
+    let [ready, oldest, dead, missed] =
+        [names::JOBS_READY, names::JOBS_OLDEST, names::JOBS_DEAD, names::JOBS_OBJECTIVE]
+            .map(|name| gauged(total, name, ["queue"]));
+    let waited = grouped(total, names::JOBS_WAIT, ["queue"]).into_keys();
+    let known: BTreeSet<_> = pushed.keys().chain(ready.keys()).cloned().chain(waited).collect();
     let recently = counted(recent, names::JOBS_PUSHED, ["queue"]);
     let waits = grouped(recent, names::JOBS_WAIT, ["queue"]);
     let rows = known.into_iter().map(|key| QueueRow {
         rate: per_second(recently.get(&key).copied().unwrap_or(0), span),
         pushed: pushed.get(&key).copied().unwrap_or(0),
         latency: waits.get(&key).map(Latency::of).unwrap_or_default(),
+        ready: ready.get(&key).copied(),
+        oldest: oldest.get(&key).copied(),
+        dead: dead.get(&key).copied(),
+        late: missed.get(&key).is_some_and(|missed| *missed > 0.0),
         queue: first(key),
     });
     rows.collect()
@@ -286,6 +293,14 @@ fn grouped<const N: usize>(
     let mut groups: BTreeMap<[String; N], Histogram> = BTreeMap::new();
     for (series, histogram) in of_name(&metrics.histograms, name) {
         groups.entry(key(series, labels)).or_default().add(histogram);
+    }
+    groups
+}
+
+fn gauged<const N: usize>(metrics: &Metrics, name: &str, labels: [&str; N]) -> BTreeMap<[String; N], f64> {
+    let mut groups: BTreeMap<[String; N], f64> = BTreeMap::new();
+    for (series, value) in of_name(&metrics.gauges, name) {
+        *groups.entry(key(series, labels)).or_default() += value;
     }
     groups
 }

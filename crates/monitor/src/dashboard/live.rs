@@ -15,7 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::overview::Point;
 use super::sampler::Sampler;
-use super::{DashboardConfig, Overview, Sources};
+use super::{DashboardConfig, Link, Overview, Sources};
 use crate::export;
 
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -24,6 +24,7 @@ const SOURCE_DEADLINE: Duration = Duration::from_secs(5);
 
 pub(super) struct Live {
     title: String,
+    links: Vec<Link>,
     // The latest overview as an event, made once for all who follow; whoever is slow skips some.
     latest: watch::Receiver<Bytes>,
     sampler: Arc<Mutex<Sampler>>,
@@ -35,6 +36,7 @@ pub(super) struct Live {
 #[derive(Serialize)]
 struct Hello<'a> {
     title: &'a str,
+    links: &'a [Link],
     history: Vec<Point>,
 }
 
@@ -51,7 +53,8 @@ impl Live {
             cancel.run_until_cancelled(produce).await;
         });
         let viewers = Arc::new(Semaphore::new(config.max_viewers.min(Semaphore::MAX_PERMITS)));
-        Live { title: config.title.clone(), latest, sampler, viewers, _task: AbortOnDropHandle::new(task) }
+        let (title, links) = (config.title.clone(), config.links.clone());
+        Live { title, links, latest, sampler, viewers, _task: AbortOnDropHandle::new(task) }
     }
 
     pub(super) fn is_running(&self) -> bool {
@@ -70,7 +73,8 @@ impl Live {
         let mut latest = self.latest.clone();
         let now = latest.borrow_and_update().clone();
         let sampler = self.sampler.lock().unwrap_or_else(PoisonError::into_inner);
-        let hello = Hello { title: &self.title, history: sampler.history().iter().copied().collect() };
+        let history = sampler.history().iter().copied().collect();
+        let hello = Hello { title: &self.title, links: &self.links, history };
         let hello = event("retry: 2000\nevent: hello\n", &hello);
         let updates = stream::unfold((latest, place), next);
         let events = stream::iter([hello, now]).chain(updates).filter(|event| {

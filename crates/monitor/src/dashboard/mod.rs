@@ -55,11 +55,24 @@ pub struct DashboardConfig {
     pub token: Option<String>,
     /// Most pages that may follow at once; more are refused with 503. Default: 64.
     pub max_viewers: usize,
+    /// Pages that the program serves beside the dashboard, and behind its door ([`guarded`]): the dashboard links them.
+    /// Default: none.
+    pub links: Vec<Link>,
+}
+
+/// A page beside the dashboard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Link {
+    /// What the link says.
+    pub title: String,
+    /// Where it leads, as in `/jobs`.
+    pub path: String,
 }
 
 impl Default for DashboardConfig {
     fn default() -> Self {
-        DashboardConfig { title: "Greenwave".to_owned(), token: None, max_viewers: 64 }
+        DashboardConfig { title: "Greenwave".to_owned(), token: None, max_viewers: 64, links: Vec::new() }
     }
 }
 
@@ -69,6 +82,7 @@ impl std::fmt::Debug for DashboardConfig {
             .field("title", &self.title)
             .field("token", &self.token.as_ref().map(|_| "…"))
             .field("max_viewers", &self.max_viewers)
+            .field("links", &self.links)
             .finish()
     }
 }
@@ -125,13 +139,34 @@ pub fn guarded(router: Router, token: Option<String>) -> Router {
     router.layer(middleware::from_fn_with_state(Arc::new(access::Doors::new(token)), access::check))
 }
 
+/// A page of a program's own in the look of the dashboard, for a [`Link`]: the elements of its body, and a script.
+///
+/// Neither may be made of what others have said: the script is to fetch that, from paths of the same origin, and to set
+/// it as text. A policy keeps everything else out: no other script, no style but the dashboard's, no other origin.
+///
+/// ```
+/// # use axum::{Router, routing::get};
+/// use greenwave_monitor::dashboard::{guarded, own_page};
+///
+/// let page = || async { own_page("Jobs", "<main id=\"jobs\"></main>", "fetch('/admin/jobs')") };
+/// let router: Router = guarded(Router::new().route("/jobs", get(page)), None);
+/// ```
+pub fn own_page(title: &str, body: &str, script: &str) -> Response {
+    let page = include_str!("frame.html").replace("{{title}}", title);
+    render(&page.replace("{{body}}", body).replace("{{script}}", script))
+}
+
 async fn page() -> Response {
+    render(include_str!("page.html"))
+}
+
+fn render(page: &str) -> Response {
     let nonce = format!("{:032x}", rand::random::<u128>());
     let policy = format!(
         "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; \
          img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     );
-    let page = include_str!("page.html").replace("{{nonce}}", &nonce);
+    let page = page.replace("{{style}}", include_str!("style.css")).replace("{{nonce}}", &nonce);
     ([(header::CONTENT_SECURITY_POLICY, policy)], Html(page)).into_response()
 }
 

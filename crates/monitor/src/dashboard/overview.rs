@@ -186,6 +186,14 @@ pub struct QueueRow {
     pub rate: f64,
     /// Jobs pushed in total.
     pub pushed: u64,
+    /// Jobs that could run now, where a worker reports it; so it is with the next three.
+    pub ready: Option<f64>,
+    /// Seconds that the oldest of them has waited.
+    pub oldest: Option<f64>,
+    /// Jobs that will not run again by themselves.
+    pub dead: Option<f64>,
+    /// Whether the queue misses its objective: jobs wait longer than they may.
+    pub late: bool,
     /// How long they waited to start.
     #[serde(flatten)]
     pub latency: Latency,

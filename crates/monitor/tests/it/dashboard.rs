@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use greenwave_monitor::dashboard::{
-    DashboardConfig, InstanceRow, Overview, Point, Sources, router, router_until,
+    DashboardConfig, InstanceRow, Link, Overview, Point, Sources, guarded, own_page, router, router_until,
 };
 use greenwave_monitor::{Monitor, Snapshot};
 use http::{Request, Response, StatusCode, header};
@@ -301,6 +301,24 @@ async fn the_page_is_whole_and_guarded() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_page_of_the_program_s_own_is_linked_and_guarded() {
+    let link = Link { title: "Jobs".into(), path: "/jobs".into() };
+    let router = empty(DashboardConfig { links: vec![link], ..Default::default() });
+    let hello = Events::of(&router).await.next().await.unwrap().1;
+    assert!(hello.contains(r#""links":[{"title":"Jobs","path":"/jobs"}]"#), "{hello}");
+
+    let page = || async { own_page("Jobs", "<main id=\"jobs\"></main>", "show()") };
+    let router = guarded(Router::new().route("/jobs", axum::routing::get(page)), None);
+    let response = get(&router, "/jobs", LOCAL).await;
+    let policy = response.headers()[header::CONTENT_SECURITY_POLICY].to_str().unwrap().to_owned();
+    assert!(policy.starts_with("default-src 'none';") && !policy.contains("unsafe"), "{policy}");
+    let page = text(response).await;
+    assert!(page.contains("<title>Jobs</title>") && page.contains("<main id=\"jobs\"></main>"));
+    assert!(page.contains("show()") && !page.contains("{{"), "{page}");
+    assert_eq!(get(&router, "/jobs", &[("host", "example.com")]).await.status(), StatusCode::FORBIDDEN);
+}
+
+#[tokio::test(start_paused = true)]
 async fn hostile_names_stay_data() {
     const HOSTILE: &str = "</script><img src=x onerror=alert(1)>\n\ndata: {}\n\nevent: hello\r\u{2028}\"'\\";
     let monitor = monitor_of(|| {
@@ -352,6 +370,11 @@ async fn every_known_signal_has_its_row() {
                 histogram!("greenwave.jobs.wait", "queue" => "default").record(0.5);
                 histogram!("greenwave.jobs.run.duration", "job" => "welcome", "outcome" => "completed")
                     .record(0.2);
+                gauge!("greenwave.jobs.ready", "queue" => "default").set(12);
+                gauge!("greenwave.jobs.oldest_ready", "queue" => "default").set(7.5);
+                gauge!("greenwave.jobs.dead", "queue" => "other").set(3);
+                gauge!("greenwave.jobs.ready", "queue" => "other").set(0);
+                gauge!("greenwave.jobs.objective.missed", "queue" => "default").set(1);
                 counter!("greenwave.events.published", "event" => "order-created").increment(5);
                 counter!("greenwave.events.handled", "subscription" => "stock", "outcome" => "handled")
                     .increment(5);
@@ -383,6 +406,12 @@ async fn every_known_signal_has_its_row() {
     assert!(close(overview.databases[0].latency.p99.unwrap(), 0.004));
     assert!(close(overview.batches[0].size.unwrap(), 12.0));
     assert!(close(overview.queues[0].rate, 2.0) && close(overview.queues[0].latency.p99.unwrap(), 0.5));
+    let [default, other] = &overview.queues[..] else { panic!("{:?}", overview.queues) };
+    assert_eq!(
+        (default.ready, default.oldest, default.dead, default.late),
+        (Some(12.0), Some(7.5), None, true)
+    );
+    assert_eq!((other.ready, other.dead, other.late), (Some(0.0), Some(3.0), false));
     assert!(overview.jobs[0].outcomes["completed"] >= 3);
     assert!(close(overview.events[0].rate, 5.0));
     assert!(overview.subscriptions[0].outcomes["handled"] >= 15);

@@ -27,6 +27,7 @@ use async_nats::jetstream::{self, Context, consumer::PullConsumer};
 use tokio::time::Instant;
 
 use super::{Backend, Burial, Completion, Exchanged, Kept, Kind, Lease, Retry, Store, Upkeep, Want};
+use crate::backends::inspect::Observed;
 use crate::backoff::Backoff;
 use crate::dead::DeadJob;
 use crate::job::{NewJob, Pushed};
@@ -212,6 +213,11 @@ impl Store for Nats {
     async fn retry_dead(&self, id: JobId) -> Result<bool, Error> {
         self.check_connected()?;
         dead::revive(&self.inner, id).await
+    }
+
+    /// Not measured here: the server's own monitoring knows the depth of each consumer.
+    async fn observe(&self, _holder: i64, _queues: &[&str], _hold: Duration) -> Result<Vec<Observed>, Error> {
+        Ok(Vec::new())
     }
 
     fn announce(&self, notice: Notice) {

@@ -18,6 +18,9 @@ impl Queue<Postgres> {
         workflow: &Workflow,
     ) -> Result<PushedWorkflow, Error> {
         let (jobs, edges) = workflow.parts(self.traceparent.current().as_deref())?;
+        for (queue, jobs) in workflow.first() {
+            self.store.admit_in(conn, queue, jobs).await?;
+        }
         let pushed = workflow::push(conn, jobs, &edges).await?;
         Ok(PushedWorkflow::new(workflow, pushed))
     }

@@ -3,6 +3,7 @@
 mod done;
 mod fetch;
 mod flows;
+mod inspect;
 mod keyed;
 mod lanes;
 mod limits;
@@ -26,6 +27,7 @@ use super::{
     Backend, Burial, Completion, Control, Exchanged, Kept, LEASE_ENDED, Lease, LeasedJob, MAINTENANCE_BATCH,
     Retry, Store, Upkeep, Want,
 };
+use crate::backends::inspect::{InspectStore, Observed};
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
 use crate::error::{chain, postgres};
 use crate::job::{NewJob, Pushed};
@@ -58,6 +60,7 @@ const MIGRATIONS: &[(i32, &str)] = &[
     (3, include_str!("../../../migrations/postgres/0003_done.sql")),
     (4, include_str!("../../../migrations/postgres/0004_limits.sql")),
     (5, include_str!("../../../migrations/postgres/0005_schedules_and_workflows.sql")),
+    (6, include_str!("../../../migrations/postgres/0006_admin.sql")),
 ];
 
 /// "greenwav" in ASCII; whoever migrates the queue holds this advisory lock.
@@ -265,21 +268,11 @@ impl Store for Postgres {
     }
 
     async fn retry_dead(&self, id: JobId) -> Result<bool, Error> {
-        const REVIVE: &str = "
-            WITH revived AS (DELETE FROM greenwave_jobs_dead WHERE id = $1 RETURNING *)
-            INSERT INTO greenwave_jobs (id, queue, name, payload, priority, state, run_at, max_attempts, errors,
-                created_at, version, key, timeout_ms, keep_ms, awaited, trace, progress, scheduled_for)
-            SELECT id, queue, name, payload, priority, 0, now(), max_attempts, errors, created_at, version, key,
-                timeout_ms, keep_ms, awaited, trace, progress, scheduled_for
-            FROM revived RETURNING awaited";
-        let mut tx = begin(&self.pool).await.map_err(postgres)?;
-        let awaited: Option<bool> =
-            sqlx::query_scalar(REVIVE).bind(id.get()).fetch_optional(&mut *tx).await.map_err(postgres)?;
-        if awaited == Some(true) {
-            workflow::revived(&mut tx, &[id.get()]).await.map_err(postgres)?;
-        }
-        tx.commit().await.map_err(postgres)?;
-        Ok(awaited.is_some())
+        Ok(self.revive(vec![id.get()]).await? == 1)
+    }
+
+    async fn observe(&self, holder: i64, queues: &[&str], hold: Duration) -> Result<Vec<Observed>, Error> {
+        inspect::observe(&self.pool, holder, queues, hold).await.map_err(postgres)
     }
 
     fn announce(&self, notice: Notice) {

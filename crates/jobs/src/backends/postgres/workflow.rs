@@ -16,6 +16,14 @@ use crate::job::{NewJob, Pushed};
 /// "greenflo" in ASCII.
 const EDGES_LOCK: i64 = 0x6772_6565_6e66_6c6f;
 
+/// Takes the lock. Of edges that were stored a moment ago PostgreSQL has no statistics; it takes a batch of jobs to match
+/// them all, and would read a million of them for each.
+macro_rules! lock {
+    ($function:literal) => {
+        concat!("SELECT ", $function, "($1), set_config('enable_seqscan', 'off', true)")
+    };
+}
+
 /// Edges stored by one statement.
 const EDGE_BATCH: usize = 50_000;
 
@@ -60,7 +68,7 @@ pub(super) async fn ended(
     if completed.is_empty() {
         return Ok(Vec::new());
     }
-    sqlx::query("SELECT pg_advisory_xact_lock_shared($1)").bind(EDGES_LOCK).execute(&mut *conn).await?;
+    sqlx::query(lock!("pg_advisory_xact_lock_shared")).bind(EDGES_LOCK).execute(&mut *conn).await?;
     let ids =
         |kept: bool| completed.iter().filter(|(_, is)| *is == kept).map(|(id, _)| *id).collect::<Vec<_>>();
     let freed: Vec<(i64, i32)> = sqlx::query_as(END)
@@ -170,6 +178,9 @@ pub(super) async fn revived(conn: &mut PgConnection, ids: &[i64]) -> Result<(), 
             keep_ms, awaited, trace, scheduled_for,
             (SELECT count(*) FROM greenwave_jobs_dependency d WHERE d.after_id = revived.id AND NOT d.ended)
         FROM revived RETURNING id";
+    if ids.is_empty() {
+        return Ok(());
+    }
     lock_alone(conn).await?;
     sqlx::query(FORGET).bind(ids).execute(&mut *conn).await?;
     sqlx::query(BLOCK).bind(ids).execute(&mut *conn).await?;
@@ -183,5 +194,5 @@ pub(super) async fn revived(conn: &mut PgConnection, ids: &[i64]) -> Result<(), 
 }
 
 async fn lock_alone(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
-    sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(EDGES_LOCK).execute(conn).await.map(drop)
+    sqlx::query(lock!("pg_advisory_xact_lock")).bind(EDGES_LOCK).execute(conn).await.map(drop)
 }

@@ -14,6 +14,9 @@ impl Queue<Sqlite> {
     /// Call [`Queue::wake`] after the commit, so that no worker waits for its next poll.
     pub fn push_workflow_in(&self, conn: &Connection, workflow: &Workflow) -> Result<PushedWorkflow, Error> {
         let (jobs, edges) = workflow.parts(self.traceparent.current().as_deref())?;
+        for (queue, jobs) in workflow.first() {
+            self.store.make_room_in(conn, queue, jobs)?;
+        }
         let pushed = workflow::push(conn, &jobs, &edges).map_err(Error::Sqlite)?;
         Ok(PushedWorkflow::new(workflow, pushed))
     }

@@ -3,6 +3,7 @@
 mod done;
 mod fetch;
 mod flows;
+mod inspect;
 mod keyed;
 mod limits;
 mod open;
@@ -29,6 +30,7 @@ use rusqlite::functions::{Context, FunctionFlags};
 use tokio::time::sleep;
 
 use super::{Backend, Burial, Completion, Control, Exchanged, Kept, Lease, Retry, Store, Upkeep, Want};
+use crate::backends::inspect::{InspectStore, Observed};
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
 use crate::job::{NewJob, Pushed};
 use crate::limits::Bounds;
@@ -278,7 +280,11 @@ impl Store for Sqlite {
     }
 
     async fn retry_dead(&self, id: JobId) -> Result<bool, Error> {
-        self.owner.write(Synced, move |conn| retry_dead(conn, id)).await
+        Ok(self.revive(vec![id.get()]).await? == 1)
+    }
+
+    async fn observe(&self, holder: i64, queues: &[&str], hold: Duration) -> Result<Vec<Observed>, Error> {
+        inspect::observe(&self.owner, holder, queues, hold).await
     }
 
     // SQLite has no signal between processes; `listen` looks for what others have changed.
@@ -358,23 +364,4 @@ fn dead(conn: &Connection, limit: usize) -> rusqlite::Result<Vec<DeadJob>> {
         })
     })?;
     jobs.collect()
-}
-
-fn retry_dead(conn: &Connection, id: JobId) -> rusqlite::Result<bool> {
-    const REVIVE: &str = concat!(
-        "INSERT INTO greenwave_jobs
-            (id, queue, name, version, payload, priority, max_attempts, timeout_ms, keep_ms, awaited, created_at, key,
-            trace, progress, scheduled_for, errors, state, position, run_at)
-        SELECT id, queue, name, version, payload, priority, max_attempts, timeout_ms, keep_ms, awaited, created_at, key,
-            trace, progress, scheduled_for, errors, 0, ?2, ",
-        now!(),
-        " FROM greenwave_jobs_dead WHERE id = ?1"
-    );
-    let position = draw(conn, 1)?.start;
-    let revived = conn.execute(REVIVE, [id.get(), position])? == 1;
-    conn.execute("DELETE FROM greenwave_jobs_dead WHERE id = ?1", [id.get()])?;
-    if revived {
-        workflow::revived(conn, &[id.get()])?;
-    }
-    Ok(revived)
 }

@@ -13,6 +13,7 @@ const MIGRATIONS: &[(i32, &str)] = &[
     (3, include_str!("../../../migrations/sqlite/0003_sequence_and_done.sql")),
     (4, include_str!("../../../migrations/sqlite/0004_limits.sql")),
     (5, include_str!("../../../migrations/sqlite/0005_schedules_and_workflows.sql")),
+    (6, include_str!("../../../migrations/sqlite/0006_admin.sql")),
 ];
 
 /// How long a call waits for the writer lock of others.

@@ -110,8 +110,13 @@ pub(super) fn bury(conn: &Connection, burials: &[Burial]) -> rusqlite::Result<(u
 
 /// Buries a job that nobody holds, because its workers vanished too often.
 pub(super) fn bury_crashed(conn: &Connection, id: i64) -> rusqlite::Result<usize> {
+    bury_unfailed(conn, id, DeadReason::Crashed)
+}
+
+/// Buries a job, whoever holds it, without an attempt that failed.
+pub(super) fn bury_unfailed(conn: &Connection, id: i64, reason: DeadReason) -> rusqlite::Result<usize> {
     const BURY: &str = concat!(bury!("failures", "?2", "errors"), "id = ?1");
-    conn.prepare_cached(BURY)?.execute(params![id, DeadReason::Crashed.code()])?;
+    conn.prepare_cached(BURY)?.execute(params![id, reason.code()])?;
     delete(conn, id)
 }
 

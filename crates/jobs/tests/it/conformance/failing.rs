@@ -1,9 +1,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use expect_test::{Expect, expect};
-use greenwave_jobs::{BoxError, DeadJob, DeadReason, Job, JobContext, Worker, WorkerConfig};
+use greenwave_jobs::{
+    BoxError, DeadJob, DeadReason, Discard, Job, JobContext, RetryIn, Snooze, Worker, WorkerConfig,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
@@ -264,4 +266,156 @@ pub(crate) async fn an_attempt_that_ends_forgives_crashes<F: Fixture>() {
     assert_eq!(within(runs.recv()).await.unwrap().1.attempt, 2);
     worker.stop().await;
     assert_eq!(queue.stats().await.unwrap(), Default::default());
+}
+
+/// Once, all that was fetched together with a job that kills its workers came back together with it, until all were
+/// dead.
+pub(crate) async fn those_that_ran_beside_a_killer_are_parted_from_it<F: Fixture>() {
+    let (fixture, queue) = F::ready().await;
+    let mut notes: Vec<_> = (0..60).map(note).collect();
+    notes[30] = note("killer");
+    queue.push_many(&notes).await.unwrap();
+    let config = WorkerConfig {
+        lease: Duration::from_millis(300),
+        concurrency: 100,
+        retry_base: Duration::from_millis(1),
+        ..quick()
+    };
+    let ran = Arc::new(AtomicU32::new(0));
+    loop {
+        let (report, mut kills) = mpsc::unbounded_channel();
+        let count = Arc::clone(&ran);
+        let worker = Worker::new(fixture.connect(), config.clone()).handle(move |note: Note, _| {
+            let (report, count) = (report.clone(), Arc::clone(&count));
+            async move {
+                if note.text == "killer" {
+                    report.send(()).unwrap();
+                    std::future::pending::<()>().await;
+                }
+                // The killer is faster than the others.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                count.fetch_add(1, Ordering::Relaxed);
+                Ok::<(), BoxError>(())
+            }
+        });
+        let worker = start(worker);
+        tokio::select! {
+            _ = within(kills.recv()) => worker.kill().await,
+            _ = settled(&queue, |stats| stats.live() == 0) => break worker.stop().await,
+        }
+    }
+    let dead = queue.dead_jobs(100).await.unwrap();
+    assert_eq!(dead.len(), 1, "{} innocent jobs were parked with it", dead.len() - 1);
+    assert_eq!((dead[0].reason, dead[0].payload.as_str()), (DeadReason::Crashed, r#"{"text":"killer"}"#));
+    assert!(ran.load(Ordering::Relaxed) >= 59);
+}
+
+pub(crate) async fn a_snoozed_job_runs_later_and_counts_no_attempt<F: Fixture>() {
+    let (_fixture, queue) = F::ready().await;
+    queue.push(&note("not yet")).await.unwrap();
+    let (report, mut runs) = mpsc::unbounded_channel();
+    let nap = Duration::from_millis(50);
+    let worker = Worker::new(queue.clone(), quick()).handle(move |_: Note, context: JobContext| {
+        report.send((Instant::now(), context.attempt)).unwrap();
+        async move { Err::<(), _>(BoxError::from(Snooze(nap))) }
+    });
+    let worker = start(worker);
+    let mut last: Option<Instant> = None;
+    // More often than it has attempts.
+    for _ in 0..5 {
+        let (at, attempt) = within(runs.recv()).await.unwrap();
+        assert_eq!(attempt, 1);
+        assert!(last.is_none_or(|last| at.duration_since(last) >= nap - Duration::from_millis(10)));
+        last = Some(at);
+    }
+    worker.stop().await;
+    let stats = queue.stats().await.unwrap();
+    assert_eq!((stats.live(), stats.dead), (1, 0));
+}
+
+pub(crate) async fn an_error_may_set_the_wait_itself<F: Fixture>() {
+    let (_fixture, queue) = F::ready().await;
+    queue.push(&note("later")).await.unwrap();
+    let worker = Worker::new(queue.clone(), quick()).handle(|_: Note, _| async {
+        Err::<(), _>(BoxError::from(RetryIn(Duration::from_secs(3600), "ask again in an hour".into())))
+    });
+    let worker = start(worker);
+    settled(&queue, |stats| stats.scheduled == 1).await;
+    // By the config it would have come back long since.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    worker.stop().await;
+    assert_eq!(queue.stats().await.unwrap().scheduled, 1);
+}
+
+/// Its second attempt comes at once, its third in an hour.
+#[derive(Serialize, Deserialize)]
+struct Scheduled;
+
+impl Job for Scheduled {
+    const NAME: &'static str = "scheduled";
+
+    fn retry_after(failures: u32) -> Option<Duration> {
+        Some(if failures == 1 { Duration::ZERO } else { Duration::from_secs(3600) })
+    }
+}
+
+pub(crate) async fn a_type_may_have_a_schedule_of_its_own<F: Fixture>() {
+    let (_fixture, queue) = F::ready().await;
+    queue.push(&Scheduled).await.unwrap();
+    let hour = Duration::from_secs(3600);
+    let config = WorkerConfig { retry_base: hour, retry_max: hour, ..quick() };
+    let (report, mut runs) = mpsc::unbounded_channel();
+    let worker = Worker::new(queue.clone(), config).handle(move |_: Scheduled, context: JobContext| {
+        report.send(context.attempt).unwrap();
+        async { Err::<(), _>("no luck") }
+    });
+    let worker = start(worker);
+    assert_eq!(within(runs.recv()).await.unwrap(), 1);
+    assert_eq!(within(runs.recv()).await.unwrap(), 2);
+    settled(&queue, |stats| stats.scheduled == 1).await;
+    worker.stop().await;
+}
+
+pub(crate) async fn a_discarded_job_is_dead_at_once<F: Fixture>() {
+    let (_fixture, queue) = F::ready().await;
+    queue.push(&note("hopeless")).await.unwrap();
+    let worker = Worker::new(queue.clone(), quick())
+        .handle(|_: Note, _| async { Err::<(), _>(BoxError::from(Discard("there is no such user".into()))) });
+    let worker = start(worker);
+    settled(&queue, |stats| stats.dead == 1 && stats.live() == 0).await;
+    worker.stop().await;
+    check(
+        &queue.dead_jobs(1).await.unwrap()[0],
+        expect![[r#"
+            default/note {"text":"hopeless"}: Discarded after 1
+            1: there is no such user
+        "#]],
+    );
+}
+
+/// A job whose attempts are short.
+#[derive(Serialize, Deserialize)]
+struct Hasty;
+
+impl Job for Hasty {
+    const NAME: &'static str = "hasty";
+    const MAX_ATTEMPTS: u32 = 1;
+    const TIMEOUT: Option<Duration> = Some(Duration::from_millis(30));
+}
+
+pub(crate) async fn a_type_may_have_a_timeout_of_its_own<F: Fixture>() {
+    let (_fixture, queue) = F::ready().await;
+    queue.push(&Hasty).await.unwrap();
+    let worker = Worker::new(queue.clone(), quick())
+        .handle(|_: Hasty, _| std::future::pending::<Result<(), BoxError>>());
+    let worker = start(worker);
+    settled(&queue, |stats| stats.dead == 1).await;
+    worker.stop().await;
+    check(
+        &queue.dead_jobs(1).await.unwrap()[0],
+        expect![[r#"
+            default/hasty null: Exhausted after 1
+            1: timed out after 30ms
+        "#]],
+    );
 }

@@ -2,6 +2,7 @@
 
 mod failing;
 mod flows;
+mod inspecting;
 mod leasing;
 mod limits;
 mod pausing;
@@ -11,6 +12,7 @@ mod schedules;
 mod stopping;
 mod unique;
 mod workflows;
+mod working;
 
 /// Makes a test for each backend out of each function.
 macro_rules! conformance {
@@ -46,6 +48,9 @@ conformance! {
         five_thousand_pushed_at_once_all_run
         any_text_survives
         a_push_wakes_an_idle_worker
+        pushes_of_many_tasks_are_each_answered_with_their_own
+        a_job_that_the_database_refuses_fails_alone
+        a_dropped_pusher_changes_nothing_for_the_others
         a_wake_after_the_commit_wakes_an_idle_worker
         a_worker_leaves_other_queues_alone
         every_queue_of_a_worker_gets_its_turn
@@ -61,7 +66,13 @@ conformance! {
         a_dead_job_comes_back_with_all_its_attempts
         only_the_last_ten_errors_are_kept
         a_job_that_kills_its_workers_is_parked
-        an_attempt_that_ends_forgives_crashes;
+        an_attempt_that_ends_forgives_crashes
+        those_that_ran_beside_a_killer_are_parted_from_it
+        a_snoozed_job_runs_later_and_counts_no_attempt
+        an_error_may_set_the_wait_itself
+        a_type_may_have_a_schedule_of_its_own
+        a_discarded_job_is_dead_at_once
+        a_type_may_have_a_timeout_of_its_own;
     leasing:
         the_jobs_of_a_killed_worker_start_again
         a_long_job_keeps_its_lease
@@ -76,7 +87,8 @@ conformance! {
         a_paused_schedule_passes_its_ticks_over
         a_worker_wakes_for_the_tick
         every_attempt_knows_its_tick
-        jitter_delays_a_start_and_no_tick;
+        jitter_delays_a_start_and_no_tick
+        unique_runs_do_not_overlap;
     workflows:
         a_job_starts_when_all_that_it_waits_for_are_done
         a_workflow_is_pushed_in_a_transaction_or_not_at_all
@@ -87,7 +99,9 @@ conformance! {
         a_job_that_kills_its_workers_abandons_what_waits_for_it
         a_job_that_runs_twice_ends_once
         ten_thousand_jobs_have_one_callback
-        a_workflow_that_makes_no_sense_is_refused;
+        a_workflow_that_makes_no_sense_is_refused
+        a_workflow_asks_for_room_for_its_first_jobs
+        a_cancelled_or_discarded_job_takes_its_workflow_along;
     results:
         whoever_waits_gets_the_result
         whoever_waits_hears_of_a_death
@@ -99,6 +113,24 @@ conformance! {
         what_outlasts_the_grace_returns_to_the_queue
         an_error_while_stopping_is_no_failure
         a_stop_under_load_loses_and_repeats_nothing;
+    working:
+        an_old_payload_is_upcast_and_a_newer_waits_for_a_newer_worker
+        a_result_is_kept_where_the_type_says_so
+        progress_is_written_while_the_job_runs
+        a_handler_knows_its_deadline_and_its_pusher
+        a_queue_takes_no_more_places_than_it_may
+        a_type_takes_no_more_places_than_it_may
+        long_jobs_are_left_to_other_workers
+        what_was_fetched_ahead_and_cannot_start_goes_back;
+    inspecting:
+        a_list_has_what_the_filter_means
+        pages_follow_one_another_without_gap_or_repetition
+        all_is_shown_of_a_job
+        a_cancelled_job_does_not_run
+        a_running_job_is_taken_from_its_worker
+        actions_on_many_touch_what_the_filter_means
+        jobs_that_come_back_start_in_the_order_in_which_they_were_pushed
+        stats_tell_queues_and_types_apart;
     limits:
         a_queue_runs_no_more_than_its_limit_in_all_workers
         a_key_runs_no_more_than_its_limit_in_all_workers

@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use greenwave_jobs::{BoxError, Error, Job, JobContext, PushOptions, Worker, WorkerConfig};
@@ -197,4 +197,65 @@ pub(crate) async fn a_worker_without_tables_says_so<F: Fixture>() {
     let (worker, _runs) = recorder(fixture.connect(), quick());
     let error = within(worker.run(CancellationToken::new())).await.unwrap_err();
     assert!(matches!(error, Error::NotMigrated), "{error:?}");
+}
+
+pub(crate) async fn pushes_of_many_tasks_are_each_answered_with_their_own<F: Fixture>() {
+    let (_fixture, queue) = F::ready().await;
+    let mut tasks = JoinSet::new();
+    for n in 0..500 {
+        let queue = queue.clone();
+        tasks.spawn(async move { (queue.push(&note(n)).await.unwrap().id, n.to_string()) });
+    }
+    let pushed: HashMap<_, _> = within(tasks.join_all()).await.into_iter().collect();
+    assert_eq!(pushed.len(), 500);
+    assert_eq!(queue.stats().await.unwrap().ready, 500);
+    let (worker, mut runs) = recorder(queue, quick());
+    let worker = start(worker);
+    for _ in 0..500 {
+        let (note, context) = within(runs.recv()).await.unwrap();
+        assert_eq!(pushed.get(&context.id), Some(&note.text));
+    }
+    worker.stop().await;
+}
+
+pub(crate) async fn a_job_that_the_database_refuses_fails_alone<F: Fixture>() {
+    let (fixture, queue) = F::ready().await;
+    fixture.execute(F::REFUSE).await;
+    let mut tasks = JoinSet::new();
+    for n in 0..200 {
+        let queue = queue.clone();
+        let text = if n % 20 == 7 { "bad".to_owned() } else { n.to_string() };
+        tasks.spawn(async move { (queue.push(&note(&text)).await.is_err(), text) });
+    }
+    for (failed, text) in within(tasks.join_all()).await {
+        assert_eq!(failed, text == "bad", "{text}");
+    }
+    assert_eq!(queue.stats().await.unwrap().ready, 190);
+}
+
+pub(crate) async fn a_dropped_pusher_changes_nothing_for_the_others<F: Fixture>() {
+    let (_fixture, queue) = F::ready().await;
+    let mut stay = JoinSet::new();
+    let mut go = JoinSet::new();
+    for n in 0..400 {
+        let queue = queue.clone();
+        let push = async move { queue.push(&note(n)).await.map(|pushed| pushed.id) };
+        if n % 2 == 0 {
+            stay.spawn(push)
+        } else {
+            go.spawn(push)
+        };
+        if n % 50 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    go.abort_all();
+    let mut ids = HashSet::new();
+    for id in within(stay.join_all()).await {
+        ids.insert(id.unwrap());
+    }
+    assert_eq!(ids.len(), 200);
+    // And the next finds all in order.
+    within(queue.push(&note("after"))).await.unwrap();
+    assert!(queue.stats().await.unwrap().ready >= 201);
 }

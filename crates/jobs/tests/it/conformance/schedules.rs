@@ -1,7 +1,10 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use greenwave_jobs::{Backend, JobContext, Missed, Queue, Schedule, ScheduleStatus, SqlBackend, Worker};
+use greenwave_jobs::{
+    Backend, BoxError, Job, JobContext, Missed, Queue, Schedule, ScheduleStatus, SqlBackend, Unique, Worker,
+};
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::flows::SqlFixture;
@@ -201,4 +204,41 @@ pub(crate) async fn jitter_delays_a_start_and_no_tick<F: SqlFixture>() {
     // One in a thousand of a day's jitter starts within these seconds.
     assert!(stats.scheduled >= 95, "{stats:?}");
     assert!(drain(&mut runs).len() <= 5);
+}
+
+/// One at a time.
+#[derive(Serialize, Deserialize)]
+struct Report;
+
+impl Job for Report {
+    const NAME: &'static str = "report";
+
+    fn unique(&self) -> Option<Unique> {
+        Some(Unique::by("the only one"))
+    }
+}
+
+pub(crate) async fn unique_runs_do_not_overlap<F: SqlFixture>() {
+    let (fixture, queue) = F::ready().await;
+    let schedule = Schedule::every(SECOND).missed(Missed::RunAll(100));
+    queue.schedule("often", schedule, &Report).await.unwrap();
+    fixture.sleep_through(100 * SECOND).await;
+    let (report, mut runs) = mpsc::unbounded_channel();
+    let worker = Worker::new(queue.clone(), quick()).handle(move |_: Report, context: JobContext| {
+        report.send(context.scheduled_for).ok();
+        std::future::pending::<Result<(), BoxError>>()
+    });
+    let worker = start(worker);
+    let first = within(runs.recv()).await.unwrap();
+    // The next tick finds it running.
+    let before = only(&queue).await.last;
+    within(async {
+        while only(&queue).await.last == before {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    assert!(first.is_some() && runs.try_recv().is_err());
+    assert_eq!(queue.stats().await.unwrap().live(), 1);
+    worker.kill().await;
 }

@@ -3,8 +3,8 @@ use std::time::Duration;
 
 use expect_test::expect;
 use greenwave_jobs::{
-    Backend, DeadReason, Job, JobContext, JobId, PushOptions, Queue, SqlBackend, Step, Unique, Worker,
-    WorkerConfig, Workflow,
+    Backend, DeadReason, Error, Job, JobContext, JobFilter, JobId, PushOptions, Queue, QueueLimits,
+    SqlBackend, Step, Unique, Worker, WorkerConfig, Workflow,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -316,4 +316,52 @@ pub(crate) async fn a_workflow_that_makes_no_sense_is_refused<F: SqlFixture>() {
     ]
     .assert_eq(&refusal(flow).await);
     assert_eq!(queue.stats().await.unwrap(), Default::default());
+}
+
+pub(crate) async fn a_workflow_asks_for_room_for_its_first_jobs<F: SqlFixture>() {
+    let (_fixture, queue) = F::ready().await;
+    let limits = QueueLimits { max_waiting: Some(2), ..Default::default() };
+    queue.set_limits("default", limits).await.unwrap();
+    let flow = |roots: usize| {
+        let mut flow = Workflow::new();
+        let roots: Vec<_> = (0..roots).map(|n| flow.add(&note(n))).collect();
+        for n in 0..5 {
+            flow.add_after(&note(n), roots.clone());
+        }
+        flow
+    };
+    let full = queue.push_workflow(&flow(3)).await.unwrap_err();
+    assert!(matches!(full, Error::Full { max_waiting: 2, .. }), "{full}");
+    assert_eq!(queue.stats().await.unwrap(), Default::default());
+    queue.push_workflow(&flow(2)).await.unwrap();
+    assert_eq!(queue.stats().await.unwrap().blocked, 5);
+}
+
+/// A person's answer to a workflow that went wrong.
+pub(crate) async fn a_cancelled_or_discarded_job_takes_its_workflow_along<F: SqlFixture>() {
+    let (fixture, queue) = F::ready().await;
+    let mut flow = Workflow::new();
+    let first = flow.add(&note("first"));
+    let second = flow.add_after(&note("second"), [first]);
+    flow.add_after(&note("third"), [second]);
+    let tidy = flow.add_after(&note("tidy"), [second]);
+    flow.run_anyway(tidy);
+    let pushed = queue.push_workflow(&flow).await.unwrap();
+    assert!(queue.cancel(pushed.id(second).unwrap()).await.unwrap());
+    let stats = queue.stats().await.unwrap();
+    assert_eq!((stats.ready, stats.blocked, stats.dead), (2, 0, 2));
+    let reasons: Vec<_> = dead(&queue).await.into_values().map(|(reason, _)| reason).collect();
+    assert_eq!(reasons, [DeadReason::Cancelled, DeadReason::Abandoned]);
+
+    // What is brought back together waits as before.
+    assert_eq!(queue.retry_where(&JobFilter::default()).await.unwrap(), 2);
+    let stats = queue.stats().await.unwrap();
+    assert_eq!((stats.ready, stats.blocked, stats.dead), (2, 2, 0));
+    assert!(queue.cancel(pushed.id(second).unwrap()).await.unwrap());
+    assert_eq!(queue.discard_where(&JobFilter::default()).await.unwrap(), 2);
+    let (worker, _runs) = recorder(queue.clone(), quick());
+    let worker = start(worker);
+    settled(&queue, |stats| stats.live() == 0).await;
+    worker.stop().await;
+    assert_eq!((queue.stats().await.unwrap(), fixture.edges().await), (Default::default(), 0));
 }
