@@ -163,6 +163,16 @@ impl NatsFixture {
 impl Fixture for NatsFixture {
     type Backend = greenwave_jobs::Nats;
 
+    const REFUSE: &str = "";
+
+    async fn execute(&self, _: &'static str) {
+        unreachable!("JetStream has no SQL; the tests with it are not for it");
+    }
+
+    async fn text(&self, _: &'static str) -> Option<String> {
+        unreachable!("JetStream has no SQL; the tests with it are not for it");
+    }
+
     async fn empty() -> Self {
         let url = tokio::task::spawn_blocking(greenwave_test_servers::nats_url).await.unwrap();
         NatsFixture::on(&url).await
