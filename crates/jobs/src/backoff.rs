@@ -16,7 +16,7 @@ pub(crate) fn full_jitter(base: Duration, max: Duration, failures: u32) -> Durat
 }
 
 /// `base`, doubled by each failure after the first, at most `max`.
-fn ceiling(base: Duration, max: Duration, failures: u32) -> Duration {
+pub(crate) fn ceiling(base: Duration, max: Duration, failures: u32) -> Duration {
     let factor = 1u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
     base.saturating_mul(factor).min(max)
 }

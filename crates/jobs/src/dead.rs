@@ -101,17 +101,22 @@ pub(crate) fn storable(mut error: String) -> String {
 
 /// The errors column. What cannot be read is left out: a dead job must stay visible.
 pub(crate) fn read_errors(json: &str) -> Vec<AttemptError> {
-    #[derive(Deserialize)]
-    struct Stored {
-        attempt: u32,
-        at_ms: i64,
-        error: String,
+    let stored: Vec<StoredError> = serde_json::from_str(json).unwrap_or_default();
+    stored.into_iter().map(StoredError::read).collect()
+}
+
+/// An [`AttemptError`] as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StoredError {
+    pub(crate) attempt: u32,
+    pub(crate) at_ms: i64,
+    pub(crate) error: String,
+}
+
+impl StoredError {
+    pub(crate) fn read(self) -> AttemptError {
+        AttemptError { attempt: self.attempt, at: time(self.at_ms), error: self.error }
     }
-    let stored: Vec<Stored> = serde_json::from_str(json).unwrap_or_default();
-    stored
-        .into_iter()
-        .map(|Stored { attempt, at_ms, error }| AttemptError { attempt, at: time(at_ms), error })
-        .collect()
 }
 
 pub(crate) fn time(unix_ms: i64) -> SystemTime {

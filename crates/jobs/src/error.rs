@@ -40,6 +40,11 @@ pub enum Error {
     #[error("the queue's SQLite database failed")]
     Sqlite(#[source] rusqlite::Error),
 
+    /// JetStream refused or could not be reached. After a failed push the jobs, or some of them, may be stored.
+    #[cfg(feature = "nats")]
+    #[error("the queue's NATS server failed")]
+    Nats(#[source] crate::BoxError),
+
     /// The queue's tables are missing or older than this library: call [`Queue::migrate`](crate::Queue::migrate).
     #[error("the queue's tables are missing or out of date; call `Queue::migrate` before running a worker")]
     NotMigrated,

@@ -1,4 +1,6 @@
 #![doc = include_str!("../README.md")]
+// On NATS alone, what only a database can do has no caller.
+#![cfg_attr(not(any(feature = "postgres", feature = "sqlite")), allow(dead_code))]
 
 mod backends;
 mod backoff;
@@ -6,6 +8,8 @@ mod config;
 mod dead;
 mod deadline;
 mod error;
+#[cfg(feature = "nats")]
+mod forward;
 mod inspect;
 mod job;
 mod limits;
@@ -24,6 +28,8 @@ mod wakeups;
 mod worker;
 mod workflow;
 
+#[cfg(feature = "nats")]
+pub use backends::nats::{Nats, NatsConfig};
 #[cfg(feature = "postgres")]
 pub use backends::postgres::Postgres;
 #[cfg(feature = "sqlite")]
@@ -32,6 +38,8 @@ pub use backends::{Backend, SqlBackend};
 pub use config::WorkerConfig;
 pub use dead::{AttemptError, DeadJob, DeadReason};
 pub use error::Error;
+#[cfg(feature = "nats")]
+pub use forward::ForwardConfig;
 pub use inspect::{JobDetails, JobFilter, JobPage, JobState, JobSummary, QueueOverview, StateCounts};
 pub use job::{Job, JobId, PushOptions, Pushed};
 pub use limits::{QueueLimits, Rate};

@@ -7,6 +7,9 @@ use metrics::Histogram;
 /// Counter of jobs pushed, labels `queue` and `job`. A push in a transaction counts even if it is rolled back.
 pub const PUSHED: &str = "greenwave.jobs.pushed";
 
+/// Counter of jobs forwarded from the database to NATS, label `queue`.
+pub const FORWARDED: &str = "greenwave.jobs.forwarded";
+
 /// Histogram of an attempt's duration in seconds, labels `queue`, `job` and `outcome`: `completed`, `retried`,
 /// `snoozed` or `dead`.
 pub const RUN_DURATION: &str = "greenwave.jobs.run.duration";
@@ -94,6 +97,11 @@ impl Meters {
 
 pub(crate) fn pushed(queue: &'static str, job: &'static str, count: usize) {
     metrics::counter!(PUSHED, "queue" => queue, "job" => job).increment(count as u64);
+}
+
+#[cfg(feature = "nats")]
+pub(crate) fn forwarded(queue: &'static str, count: usize) {
+    metrics::counter!(FORWARDED, "queue" => queue).increment(count as u64);
 }
 
 pub(crate) fn observed(observed: &crate::backends::inspect::Observed) {

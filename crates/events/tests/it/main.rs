@@ -3,6 +3,8 @@
 
 #[macro_use]
 mod conformance;
+#[cfg(all(feature = "nats", feature = "sqlite"))]
+mod consume;
 mod docs;
 mod harness;
 #[cfg(all(feature = "nats", feature = "sqlite"))]

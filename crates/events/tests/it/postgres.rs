@@ -13,9 +13,9 @@ use crate::{
     harness::{Gate, Harness, Heard, OrderCreated, Running, quick, until, until_done},
 };
 
-struct OnPostgres {
+pub(crate) struct OnPostgres {
     url: String,
-    pool: PgPool,
+    pub(crate) pool: PgPool,
 }
 
 fn pool(url: &str) -> PgPool {

@@ -23,6 +23,10 @@ pub(crate) struct OnSqlite {
 }
 
 impl OnSqlite {
+    pub(crate) fn path(&self) -> std::path::PathBuf {
+        self.folder.path().join("events.db")
+    }
+
     fn connection(&self) -> Connection {
         Connection::open(self.folder.path().join("events.db")).unwrap()
     }

@@ -6,6 +6,8 @@ pub(crate) mod limits;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod model;
+#[cfg(feature = "nats")]
+pub(crate) mod nats;
 #[cfg(feature = "postgres")]
 pub(crate) mod postgres;
 #[cfg(feature = "sqlite")]
@@ -140,10 +142,21 @@ pub struct Burial {
     pub error: String,
 }
 
+/// What the type of a job says of all of its kind.
+#[derive(Debug, Clone, Copy)]
+pub struct Kind {
+    pub priority: u8,
+    pub keep: Duration,
+}
+
 /// The statements of a queue. Each is atomic, and each that settles is fenced by the lease and answers how many jobs
 /// it still found under it; so each may be repeated after an unknown outcome.
 pub trait Store: Clone + Send + Sync + 'static {
     fn migrate(&self) -> impl Future<Output = Result<(), Error>> + Send;
+    /// What of a job type this backend cannot do, if anything: a worker of such jobs is refused.
+    fn unsupported(&self, _kind: &Kind) -> Option<&'static str> {
+        None
+    }
     fn is_migrated(&self) -> impl Future<Output = Result<bool, Error>> + Send;
 
     /// Stores all or none, and answers in order.

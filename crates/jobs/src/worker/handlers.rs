@@ -7,6 +7,7 @@ use futures_util::future::{BoxFuture, FutureExt};
 use serde::Serialize;
 
 use super::JobContext;
+use crate::backends::Kind;
 use crate::telemetry::Meters;
 use crate::{BoxError, Error, Job};
 
@@ -34,6 +35,7 @@ type Run =
 pub(super) struct Handler {
     pub(super) name: &'static str,
     pub(super) queue: &'static str,
+    pub(super) kind: Kind,
     pub(super) retry_after: fn(u32) -> Option<Duration>,
     /// How many of it run at once in this worker.
     pub(super) at_most: Option<usize>,
@@ -87,6 +89,7 @@ impl Handlers {
         self.all.push(Handler {
             name: J::NAME,
             queue: J::QUEUE,
+            kind: Kind { priority: J::PRIORITY, keep: J::KEEP },
             retry_after: J::retry_after,
             at_most: None,
             meters: Meters::default(),

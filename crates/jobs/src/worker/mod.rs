@@ -166,6 +166,9 @@ impl<B: Backend> Worker<B> {
         let handlers = handlers.ready()?;
         let queues = handlers.queues();
         config.check(&queues)?;
+        if let Some(what) = handlers.iter().find_map(|handler| queue.store.unsupported(&handler.kind)) {
+            return Err(Error::Unsupported(what));
+        }
         // A database that is away now may come; tables that are missing will not.
         let migrated = tokio::select! {
             biased;

@@ -6,6 +6,10 @@ mod objectives;
 mod rules;
 mod support;
 
+#[cfg(all(feature = "nats", feature = "sqlite"))]
+mod forward;
+#[cfg(feature = "nats")]
+mod nats;
 #[cfg(feature = "postgres")]
 mod kill_rounds;
 mod kept;

@@ -137,6 +137,56 @@ impl Fixture for SqliteFixture {
     }
 }
 
+#[cfg(feature = "nats")]
+#[derive(Debug)]
+pub(crate) struct NatsFixture {
+    pub(crate) client: async_nats::Client,
+    pub(crate) config: greenwave_jobs::NatsConfig,
+}
+
+#[cfg(feature = "nats")]
+impl NatsFixture {
+    /// Streams of a test's own on this server.
+    pub(crate) async fn on(url: &str) -> Self {
+        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let n = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let stream = format!("jobs-{}-{n}", std::process::id());
+        let options = async_nats::ConnectOptions::new().retry_on_initial_connect();
+        let client =
+            options.reconnect_delay_callback(|_| Duration::from_millis(20)).connect(url).await.unwrap();
+        within(client.flush()).await.unwrap();
+        NatsFixture { client, config: greenwave_jobs::NatsConfig { stream, ..Default::default() } }
+    }
+}
+
+#[cfg(feature = "nats")]
+impl Fixture for NatsFixture {
+    type Backend = greenwave_jobs::Nats;
+
+    const REFUSE: &str = "";
+
+    async fn execute(&self, _: &'static str) {
+        unreachable!("JetStream has no SQL; the tests with it are not for it");
+    }
+
+    async fn text(&self, _: &'static str) -> Option<String> {
+        unreachable!("JetStream has no SQL; the tests with it are not for it");
+    }
+
+    async fn empty() -> Self {
+        let url = tokio::task::spawn_blocking(greenwave_test_servers::nats_url).await.unwrap();
+        NatsFixture::on(&url).await
+    }
+
+    fn connect(&self) -> Queue<Self::Backend> {
+        Queue::nats(self.client.clone(), self.config.clone()).unwrap()
+    }
+
+    async fn push_in_transaction(&self, _: &Queue<Self::Backend>, _: &[Note], _: bool) {
+        unreachable!("JetStream has no transactions; the tests of them are not for it");
+    }
+}
+
 /// The job of most tests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Note {

@@ -16,9 +16,10 @@ use crate::{
     subscription::{Begun, Delivery, Failure},
 };
 
-const MIGRATIONS: [(i64, &str); 2] = [
+const MIGRATIONS: [(i64, &str); 3] = [
     (1, include_str!("../../../migrations/postgres/0001_outbox_and_deliveries.sql")),
     (2, include_str!("../../../migrations/postgres/0002_log.sql")),
+    (3, include_str!("../../../migrations/postgres/0003_inbox.sql")),
 ];
 
 impl Store for Postgres {

@@ -18,9 +18,10 @@ use crate::{
     subscription::{Begun, Delivery, Failure, Held},
 };
 
-const MIGRATIONS: [(i64, &str); 2] = [
+const MIGRATIONS: [(i64, &str); 3] = [
     (1, include_str!("../../../migrations/sqlite/0001_outbox_and_deliveries.sql")),
     (2, include_str!("../../../migrations/sqlite/0002_log.sql")),
+    (3, include_str!("../../../migrations/sqlite/0003_inbox.sql")),
 ];
 
 /// How often published events are counted, at most: counting is a write.
