@@ -194,8 +194,8 @@ impl TestQueue {
     /// Answers when the next job is due, by the clock.
     async fn until_none_is_due(&self, queues: &[String]) -> Result<Option<i64>, Error> {
         loop {
-            let queues = queues.to_vec();
-            match self.queue.store.read(move |conn| next_due(conn, &queues)).await? {
+            let (queues, now) = (queues.to_vec(), self.clock.ms());
+            match self.queue.store.read(move |conn| next_due(conn, &queues, now)).await? {
                 Some(next) if next <= self.clock.ms() => sleep(Duration::from_millis(1)).await,
                 next => return Ok(next),
             }
@@ -294,13 +294,15 @@ fn recorded(conn: &Connection, name: Option<&str>) -> rusqlite::Result<Vec<Recor
     rows.collect()
 }
 
-/// When the first job of some queues is or was due; 0 for one that is ready or runs.
-fn next_due(conn: &Connection, queues: &[String]) -> rusqlite::Result<Option<i64>> {
+/// When the first job of some queues is or was due; 0 for one that is ready or runs, and while a kept one has expired.
+fn next_due(conn: &Connection, queues: &[String], now: i64) -> rusqlite::Result<Option<i64>> {
     const NEXT: &str = "
         SELECT iif(state = 1, run_at, 0) AS due FROM greenwave_jobs
-        WHERE state < 3 AND queue IN (SELECT value FROM json_each(?1)) ORDER BY due LIMIT 1";
+        WHERE state < 3 AND queue IN (SELECT value FROM json_each(?1))
+        UNION ALL SELECT 0 FROM greenwave_jobs_done WHERE expires_at <= ?2
+        ORDER BY due LIMIT 1";
     let queues = serde_json::to_string(queues).unwrap_or_default();
-    conn.query_row(NEXT, [queues], |row| row.get(0)).optional()
+    conn.query_row(NEXT, rusqlite::params![queues, now], |row| row.get(0)).optional()
 }
 
 /// Asserts that a job was pushed to a [`TestQueue`]: one of a type, or one of which a closure says true. What was

@@ -8,8 +8,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 
 use super::owner::Durability::{Lazy, Synced};
 use super::owner::Handle;
-use super::settle::bury_unfailed;
-use super::{Sqlite, draw, now, workflow};
+use super::{Sqlite, draw, now, now_ms, workflow};
 use crate::backends::inspect::{Cancelled, Counted, InspectStore, Looked, MAX_SCAN, Observed, Table};
 use crate::dead::{DeadReason, read_errors, time};
 use crate::inspect::{JobDetails, JobFilter, JobState, JobSummary, json};
@@ -207,21 +206,28 @@ fn job(conn: &Connection, id: JobId) -> rusqlite::Result<Option<JobDetails>> {
     Ok(None)
 }
 
-/// Answers with the queues too that have something new by it.
+/// Answers too which queues have something new.
 fn cancel(conn: &Connection, ids: &[i64]) -> rusqlite::Result<(Vec<Cancelled>, Vec<String>)> {
-    let mut held = conn.prepare_cached("SELECT state = 2, awaited FROM greenwave_jobs WHERE id = ?1")?;
-    let (mut cancelled, mut awaited) = (Vec::new(), Vec::new());
+    const BURY: &str = concat!(
+        "INSERT INTO greenwave_jobs_dead
+            (id, queue, name, version, payload, priority, key, attempts, max_attempts, reason, errors, created_at, died_at,
+            timeout_ms, keep_ms, awaited, trace, progress, scheduled_for)
+        SELECT id, queue, name, version, payload, priority, key, failures, max_attempts, ?2, errors, created_at, ",
+        now!(),
+        ", timeout_ms, keep_ms, awaited, trace, progress, scheduled_for FROM greenwave_jobs WHERE id = ?1"
+    );
+    let mut bury = conn.prepare_cached(BURY)?;
+    let mut delete =
+        conn.prepare_cached("DELETE FROM greenwave_jobs WHERE id = ?1 RETURNING state = 2, awaited")?;
+    let (mut cancelled, mut died) = (Vec::new(), Vec::new());
     for id in ids {
-        let found = held.query_row([id], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
-        if let Some((ran, is_awaited)) = found {
-            bury_unfailed(conn, *id, DeadReason::Cancelled)?;
+        if bury.execute(params![id, DeadReason::Cancelled.code()])? == 1 {
+            let (ran, awaited) = delete.query_row([id], |row| Ok((row.get(0)?, row.get::<_, bool>(1)?)))?;
             cancelled.push(Cancelled { id: (*id).into(), ran });
-            if is_awaited {
-                awaited.push(*id);
-            }
+            died.extend(awaited.then_some(*id));
         }
     }
-    Ok((cancelled, workflow::died(conn, &awaited)?))
+    Ok((cancelled, workflow::died(conn, &died)?))
 }
 
 /// Brings dead jobs back, and answers how many there were.
@@ -229,10 +235,10 @@ pub(super) fn revive(conn: &Connection, ids: &[i64]) -> rusqlite::Result<u64> {
     const REVIVE: &str = concat!(
         "INSERT INTO greenwave_jobs
             (id, queue, name, version, payload, priority, key, state, run_at, max_attempts, errors, created_at, timeout_ms,
-            keep_ms, awaited, trace, progress, scheduled_for, position)
+            keep_ms, awaited, trace, scheduled_for, position)
         SELECT id, queue, name, version, payload, priority, key, 0, ",
         now!(),
-        ", max_attempts, errors, created_at, timeout_ms, keep_ms, awaited, trace, progress, scheduled_for, ?2
+        ", max_attempts, errors, created_at, timeout_ms, keep_ms, awaited, trace, scheduled_for, ?2
         FROM greenwave_jobs_dead WHERE id = ?1"
     );
     let mut revive = conn.prepare_cached(REVIVE)?;
