@@ -25,7 +25,8 @@ const LEASE: Duration = Duration::from_secs(2);
 const WORKERS: usize = 2;
 /// How much later than its lease a job may start again: the others look every poll, and a busy machine is late.
 const SLACK: Duration = Duration::from_secs(3);
-const PATIENCE: Duration = Duration::from_secs(180);
+/// How long no job may end before the test gives up.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Pay {
@@ -37,7 +38,7 @@ impl Job for Pay {
 }
 
 fn pool(url: &str) -> PgPool {
-    let options = PgPoolOptions::new().max_connections(8).acquire_timeout(Duration::from_secs(2));
+    let options = PgPoolOptions::new().max_connections(16).acquire_timeout(Duration::from_secs(2));
     options.connect_lazy(url).unwrap()
 }
 
@@ -51,7 +52,7 @@ fn number(name: &str, default: u64) -> u64 {
 async fn worker() {
     let Ok(url) = env::var("KILLED_WORKER") else { return };
     let pool = pool(&url);
-    let config = WorkerConfig { lease: LEASE, concurrency: 8, max_batch: 200, ..Default::default() };
+    let config = WorkerConfig { lease: LEASE, concurrency: 32, max_batch: 200, ..Default::default() };
     let worker =
         Worker::new(Queue::postgres(pool.clone()), config).handle(move |job: Pay, context: JobContext| {
             let pool = pool.clone();
@@ -129,9 +130,14 @@ async fn nothing_is_lost_while_workers_and_postgres_are_killed_at_random() {
         }
     }
     pushing.await.unwrap();
-    let began = Instant::now();
-    while !queue.stats().await.is_ok_and(|stats| stats.live() == 0) {
-        assert!(began.elapsed() < PATIENCE, "jobs were left: {:?}", queue.stats().await);
+    let (mut least, mut since) = (u64::MAX, Instant::now());
+    while least > 0 {
+        if let Ok(stats) = queue.stats().await
+            && stats.live() < least
+        {
+            (least, since) = (stats.live(), Instant::now());
+        }
+        assert!(since.elapsed() < PATIENCE, "{least} jobs are left, and none of them ends");
         sleep(Duration::from_millis(50)).await;
     }
     stop.store(true, Ordering::Relaxed);
