@@ -2,7 +2,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use greenwave_jobs::{BoxError, JobContext, Worker, WorkerConfig};
+use greenwave_jobs::{BoxError, JobContext, Worker};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::sleep;
 

@@ -19,10 +19,14 @@ impl Job for Plain {
 
 const PRIORITY: usize = Plain::PRIORITY as usize;
 
-/// A queue, and a session of its own.
+/// A queue in a database of its own, and a session.
 async fn ready() -> (PgPool, Queue<Postgres>, Lane) {
     let url = tokio::task::spawn_blocking(greenwave_test_servers::postgres_database).await.unwrap();
-    let pool = PgPool::connect(&url).await.unwrap();
+    at(&url).await
+}
+
+async fn at(url: &str) -> (PgPool, Queue<Postgres>, Lane) {
+    let pool = PgPool::connect(url).await.unwrap();
     let queue = Queue::postgres(pool.clone());
     queue.migrate().await.unwrap();
     let lane = Lanes::new(pool.clone(), 1).take().await.unwrap();
@@ -89,4 +93,26 @@ async fn upkeep_skips_no_time_that_an_open_transaction_has_set() {
     }
     open.commit().await.unwrap();
     assert_eq!(upkeep::upkeep(&mut lane, settings).await.unwrap().0.promoted, 1);
+}
+
+/// Prepared transactions have no session, and commit under another name.
+#[tokio::test]
+async fn a_sweep_skips_nothing_that_a_prepared_transaction_has_drawn() {
+    let start = || greenwave_test_servers::Server::postgres_with(&["max_prepared_transactions=10"]);
+    let server = tokio::task::spawn_blocking(start).await.unwrap();
+    let (pool, queue, mut lane) = at(&server.url()).await;
+    let other = queue.push(&Plain).await.unwrap().id;
+    assert_eq!(fetched(&mut lane).await, [other]);
+    let before = floor(&mut lane).await;
+    let mut conn = pool.acquire().await.unwrap();
+    sqlx::raw_sql("BEGIN").execute(&mut *conn).await.unwrap();
+    let id = queue.push_in(&mut conn, &Plain).await.unwrap().id;
+    floor(&mut lane).await;
+    sqlx::raw_sql("PREPARE TRANSACTION 'later'").execute(&mut *conn).await.unwrap();
+    let other = queue.push(&Plain).await.unwrap().id;
+    assert_eq!(fetched(&mut lane).await, [other]);
+    assert_eq!(floor(&mut lane).await, before);
+    sqlx::raw_sql("COMMIT PREPARED 'later'").execute(&mut *conn).await.unwrap();
+    assert_eq!(fetched(&mut lane).await, [id]);
+    assert!(floor(&mut lane).await > before);
 }
