@@ -17,6 +17,9 @@ impl Job for Plain {
 /// Two that free the same jobs deadlock unless they lock them in one order, whatever their plans are.
 #[tokio::test]
 async fn freed_jobs_are_locked_in_the_order_of_their_ids() {
+    // A plan that reads rows as they stand in the table.
+    const PLAN: &str = "SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL enable_indexscan = off;
+        SET LOCAL enable_nestloop = off; SET LOCAL enable_mergejoin = off";
     let url = tokio::task::spawn_blocking(greenwave_test_servers::postgres_database).await.unwrap();
     let pool = PgPool::connect(&url).await.unwrap();
     let queue = Queue::postgres(pool.clone());
@@ -38,11 +41,7 @@ async fn freed_jobs_are_locked_in_the_order_of_their_ids() {
     lock(first).execute(&mut *holder).await.unwrap();
 
     let mut freeing = pool.begin().await.unwrap();
-    // The plan that reads rows as they stand in the table.
-    for plan in ["enable_indexscan", "enable_nestloop", "enable_mergejoin"] {
-        let off = sqlx::query("SELECT set_config($1, 'off', true)");
-        off.bind(plan).execute(&mut *freeing).await.unwrap();
-    }
+    sqlx::raw_sql(PLAN).execute(&mut *freeing).await.unwrap();
     let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *freeing).await.unwrap();
     let root = id(root);
     let freed = tokio::spawn(async move {
