@@ -66,7 +66,8 @@ pub struct WorkerConfig {
     /// parked sooner. More: a healthy job bears more kills of all workers, in each of which it happened to run.
     pub max_crashes: u32,
 
-    /// How long jobs of its queues may wait, at most one for each queue. Default: none.
+    /// How long jobs of its queues may wait, at most one for each queue. Default: none. On NATS, where queues are not
+    /// measured, a worker with objectives is refused.
     pub objectives: Vec<ObjectiveConfig>,
 
     /// How long a stopping worker lets its jobs run before it returns them to the queue. Default: 10s.

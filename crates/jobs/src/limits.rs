@@ -50,7 +50,9 @@ pub struct QueueLimits {
     ///
     /// A process counts the ready jobs at most four times a second, and adds what it pushed itself since. So several
     /// may go beyond the bound together, by what the others push within a quarter of a second; where a count takes
-    /// longer than 12 ms, in twenty times what it takes. Delayed jobs, and those between two attempts, do not count.
+    /// longer than 12 ms, in twenty times what it takes. Delayed jobs, and those between two attempts, do not count. A
+    /// [schedule](Queue::schedule) pushes into a full queue all the same: a tick is pushed once, and nobody is there to
+    /// push it again. Where that is too much, make its job [unique](crate::Job::unique).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_waiting: Option<u64>,
 }

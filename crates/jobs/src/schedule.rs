@@ -330,7 +330,7 @@ impl<B: SqlBackend> Queue<B> {
     /// [`JobContext::scheduled_for`](crate::JobContext::scheduled_for).
     ///
     /// A tick pushes whether or not the job before is done: make the job [unique](Job::unique) where runs shall not
-    /// overlap. It does not ask for room in a bounded queue.
+    /// overlap. It pushes into a full queue too: a tick that is refused would be lost.
     ///
     /// # Errors
     /// [`Error::Schedule`] if the interval or the jitter is out of range.

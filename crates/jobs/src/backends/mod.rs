@@ -152,6 +152,11 @@ pub struct Kind {
 /// The statements of a queue. Each is atomic, and each that settles is fenced by the lease and answers how many jobs
 /// it still found under it; so each may be repeated after an unknown outcome.
 pub trait Store: Clone + Send + Sync + 'static {
+    /// Whether queues are [observed](Self::observe): without, a worker with objectives is refused.
+    const OBSERVES: bool = true;
+    /// Whether progress is [kept](Self::report): without, a handler's word of it is refused.
+    const REPORTS: bool = true;
+
     fn migrate(&self) -> impl Future<Output = Result<(), Error>> + Send;
     /// What of a job type this backend cannot do, if anything: a worker of such jobs is refused.
     fn unsupported(&self, _kind: &Kind) -> Option<&'static str> {
@@ -222,6 +227,9 @@ pub trait Store: Clone + Send + Sync + 'static {
 
 /// How many jobs one statement promotes or rescues.
 const MAINTENANCE_BATCH: i64 = 1000;
+
+/// What [`Error::Unsupported`] names where [`Store::REPORTS`] is false.
+pub(crate) const PROGRESS: &str = "the progress of jobs; keep it elsewhere, or use PostgreSQL or SQLite";
 
 /// Said of a job whose lease ended.
 const LEASE_ENDED: &str = "the lease ended: the worker that ran this job was killed, or lost its database";

@@ -4,6 +4,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::leases::Seat;
+use crate::backends::PROGRESS;
 use crate::{Error, JobId};
 
 /// What a handler knows about the attempt it makes. Clones are the same attempt.
@@ -52,7 +53,13 @@ impl JobContext {
     /// Says how far the job has come: any value, written to its row as JSON at most once a second, the latest alone.
     ///
     /// It is there for whoever looks at the job, and lost without harm when the database is away.
+    ///
+    /// # Errors
+    /// [`Error::Encode`], and [`Error::Unsupported`] on NATS, which keeps no progress.
     pub fn progress(&self, value: &impl Serialize) -> Result<(), Error> {
+        if !self.seat.may_report() {
+            return Err(Error::Unsupported(PROGRESS));
+        }
         let json = serde_json::to_string(value).map_err(|source| Error::Encode { job: self.name, source })?;
         self.seat.report(json);
         Ok(())

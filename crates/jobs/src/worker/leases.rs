@@ -73,6 +73,8 @@ pub(crate) struct Leases {
     epoch: Instant,
     /// Fires when the worker shall stop.
     stopping: CancellationToken,
+    /// The database keeps progress.
+    reports: bool,
 }
 
 /// A look at one lease, for the attempt and its handler.
@@ -164,6 +166,11 @@ impl Seat {
         (deadline != NO_DEADLINE).then(|| self.batch.leases.epoch + Duration::from_millis(deadline))
     }
 
+    /// False if the database keeps no progress.
+    pub(super) fn may_report(&self) -> bool {
+        self.batch.leases.reports
+    }
+
     pub(super) fn report(&self, progress: String) {
         *self.entry().progress.lock().unwrap_or_else(PoisonError::into_inner) = Some(progress);
     }
@@ -201,12 +208,13 @@ impl Batch {
 }
 
 impl Leases {
-    pub(super) fn new(stopping: CancellationToken) -> Arc<Self> {
+    pub(super) fn new(stopping: CancellationToken, reports: bool) -> Arc<Self> {
         Arc::new(Leases {
             batches: Mutex::default(),
             open: AtomicUsize::new(0),
             epoch: Instant::now(),
             stopping,
+            reports,
         })
     }
 

@@ -169,6 +169,11 @@ impl<B: Backend> Worker<B> {
         if let Some(what) = handlers.iter().find_map(|handler| queue.store.unsupported(&handler.kind)) {
             return Err(Error::Unsupported(what));
         }
+        if !B::OBSERVES && !config.objectives.is_empty() {
+            return Err(Error::Unsupported(
+                "objectives; let the server's monitoring watch its consumers, or use PostgreSQL or SQLite",
+            ));
+        }
         // A database that is away now may come; tables that are missing will not.
         let migrated = tokio::select! {
             biased;
@@ -188,7 +193,7 @@ impl<B: Backend> Worker<B> {
 
         let (settle, settlements) = mpsc::unbounded_channel();
         let stopping = cancel.child_token();
-        let leases = Leases::new(stopping.clone());
+        let leases = Leases::new(stopping.clone(), B::REPORTS);
         let settling = settle::settle(queue.store.clone(), settlements, config.max_batch);
         let keeping = leases::keep(queue.store.clone(), Arc::clone(&leases), config.lease);
         let observing = objectives::watch(queue.store.clone(), handlers.queues(), config.objectives.clone());

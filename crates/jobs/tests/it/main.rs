@@ -8,6 +8,7 @@ mod support;
 
 #[cfg(all(feature = "nats", feature = "sqlite"))]
 mod forward;
+#[cfg(feature = "postgres")]
 mod kept;
 #[cfg(feature = "postgres")]
 mod kill_rounds;

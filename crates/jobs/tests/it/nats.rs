@@ -6,8 +6,8 @@ use std::thread;
 use std::time::Duration;
 
 use greenwave_jobs::{
-    BoxError, DeadReason, Error, Job, JobContext, NatsConfig, PushOptions, Queue, Unique, Worker,
-    WorkerConfig,
+    BoxError, DeadReason, Error, Job, JobContext, NatsConfig, ObjectiveConfig, PushOptions, Queue, Unique,
+    Worker, WorkerConfig,
 };
 use greenwave_test_servers::Server;
 use serde::{Deserialize, Serialize};
@@ -68,8 +68,27 @@ async fn what_jetstream_cannot_do_is_refused() {
     let worker =
         Worker::new(queue.clone(), quick()).handle(|_: Keepsake, _| async { Ok::<(), BoxError>(()) });
     assert!(matches!(worker.run(CancellationToken::new()).await, Err(Error::Unsupported(_))));
-    let worker = Worker::new(queue, quick()).handle(|_: Urgent, _| async { Ok::<(), BoxError>(()) });
+    let worker = Worker::new(queue.clone(), quick()).handle(|_: Urgent, _| async { Ok::<(), BoxError>(()) });
     assert!(matches!(worker.run(CancellationToken::new()).await, Err(Error::Unsupported(_))));
+    let objective = ObjectiveConfig { queue: "default".to_owned(), max_wait: Duration::from_secs(1) };
+    let (worker, _runs) = recorder(queue, WorkerConfig { objectives: vec![objective], ..quick() });
+    let error = worker.run(CancellationToken::new()).await.unwrap_err();
+    assert!(matches!(error, Error::Unsupported(_)) && error.to_string().contains("objectives"), "{error}");
+}
+
+/// Whether a handler says how far it is, nobody knows before it does.
+#[tokio::test]
+async fn a_handler_is_told_that_its_progress_is_not_kept() {
+    let (_fixture, queue) = NatsFixture::ready().await;
+    let (report, mut reports) = mpsc::unbounded_channel();
+    let worker = start(Worker::new(queue.clone(), quick()).handle(move |_: Note, context: JobContext| {
+        let sent = report.send(context.progress(&0.5));
+        async move { sent.map_err(BoxError::from) }
+    }));
+    queue.push(&note("long")).await.unwrap();
+    let error = within(reports.recv()).await.unwrap().unwrap_err();
+    assert!(matches!(error, Error::Unsupported(_)), "{error:?}");
+    worker.stop().await;
 }
 
 #[tokio::test]

@@ -155,7 +155,7 @@ async fn a_worker_whose_database_hangs_stops_all_the_same() {
     let queue = Queue::postgres(PgPoolOptions::new().connect_lazy(&server.url()).unwrap());
     queue.migrate().await.unwrap();
     queue.push(&note("endless")).await.unwrap();
-    let (worker, mut runs) = sticker(queue, WorkerConfig { grace: Duration::from_millis(50), ..quick() });
+    let (worker, mut runs) = sticker(queue, quick());
     let worker = start(worker);
     within(runs.recv()).await.unwrap();
     server.pause();

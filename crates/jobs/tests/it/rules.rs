@@ -1,23 +1,53 @@
 //! What needs no database, or only the nearest: configuration, names, refusals.
 
+use std::time::Duration;
+
 use expect_test::expect;
-use greenwave_jobs::{WorkerConfig, telemetry};
+use greenwave_jobs::{QueueLimits, Rate, WorkerConfig};
+use serde::Serialize;
 
 const README: &str = include_str!("../../README.md");
 
+/// All constants of the module, so that a new one cannot be forgotten.
 #[test]
 fn the_readme_names_every_signal() {
-    for name in [telemetry::PUSHED, telemetry::RUN_DURATION, telemetry::WAIT, telemetry::ATTEMPT_SPAN] {
+    let constants = include_str!("../../src/telemetry.rs").split("pub const ").skip(1);
+    let names: Vec<&str> = constants.map(|constant| constant.split('"').nth(1).unwrap()).collect();
+    assert!(names.contains(&greenwave_jobs::telemetry::ATTEMPT_SPAN) && names.len() >= 11, "{names:?}");
+    for name in names {
         assert!(README.contains(&format!("| `{name}` |")), "{name} is missing");
+    }
+}
+
+fn states_the_defaults_of(config: impl Serialize) {
+    let config = serde_json::to_value(config).unwrap();
+    for (field, default) in config.as_object().unwrap() {
+        let default = default.to_string().replace('"', "").replace("null", "none");
+        assert!(README.contains(&format!("| `{field}` | {default} |")), "{field} = {default} is missing");
     }
 }
 
 #[test]
 fn the_readme_states_every_default() {
-    let config = serde_json::to_value(WorkerConfig::default()).unwrap();
-    for (field, default) in config.as_object().unwrap() {
-        let default = default.to_string().replace('"', "");
-        assert!(README.contains(&format!("| `{field}` | {default} |")), "{field} = {default} is missing");
+    states_the_defaults_of(WorkerConfig::default());
+    #[cfg(feature = "nats")]
+    {
+        states_the_defaults_of(greenwave_jobs::NatsConfig::default());
+        states_the_defaults_of(greenwave_jobs::ForwardConfig::default());
+    }
+}
+
+#[test]
+fn the_readme_has_a_row_for_every_limit() {
+    let limits = QueueLimits {
+        max_running: Some(1),
+        max_running_per_key: Some(1),
+        max_running_per_job: [("note".to_owned(), 1)].into(),
+        rate: Some(Rate { jobs: 1, per: Duration::from_secs(1) }),
+        max_waiting: Some(1),
+    };
+    for (field, _) in serde_json::to_value(limits).unwrap().as_object().unwrap() {
+        assert!(README.contains(&format!("| `{field}` |")), "{field} is missing");
     }
 }
 

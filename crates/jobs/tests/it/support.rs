@@ -260,12 +260,13 @@ pub(crate) fn recorder<B: Backend>(
     (worker, reports)
 }
 
-/// A worker whose handler reports and then never ends by itself.
+/// A worker whose handler reports and then never ends by itself, for which a stop does not wait long.
 pub(crate) fn sticker<B: Backend>(
     queue: Queue<B>,
     config: WorkerConfig,
 ) -> (Worker<B>, mpsc::UnboundedReceiver<(Note, JobContext)>) {
     let (report, reports) = mpsc::unbounded_channel();
+    let config = WorkerConfig { grace: Duration::from_millis(50), ..config };
     let worker = Worker::new(queue, config).handle(move |note: Note, context| {
         report.send((note, context)).unwrap();
         std::future::pending::<Result<(), BoxError>>()

@@ -195,3 +195,38 @@ async fn a_queue_in_a_file_sees_what_a_transaction_pushes() {
     test.run_due(&noop(&test)).await.unwrap();
     assert_eq!(test.queue().stats().await.unwrap(), Default::default());
 }
+
+/// A job that is kept for an hour.
+#[derive(Serialize, Deserialize)]
+struct Receipt {
+    n: u32,
+}
+
+impl Job for Receipt {
+    const NAME: &'static str = "receipt";
+    const KEEP: Duration = Duration::from_secs(3600);
+}
+
+#[tokio::test]
+async fn a_kept_job_is_deleted_when_its_time_is_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("jobs.db");
+    let test = TestQueue::in_file(&path).await.unwrap();
+    // More than upkeep deletes in one transaction.
+    test.queue().push_many(&(0..2500).map(|n| Receipt { n }).collect::<Vec<_>>()).await.unwrap();
+    let worker = Worker::new(test.queue(), WorkerConfig { concurrency: 1000, ..Default::default() })
+        .handle(|_: Receipt, _| async { Ok::<(), BoxError>(()) });
+    let conn = rusqlite::Connection::open(&path).unwrap();
+    let kept = || {
+        conn.query_row("SELECT count(*) FROM greenwave_jobs_done", [], |row| row.get::<_, i64>(0)).unwrap()
+    };
+    test.run_due(&worker).await.unwrap();
+    assert_eq!(kept(), 2500);
+    test.clock().advance(Receipt::KEEP - Duration::from_millis(1));
+    test.run_due(&worker).await.unwrap();
+    assert_eq!(kept(), 2500);
+    test.clock().advance(Duration::from_millis(1));
+    test.queue().push(&Receipt { n: 0 }).await.unwrap();
+    test.run_due(&worker).await.unwrap();
+    assert_eq!(kept(), 1);
+}

@@ -26,7 +26,9 @@ use async_nats::connection::State;
 use async_nats::jetstream::{self, Context, consumer::PullConsumer};
 use tokio::time::Instant;
 
-use super::{Backend, Burial, Completion, Exchanged, Kept, Kind, Lease, Retry, Store, Upkeep, Want};
+use super::{
+    Backend, Burial, Completion, Exchanged, Kept, Kind, Lease, PROGRESS, Retry, Store, Upkeep, Want,
+};
 use crate::backends::inspect::Observed;
 use crate::backoff::Backoff;
 use crate::dead::DeadJob;
@@ -69,7 +71,9 @@ impl Queue<Nats> {
     ///
     /// For what outgrows one database: push in a transaction of the database, and let
     /// [`forward_to`](Queue::forward_to) move the jobs here. What JetStream cannot do is refused: a push with a delay, a
-    /// priority, a key or uniqueness, and a worker of jobs that are kept, with [`Error::Unsupported`].
+    /// priority, a key or uniqueness, a worker of jobs that are kept, one with
+    /// [objectives](crate::WorkerConfig::objectives), and [progress](crate::JobContext::progress), with
+    /// [`Error::Unsupported`].
     ///
     /// Make the client with `retry_on_initial_connect`, so that a server that is down at the start is waited for.
     ///
@@ -121,6 +125,10 @@ impl Nats {
 }
 
 impl Store for Nats {
+    /// The server's own monitoring knows the depth of each consumer.
+    const OBSERVES: bool = false;
+    const REPORTS: bool = false;
+
     async fn migrate(&self) -> Result<(), Error> {
         self.check_connected()?;
         setup::migrate(&self.inner).await
@@ -179,10 +187,8 @@ impl Store for Nats {
         settle::extend(&self.inner, leases, lease).await
     }
 
-    async fn report(&self, progress: Vec<(Lease, String)>) -> Result<usize, Error> {
-        static SAID: std::sync::Once = std::sync::Once::new();
-        SAID.call_once(|| tracing::warn!("progress of jobs is not kept on NATS"));
-        Ok(progress.len())
+    async fn report(&self, _progress: Vec<(Lease, String)>) -> Result<usize, Error> {
+        Err(Error::Unsupported(PROGRESS))
     }
 
     async fn release(&self, leases: Vec<Lease>) -> Result<usize, Error> {
@@ -215,7 +221,6 @@ impl Store for Nats {
         dead::revive(&self.inner, id).await
     }
 
-    /// Not measured here: the server's own monitoring knows the depth of each consumer.
     async fn observe(&self, _holder: i64, _queues: &[&str], _hold: Duration) -> Result<Vec<Observed>, Error> {
         Ok(Vec::new())
     }

@@ -247,3 +247,7 @@ async fn sweep(conn: &mut PgConnection, marks: &mut Watermark, queue: &str) -> R
     marks.looked(Mark { position, time }, holders);
     Ok(())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -6,6 +6,7 @@ use sqlx::PgPool;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
 
+use super::settle::{buried, revived};
 use super::{Postgres, begin, workflow};
 use crate::backends::inspect::{Cancelled, Counted, InspectStore, Looked, MAX_SCAN, Observed, Table};
 use crate::dead::{DeadReason, read_errors, time};
@@ -118,18 +119,15 @@ impl InspectStore for Postgres {
 
     async fn cancel(&self, ids: Vec<i64>) -> Result<Vec<Cancelled>, Error> {
         // Rows are locked in the order in which workers lock them.
-        const CANCEL: &str = "
-            WITH cancelled AS (
+        const CANCEL: &str = concat!(
+            "WITH buried AS (
                 DELETE FROM greenwave_jobs WHERE id = ANY(ARRAY(
                     SELECT id FROM greenwave_jobs WHERE id = ANY($1) ORDER BY id FOR UPDATE))
-                RETURNING *),
-            buried AS (
-                INSERT INTO greenwave_jobs_dead
-                    (id, queue, name, version, payload, priority, key, attempts, max_attempts, reason, errors,
-                    created_at, timeout_ms, keep_ms, awaited, trace, progress, scheduled_for)
-                SELECT id, queue, name, version, payload, priority, key, failures, max_attempts, $2, errors,
-                    created_at, timeout_ms, keep_ms, awaited, trace, progress, scheduled_for FROM cancelled)
-            SELECT id, state = 2, awaited FROM cancelled";
+                RETURNING *, $2::text AS reason),
+            dead AS (",
+            buried!("failures", "errors"),
+            ") SELECT id, state = 2, awaited FROM buried"
+        );
         let mut tx = begin(&self.pool).await.map_err(postgres)?;
         let cancelled: Vec<(i64, bool, bool)> = sqlx::query_as(CANCEL)
             .bind(ids)
@@ -147,14 +145,11 @@ impl InspectStore for Postgres {
     }
 
     async fn revive(&self, ids: Vec<i64>) -> Result<u64, Error> {
-        const REVIVE: &str = "
-            WITH revived AS (DELETE FROM greenwave_jobs_dead WHERE id = ANY($1) RETURNING *)
-            INSERT INTO greenwave_jobs
-                (id, queue, name, version, payload, priority, key, state, run_at, max_attempts, errors, created_at,
-                timeout_ms, keep_ms, awaited, trace, scheduled_for)
-            SELECT id, queue, name, version, payload, priority, key, 0, now(), max_attempts, errors, created_at,
-                timeout_ms, keep_ms, awaited, trace, scheduled_for FROM revived ORDER BY id
-            RETURNING id, awaited";
+        const REVIVE: &str = concat!(
+            "WITH revived AS (DELETE FROM greenwave_jobs_dead WHERE id = ANY($1) RETURNING *) ",
+            revived!("0", "0"),
+            " RETURNING id, awaited"
+        );
         let mut tx = begin(&self.pool).await.map_err(postgres)?;
         let revived: Vec<(i64, bool)> =
             sqlx::query_as(REVIVE).bind(ids).fetch_all(&mut *tx).await.map_err(postgres)?;

@@ -49,6 +49,24 @@ macro_rules! buried {
 }
 pub(super) use buried;
 
+/// Moves what was deleted from the dead as `revived` back, in the order in which it was pushed, so that its positions
+/// are in that order too.
+macro_rules! revived {
+    ($state:literal, $pending:literal) => {
+        concat!(
+            "INSERT INTO greenwave_jobs (id, queue, name, version, payload, priority, key, run_at, max_attempts, errors,
+                created_at, timeout_ms, keep_ms, awaited, trace, progress, scheduled_for, state, pending)
+            SELECT id, queue, name, version, payload, priority, key, now(), max_attempts, errors, created_at, timeout_ms,
+                keep_ms, awaited, trace, progress, scheduled_for, ",
+            $state,
+            ", ",
+            $pending,
+            " FROM revived ORDER BY id"
+        )
+    };
+}
+pub(super) use revived;
+
 /// Job ids and lease ids, for two array parameters.
 fn columns(mut leases: Vec<Lease>) -> (Vec<i64>, Vec<i64>) {
     leases.sort_unstable();

@@ -7,6 +7,7 @@
 use sqlx::PgConnection;
 
 use super::push;
+use super::settle::{buried, revived};
 use crate::Error;
 use crate::backends::flows::{Edge, abandoned};
 use crate::dead::DeadReason;
@@ -118,18 +119,17 @@ pub(super) async fn died(conn: &mut PgConnection, ids: &[i64]) -> Result<Vec<Str
             SELECT d.after_id, d.before_id FROM doomed JOIN greenwave_jobs_dependency d ON d.before_id = doomed.id
             WHERE NOT d.ended AND NOT d.anyway)
         SELECT id, min(because) FROM doomed GROUP BY id ORDER BY id";
-    const BURY: &str = "
-        WITH buried AS (
+    const BURY: &str = concat!(
+        "WITH buried AS (
             DELETE FROM greenwave_jobs j USING unnest($1::bigint[], $2::text[]) AS doomed (id, error)
             WHERE j.id = ANY ($1) AND j.id = doomed.id AND j.state = 3
-            RETURNING j.*, doomed.error)
-        INSERT INTO greenwave_jobs_dead
-            (id, queue, name, version, payload, priority, attempts, max_attempts, reason, created_at, key, timeout_ms,
-            keep_ms, awaited, trace, scheduled_for, errors)
-        SELECT id, queue, name, version, payload, priority, failures, max_attempts, $3, created_at, key, timeout_ms,
-            keep_ms, awaited, trace, scheduled_for, errors || jsonb_build_object('attempt', 0, 'at_ms',
-                (extract(epoch FROM now()) * 1000)::bigint, 'error', error)
-        FROM buried";
+            RETURNING j.*, doomed.error, $3::text AS reason) ",
+        buried!(
+            "failures",
+            "errors || jsonb_build_object('attempt', 0, 'at_ms', (extract(epoch FROM now()) * 1000)::bigint,
+                'error', error)"
+        )
+    );
     const ANYWAY: &str = "
         WITH ended AS (
             UPDATE greenwave_jobs_dependency SET ended = true WHERE before_id = ANY ($1) AND anyway AND NOT ended
@@ -164,20 +164,20 @@ pub(super) async fn revived(conn: &mut PgConnection, ids: &[i64]) -> Result<(), 
         FROM (SELECT after_id, count(*)::integer FROM greenwave_jobs_dependency
               WHERE after_id = ANY ($1) AND NOT ended GROUP BY after_id) AS waits
         WHERE j.id = waits.after_id AND j.state = 0";
-    const REVIVE: &str = "
-        WITH revived AS (
+    const REVIVE: &str = concat!(
+        "WITH revived AS (
             DELETE FROM greenwave_jobs_dead WHERE reason = $2 AND id IN (
                 SELECT d.after_id FROM greenwave_jobs_dependency d WHERE d.before_id = ANY ($1) AND NOT d.ended
                     AND NOT EXISTS (SELECT FROM greenwave_jobs_dependency other WHERE other.after_id = d.after_id
                         AND NOT other.ended
                         AND NOT EXISTS (SELECT FROM greenwave_jobs j WHERE j.id = other.before_id)))
-            RETURNING *)
-        INSERT INTO greenwave_jobs (id, queue, name, version, payload, priority, state, run_at, max_attempts, errors,
-            created_at, key, timeout_ms, keep_ms, awaited, trace, scheduled_for, pending)
-        SELECT id, queue, name, version, payload, priority, 3, now(), max_attempts, errors, created_at, key, timeout_ms,
-            keep_ms, awaited, trace, scheduled_for,
-            (SELECT count(*) FROM greenwave_jobs_dependency d WHERE d.after_id = revived.id AND NOT d.ended)
-        FROM revived RETURNING id";
+            RETURNING *) ",
+        revived!(
+            "3",
+            "(SELECT count(*) FROM greenwave_jobs_dependency d WHERE d.after_id = revived.id AND NOT d.ended)"
+        ),
+        " RETURNING id"
+    );
     if ids.is_empty() {
         return Ok(());
     }
@@ -196,3 +196,7 @@ pub(super) async fn revived(conn: &mut PgConnection, ids: &[i64]) -> Result<(), 
 async fn lock_alone(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     sqlx::query(lock!("pg_advisory_xact_lock")).bind(EDGES_LOCK).execute(conn).await.map(drop)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

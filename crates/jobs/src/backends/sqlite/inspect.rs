@@ -8,6 +8,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 
 use super::owner::Durability::{Lazy, Synced};
 use super::owner::Handle;
+use super::settle::{bury_unfailed, delete_dead, revived};
 use super::{Sqlite, draw, now, now_ms, workflow};
 use crate::backends::inspect::{Cancelled, Counted, InspectStore, Looked, MAX_SCAN, Observed, Table};
 use crate::dead::{DeadReason, read_errors, time};
@@ -208,48 +209,28 @@ fn job(conn: &Connection, id: JobId) -> rusqlite::Result<Option<JobDetails>> {
 
 /// Answers too which queues have something new.
 fn cancel(conn: &Connection, ids: &[i64]) -> rusqlite::Result<(Vec<Cancelled>, Vec<String>)> {
-    const BURY: &str = concat!(
-        "INSERT INTO greenwave_jobs_dead
-            (id, queue, name, version, payload, priority, key, attempts, max_attempts, reason, errors, created_at, died_at,
-            timeout_ms, keep_ms, awaited, trace, progress, scheduled_for)
-        SELECT id, queue, name, version, payload, priority, key, failures, max_attempts, ?2, errors, created_at, ",
-        now!(),
-        ", timeout_ms, keep_ms, awaited, trace, progress, scheduled_for FROM greenwave_jobs WHERE id = ?1"
-    );
-    let mut bury = conn.prepare_cached(BURY)?;
-    let mut delete =
-        conn.prepare_cached("DELETE FROM greenwave_jobs WHERE id = ?1 RETURNING state = 2, awaited")?;
-    let (mut cancelled, mut died) = (Vec::new(), Vec::new());
+    let mut found = conn.prepare_cached("SELECT state = 2, awaited FROM greenwave_jobs WHERE id = ?1")?;
+    let (mut cancelled, mut awaited) = (Vec::new(), Vec::new());
     for id in ids {
-        if bury.execute(params![id, DeadReason::Cancelled.code()])? == 1 {
-            let (ran, awaited) = delete.query_row([id], |row| Ok((row.get(0)?, row.get::<_, bool>(1)?)))?;
+        let found = found.query_row([id], |row| Ok((row.get(0)?, row.get::<_, bool>(1)?))).optional()?;
+        if let Some((ran, is_awaited)) = found {
+            bury_unfailed(conn, *id, DeadReason::Cancelled)?;
             cancelled.push(Cancelled { id: (*id).into(), ran });
-            died.extend(awaited.then_some(*id));
+            awaited.extend(is_awaited.then_some(*id));
         }
     }
-    Ok((cancelled, workflow::died(conn, &died)?))
+    Ok((cancelled, workflow::died(conn, &awaited)?))
 }
 
 /// Brings dead jobs back, and answers how many there were.
 pub(super) fn revive(conn: &Connection, ids: &[i64]) -> rusqlite::Result<u64> {
-    const REVIVE: &str = concat!(
-        "INSERT INTO greenwave_jobs
-            (id, queue, name, version, payload, priority, key, state, run_at, max_attempts, errors, created_at, timeout_ms,
-            keep_ms, awaited, trace, scheduled_for, position)
-        SELECT id, queue, name, version, payload, priority, key, 0, ",
-        now!(),
-        ", max_attempts, errors, created_at, timeout_ms, keep_ms, awaited, trace, scheduled_for, ?2
-        FROM greenwave_jobs_dead WHERE id = ?1"
-    );
-    let mut revive = conn.prepare_cached(REVIVE)?;
-    let mut delete =
-        conn.prepare_cached("DELETE FROM greenwave_jobs_dead WHERE id = ?1 RETURNING awaited")?;
+    let mut revive = conn.prepare_cached(revived!("0", "0"))?;
     let (mut revived, mut awaited) = (0, Vec::new());
     let positions = draw(conn, ids.len())?;
     for (id, position) in ids.iter().zip(positions) {
         if revive.execute([*id, position])? == 1 {
             revived += 1;
-            awaited.extend(delete.query_row([id], |row| row.get::<_, bool>(0))?.then_some(*id));
+            awaited.extend(delete_dead(conn, *id)?.then_some(*id));
         }
     }
     workflow::revived(conn, &awaited)?;

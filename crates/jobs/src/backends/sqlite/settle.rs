@@ -25,7 +25,7 @@ macro_rules! appended {
 pub(super) use appended;
 
 /// Copies a job to the dead; the caller adds which, and deletes it afterwards.
-macro_rules! bury {
+macro_rules! buried {
     ($attempts:literal, $reason:literal, $errors:expr) => {
         concat!(
             "INSERT INTO greenwave_jobs_dead
@@ -33,11 +33,31 @@ macro_rules! bury {
                 key, trace, progress, scheduled_for, died_at, attempts, reason, errors)
             SELECT id, queue, name, version, payload, priority, max_attempts, timeout_ms, keep_ms, awaited, created_at,
                 key, trace, progress, scheduled_for, ",
-            now!(), ", ", $attempts, ", ", $reason, ", ", $errors,
+            crate::backends::sqlite::now!(), ", ", $attempts, ", ", $reason, ", ", $errors,
             " FROM greenwave_jobs WHERE "
         )
     };
 }
+pub(super) use buried;
+
+/// Copies the dead job `?1` back, at position `?2`; the caller deletes it afterwards.
+macro_rules! revived {
+    ($state:literal, $pending:literal) => {
+        concat!(
+            "INSERT INTO greenwave_jobs
+                (id, queue, name, version, payload, priority, key, run_at, max_attempts, errors, created_at, timeout_ms,
+                keep_ms, awaited, trace, progress, scheduled_for, position, state, pending)
+            SELECT id, queue, name, version, payload, priority, key, ",
+            crate::backends::sqlite::now!(),
+            ", max_attempts, errors, created_at, timeout_ms, keep_ms, awaited, trace, progress, scheduled_for, ?2, ",
+            $state,
+            ", ",
+            $pending,
+            " FROM greenwave_jobs_dead WHERE id = ?1"
+        )
+    };
+}
+pub(super) use revived;
 
 pub(super) fn release(conn: &Connection, leases: &[Lease]) -> rusqlite::Result<usize> {
     // A job that is no longer leased, but not yet leased anew, was rescued: that is undone.
@@ -94,12 +114,13 @@ pub(super) fn retry(conn: &Connection, retries: &[Retry]) -> rusqlite::Result<us
 
 /// Answers how many it buried, and which queues have something new.
 pub(super) fn bury(conn: &Connection, burials: &[Burial]) -> rusqlite::Result<(usize, Vec<String>)> {
-    const BURY: &str = concat!(bury!("failures + 1", "?3", appended!("?4")), "id = ?1 AND lease_id = ?2");
+    const BURY: &str = concat!(buried!("failures + 1", "?3", appended!("?4")), "id = ?1 AND lease_id = ?2");
     let mut insert = conn.prepare_cached(BURY)?;
     let (mut buried, mut awaited) = (0, Vec::new());
     for Burial { lease, awaited: is_awaited, reason, error } in burials {
         if insert.execute(params![lease.job.get(), lease.id, reason.code(), error])? == 1 {
-            buried += delete(conn, lease.job.get())?;
+            delete(conn, lease.job.get())?;
+            buried += 1;
             if *is_awaited {
                 awaited.push(lease.job.get());
             }
@@ -108,13 +129,20 @@ pub(super) fn bury(conn: &Connection, burials: &[Burial]) -> rusqlite::Result<(u
     Ok((buried, workflow::died(conn, &awaited)?))
 }
 
-/// Buries a job that nobody holds, because its workers vanished too often.
-pub(super) fn bury_crashed(conn: &Connection, id: i64) -> rusqlite::Result<usize> {
-    const BURY: &str = concat!(bury!("failures", "?2", "errors"), "id = ?1");
-    conn.prepare_cached(BURY)?.execute(params![id, DeadReason::Crashed.code()])?;
+/// Buries a job, whoever holds it, without an attempt that failed.
+pub(super) fn bury_unfailed(conn: &Connection, id: i64, reason: DeadReason) -> rusqlite::Result<()> {
+    const BURY: &str = concat!(buried!("failures", "?2", "errors"), "id = ?1");
+    conn.prepare_cached(BURY)?.execute(params![id, reason.code()])?;
     delete(conn, id)
 }
 
-fn delete(conn: &Connection, id: i64) -> rusqlite::Result<usize> {
-    conn.prepare_cached("DELETE FROM greenwave_jobs WHERE id = ?1")?.execute([id])
+/// Takes away a job that was buried.
+pub(super) fn delete(conn: &Connection, id: i64) -> rusqlite::Result<()> {
+    conn.prepare_cached("DELETE FROM greenwave_jobs WHERE id = ?1")?.execute([id]).map(drop)
+}
+
+/// Takes away a dead job that was revived; true if others wait for it or it for others.
+pub(super) fn delete_dead(conn: &Connection, id: i64) -> rusqlite::Result<bool> {
+    conn.prepare_cached("DELETE FROM greenwave_jobs_dead WHERE id = ?1 RETURNING awaited")?
+        .query_row([id], |row| row.get(0))
 }

@@ -8,6 +8,7 @@ use super::settle::{self, appended};
 use super::{done, draw, now, now_ms, schedules, workflow};
 use crate::backends::{Kept, LEASE_ENDED, MAINTENANCE_BATCH, Upkeep};
 use crate::backoff::Backoff;
+use crate::dead::DeadReason;
 use crate::job::millis;
 
 /// What one transaction of upkeep did.
@@ -80,7 +81,8 @@ fn promote(conn: &Connection, max_crashes: u32) -> rusqlite::Result<(usize, usiz
     let (mut buried, mut promoted, mut died) = (0, 0, Vec::new());
     for ((id, crashed, awaited), position) in due.iter().zip(draw(conn, due.len())?) {
         if *crashed {
-            buried += settle::bury_crashed(conn, *id)?;
+            settle::bury_unfailed(conn, *id, DeadReason::Crashed)?;
+            buried += 1;
             died.extend(awaited.then_some(*id));
         } else {
             promoted += ready.execute([*id, position])?;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::settle::{buried, delete, delete_dead, revived};
 use super::{draw, now, push};
 use crate::backends::flows::{Edge, abandoned};
 use crate::dead::DeadReason;
@@ -91,15 +92,16 @@ pub(super) fn died(conn: &Connection, ids: &[i64]) -> rusqlite::Result<Vec<Strin
     const END: &str = "
         UPDATE greenwave_jobs_dependency SET ended = 1 WHERE before_id = ?1 AND after_id = ?2";
     const BURY: &str = concat!(
-        "INSERT INTO greenwave_jobs_dead
-            (id, queue, name, version, payload, priority, attempts, max_attempts, reason, created_at, died_at, key,
-            timeout_ms, keep_ms, awaited, trace, scheduled_for, errors)
-        SELECT id, queue, name, version, payload, priority, failures, max_attempts, ?2, created_at, ",
-        now!(),
-        ", key, timeout_ms, keep_ms, awaited, trace, scheduled_for,
-            json_insert(errors, '$[#]', json_object('attempt', 0, 'at_ms', ",
-        now!(),
-        ", 'error', ?3)) FROM greenwave_jobs WHERE id = ?1 AND state = 3"
+        buried!(
+            "failures",
+            "?2",
+            concat!(
+                "json_insert(errors, '$[#]', json_object('attempt', 0, 'at_ms', ",
+                now!(),
+                ", 'error', ?3))"
+            )
+        ),
+        "id = ?1 AND state = 3"
     );
     let mut freed = BTreeMap::new();
     let mut dead: Vec<i64> = ids.to_vec();
@@ -116,7 +118,7 @@ pub(super) fn died(conn: &Connection, ids: &[i64]) -> rusqlite::Result<Vec<Strin
             }
             let why = (after, DeadReason::Abandoned.code(), abandoned(before));
             if conn.prepare_cached(BURY)?.execute(params![why.0, why.1, why.2])? == 1 {
-                conn.prepare_cached("DELETE FROM greenwave_jobs WHERE id = ?1")?.execute([after])?;
+                delete(conn, after)?;
                 dead.push(after);
             }
         }
@@ -142,15 +144,8 @@ pub(super) fn revived(conn: &Connection, ids: &[i64]) -> rusqlite::Result<()> {
             AND NOT EXISTS (SELECT 1 FROM greenwave_jobs_dependency other WHERE other.after_id = d.after_id
                 AND NOT other.ended
                 AND NOT EXISTS (SELECT 1 FROM greenwave_jobs j WHERE j.id = other.before_id))";
-    const REVIVE: &str = concat!(
-        "INSERT INTO greenwave_jobs (id, queue, name, version, payload, priority, state, position, run_at,
-            max_attempts, errors, created_at, key, timeout_ms, keep_ms, awaited, trace, scheduled_for, pending)
-        SELECT id, queue, name, version, payload, priority, 3, id, ",
-        now!(),
-        ", max_attempts, errors, created_at, key, timeout_ms, keep_ms, awaited, trace, scheduled_for,
-            (SELECT count(*) FROM greenwave_jobs_dependency WHERE after_id = ?1 AND NOT ended)
-        FROM greenwave_jobs_dead WHERE id = ?1"
-    );
+    const REVIVE: &str =
+        revived!("3", "(SELECT count(*) FROM greenwave_jobs_dependency WHERE after_id = ?1 AND NOT ended)");
     for id in ids {
         conn.prepare_cached(FORGET)?.execute([id])?;
         conn.prepare_cached(BLOCK)?.execute([id])?;
@@ -162,8 +157,9 @@ pub(super) fn revived(conn: &Connection, ids: &[i64]) -> rusqlite::Result<()> {
             .query_map(params![before, DeadReason::Abandoned.code()], |row| row.get(0))?
             .collect::<rusqlite::Result<_>>()?;
         for id in after {
-            conn.prepare_cached(REVIVE)?.execute([id])?;
-            conn.prepare_cached("DELETE FROM greenwave_jobs_dead WHERE id = ?1")?.execute([id])?;
+            // Its position is drawn when it becomes ready.
+            conn.prepare_cached(REVIVE)?.execute([id, 0])?;
+            delete_dead(conn, id)?;
             back.push(id);
         }
     }

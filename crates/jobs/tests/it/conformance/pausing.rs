@@ -63,7 +63,7 @@ pub(crate) async fn a_paused_queue_starts_no_job<F: Fixture<Backend: SqlBackend>
 
 pub(crate) async fn a_pause_in_full_flight_stops_the_flow<F: Fixture<Backend: SqlBackend>>() {
     let (fixture, queue) = F::ready().await;
-    queue.push_many(&(0..5000).map(note).collect::<Vec<_>>()).await.unwrap();
+    queue.push_many(&(0..1500).map(note).collect::<Vec<_>>()).await.unwrap();
     let (report, mut runs) = mpsc::unbounded_channel();
     let worker = |queue| {
         let report = report.clone();

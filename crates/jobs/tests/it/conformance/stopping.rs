@@ -2,7 +2,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use greenwave_jobs::{BoxError, JobContext, Worker, WorkerConfig};
+use greenwave_jobs::{BoxError, JobContext, Worker};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::sleep;
 
@@ -38,8 +38,7 @@ pub(crate) async fn a_stopping_worker_lets_its_jobs_end<F: Fixture>() {
 pub(crate) async fn what_outlasts_the_grace_returns_to_the_queue<F: Fixture>() {
     let (_fixture, queue) = F::ready().await;
     queue.push(&note("endless")).await.unwrap();
-    let config = WorkerConfig { grace: Duration::from_millis(50), ..quick() };
-    let (worker, mut runs) = sticker(queue.clone(), config);
+    let (worker, mut runs) = sticker(queue.clone(), quick());
     let worker = start(worker);
     within(runs.recv()).await.unwrap();
     worker.stop().await;
