@@ -90,11 +90,11 @@ impl Error {
     pub(crate) fn is_refusal(&self) -> bool {
         match self {
             Error::Full { .. } | Error::Unsupported(_) | Error::Invalid(_) => true,
-            // Data exceptions, broken constraints, what a trigger raised.
+            // Data exceptions, broken constraints, what is too large or nested too deeply, what a trigger raised.
             #[cfg(feature = "postgres")]
             Error::Postgres(sqlx::Error::Database(error)) => error
                 .code()
-                .is_some_and(|code| ["22", "23", "P0"].iter().any(|class| code.starts_with(class))),
+                .is_some_and(|code| ["22", "23", "54", "P0"].iter().any(|class| code.starts_with(class))),
             #[cfg(feature = "sqlite")]
             Error::Sqlite(rusqlite::Error::SqliteFailure(error, _)) => matches!(
                 error.code,

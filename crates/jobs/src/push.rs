@@ -67,18 +67,18 @@ struct Flight<'a, B: Backend> {
 
 impl<B: Backend> Drop for Flight<'_, B> {
     fn drop(&mut self) {
-        let mut state = self.queue.pushes.lock();
-        let runtime = tokio::runtime::Handle::try_current();
-        match runtime {
-            Ok(runtime) if !state.waiting.is_empty() => {
-                // It ends by itself, when nothing waits any more.
-                runtime.spawn(Relay { queue: self.queue.clone(), landed: false }.run());
-            }
-            _ => {
+        {
+            let mut state = self.queue.pushes.lock();
+            if state.waiting.is_empty() {
                 state.flights -= 1;
-                // Outside a runtime nobody can store them; their callers hear that.
-                state.waiting.clear();
+                return;
             }
+        }
+        let relay = Relay { queue: self.queue.clone(), landed: false };
+        // Without the lock: a runtime that is ending drops the task here and now. Outside one nobody can store them.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            // It ends by itself, when nothing waits any more.
+            runtime.spawn(relay.run());
         }
     }
 }
@@ -92,10 +92,12 @@ struct Relay<B: Backend> {
 impl<B: Backend> Drop for Relay<B> {
     fn drop(&mut self) {
         if !self.landed {
-            // Its runtime ended.
+            // Its runtime ended. The callers of what waits hear that.
             let mut state = self.queue.pushes.lock();
             state.flights -= 1;
-            state.waiting.clear();
+            let waiting = std::mem::take(&mut state.waiting);
+            drop(state);
+            drop(waiting);
         }
     }
 }

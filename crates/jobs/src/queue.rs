@@ -103,6 +103,12 @@ impl<B: Backend> Queue<B> {
     /// Call it at every start: it does nothing when all is in place, and any number of processes may call it at once.
     /// One waits for the other, for five minutes at most; then the answer is [`Error::Timeout`].
     ///
+    /// Workers of an older release go on with newer tables, for migrations only add. But they do not know of what was
+    /// added: they run jobs of paused and limited queues, keep no results, wake no job that waits for theirs, and what
+    /// they make ready may start up to a minute late. So let the last of them stop before you use what is new. A new
+    /// table is quickly made, but a changed one is locked meanwhile, which waits for the transactions that use it:
+    /// migrate when none is open for long.
+    ///
     /// # Cancel safety
     /// Dropped, it has applied all of its migrations or none.
     pub async fn migrate(&self) -> Result<(), Error> {

@@ -1,5 +1,5 @@
 use std::any::Any;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -146,7 +146,8 @@ async fn run(shared: &Shared, handler: &Handler, job: &mut Job, number: u32, sta
         Ok(Ok(Err(Failure::Failed(error)))) => End::Failed(error),
         Ok(Ok(Err(Failure::Newer(version)))) => End::Newer(version),
         Ok(Ok(Err(Failure::Undecodable(error)))) => {
-            let error = format!("the payload does not decode: {}", chain(error.as_ref()));
+            let (error, _) = told(error);
+            let error = format!("the payload does not decode: {error}");
             End::Dead(DeadReason::Undecodable, error)
         }
         Ok(Err(Cut::TimedOut)) => End::Broken(format!("timed out after {}", format_duration(timeout))),
@@ -190,7 +191,7 @@ fn judge(
             return dead(reason, error);
         }
         End::Broken(error) => (error, Verdict::Retry),
-        End::Failed(error) => (chain(error.as_ref()), verdict(error.as_ref())),
+        End::Failed(error) => told(error),
     };
     let failures = job.leased.failures.saturating_add(1);
     let last = failures >= job.leased.max_attempts;
@@ -212,12 +213,33 @@ fn judge(
         }
         Verdict::RetryIn(delay) => delay,
         Verdict::Retry => handler
-            .and_then(|handler| (handler.retry_after)(failures))
+            .and_then(|handler| own_wait(handler, failures))
             .unwrap_or_else(|| full_jitter(shared.config.retry_base, shared.config.retry_max, failures)),
     };
     tracing::warn!(error, ?delay, "the attempt failed; the job will be tried again");
     ended(telemetry::Outcome::Retried);
     retry(delay, Some(storable(error)))
+}
+
+/// What an error says, and asks for. It is the program's, and may panic.
+fn told(error: BoxError) -> (String, Verdict) {
+    let told = AssertUnwindSafe(move || (chain(error.as_ref()), verdict(error.as_ref())));
+    catch_unwind(told).unwrap_or_else(|panic| {
+        (format!("failed, and its error panicked: {}", panic_message(panic.as_ref())), Verdict::Retry)
+    })
+}
+
+/// The job type's own wait, which may panic too.
+fn own_wait(handler: &Handler, failures: u32) -> Option<Duration> {
+    let wait = handler.retry_after;
+    catch_unwind(|| wait(failures)).unwrap_or_else(|panic| {
+        tracing::error!(
+            job = handler.name,
+            panic = panic_message(panic.as_ref()),
+            "`retry_after` panicked; the job waits as if it had none"
+        );
+        None
+    })
 }
 
 fn dead(reason: DeadReason, error: String) -> Fate {

@@ -224,10 +224,13 @@ impl<B: Backend> Exchanger<B> {
             let at = (self.turn + step) % self.appetites.len();
             let appetite = &mut self.appetites[at];
             let held_back = appetite.careful && (self.suspect.is_some() || appetite.asked > 0);
+            let limited = self.store.control(self.shared.queues[at]).limited;
+            // Where a limit holds jobs back, one that ends makes room for another.
+            appetite.rung |= limited && self.shared.floor.take_left(at);
             if held_back || !(appetite.full || appetite.rung) {
                 continue;
             }
-            let ahead = !self.store.control(self.shared.queues[at]).limited;
+            let ahead = !limited;
             let room = self.shared.floor.room(at, appetite.asked, asked_in_all, ahead, now);
             let limit = if appetite.careful { room.min(1) } else { room };
             if limit == 0 {

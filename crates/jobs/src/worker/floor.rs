@@ -48,6 +48,8 @@ struct QueueState {
     places: usize,
     running: usize,
     waiting: usize,
+    /// One has left its place since somebody asked.
+    left: bool,
     pace: Pace,
 }
 
@@ -141,6 +143,7 @@ impl Floor {
         }
         let of = &mut state.queues[queue];
         of.running -= 1;
+        of.left = true;
         of.pace.end(now, of.running + of.waiting == 0);
         let quiet = !state.ended.is_empty() && ended.is_some();
         state.ended.extend(ended);
@@ -176,6 +179,11 @@ impl Floor {
         now: Instant,
     ) -> usize {
         self.lock().room(queue, asked, asked_in_all, ahead, now)
+    }
+
+    /// Whether a job of the queue has ended; asking clears it.
+    pub(super) fn take_left(&self, queue: usize) -> bool {
+        std::mem::take(&mut self.lock().queues[queue].left)
     }
 
     /// Has the queue begin again with few jobs at a time.

@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
-use greenwave_jobs::{BoxError, Error, JobContext, Queue, Worker, WorkerConfig};
+use greenwave_jobs::{BoxError, Error, Job, JobContext, PushOptions, Queue, Schedule, Worker, WorkerConfig};
 use greenwave_test_servers::Server;
+use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgPoolOptions;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
@@ -247,4 +248,70 @@ async fn a_migration_that_waits_for_ever_is_given_up() {
     let error = given_up.unwrap_err();
     assert!(matches!(error, Error::Timeout(_)), "{error:?}");
     assert_eq!(error.to_string(), "the queue's database did not answer within 300s");
+}
+
+/// Chrono knows no such time.
+#[tokio::test]
+async fn a_job_that_was_put_off_for_ever_by_hand_stops_no_worker() {
+    for time in ["infinity", "290000-01-01"] {
+        let (fixture, queue) = PostgresFixture::ready().await;
+        let hour = PushOptions { delay: Some(Duration::from_secs(3600)), ..Default::default() };
+        queue.push_with(&note("put off"), hour).await.unwrap();
+        sqlx::query("UPDATE greenwave_jobs SET run_at = $1::text::timestamptz")
+            .bind(time)
+            .execute(&fixture.pool)
+            .await
+            .unwrap();
+        let (worker, mut runs) = recorder(queue.clone(), quick());
+        let worker = start(worker);
+        // Each is delayed, so that it takes an upkeep.
+        for n in 0..3 {
+            let soon = PushOptions { delay: Some(Duration::from_millis(1)), ..Default::default() };
+            let pushed = queue.push_with(&note(n), soon).await.unwrap();
+            while within(runs.recv()).await.unwrap().1.id != pushed.id {}
+        }
+        worker.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_schedule_whose_next_tick_was_set_by_hand_ticks_once() {
+    let (fixture, queue) = PostgresFixture::ready().await;
+    queue.schedule("hourly", Schedule::every(Duration::from_secs(3600)), &note("tick")).await.unwrap();
+    fixture
+        .execute("UPDATE greenwave_jobs_schedules SET next_at = date_trunc('milliseconds', now()) - interval '1.5 ms'")
+        .await;
+    let (worker, mut runs) = recorder(queue.clone(), quick());
+    let worker = start(worker);
+    assert_eq!(within(runs.recv()).await.unwrap().0, note("tick"));
+    settled(&queue, |stats| stats.live() == 0).await;
+    worker.stop().await;
+    assert!(runs.try_recv().is_err());
+}
+
+/// Arrays within arrays, deeper than PostgreSQL's parser goes.
+#[derive(Serialize, Deserialize)]
+struct Deep(Box<serde_json::value::RawValue>);
+
+impl Job for Deep {
+    const NAME: &'static str = "deep";
+}
+
+#[tokio::test]
+async fn a_payload_that_is_nested_too_deeply_fails_alone() {
+    let (_fixture, queue) = PostgresFixture::ready().await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..40 {
+        let queue = queue.clone();
+        tasks.spawn(async move {
+            if n != 20 {
+                return queue.push(&note(n)).await.is_ok();
+            }
+            let nested = "[".repeat(100_000) + &"]".repeat(100_000);
+            let deep = Deep(serde_json::value::RawValue::from_string(nested).unwrap());
+            queue.push(&deep).await.is_err()
+        });
+    }
+    assert_eq!(within(tasks.join_all()).await, [true; 40]);
+    assert_eq!(queue.stats().await.unwrap().ready, 39);
 }

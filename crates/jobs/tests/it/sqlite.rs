@@ -3,12 +3,12 @@
 use std::thread;
 use std::time::Duration;
 
-use greenwave_jobs::WorkerConfig;
+use greenwave_jobs::{BoxError, Job, JobContext, Queue, Worker, WorkerConfig};
 use rusqlite::types::Value;
 use rusqlite::{Connection, TransactionBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Fixture, SqliteFixture, note, quick, recorder, settled, sleepy, start, within};
+use crate::support::{Fixture, Note, SqliteFixture, note, quick, recorder, settled, sleepy, start, within};
 
 /// A writer that lets go of the lock for a moment only.
 fn rival(fixture: &SqliteFixture, stop: CancellationToken) -> thread::JoinHandle<()> {
@@ -114,4 +114,75 @@ async fn a_job_comes_back_from_the_dead_as_it_was_pushed() {
     worker.stop().await;
     assert!(queue.retry_dead(id).await.unwrap());
     assert_eq!(rows(), before);
+}
+
+/// Pushes that gather are dropped with it, and whoever carried the others must not wait for itself.
+#[test]
+fn a_runtime_ends_although_pushes_gather() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("jobs.db");
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let queue = Queue::sqlite(&path).unwrap();
+    runtime().block_on(queue.migrate()).unwrap();
+    // So that it is known to have no bound.
+    runtime().block_on(queue.push(&note("first"))).unwrap();
+    let mut rival = Connection::open(&path).unwrap();
+    let lock = rival.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
+    let (ended, wait) = std::sync::mpsc::channel();
+    let pushing = queue.clone();
+    thread::spawn(move || {
+        let runtime = runtime();
+        for n in 0..5 {
+            let queue = pushing.clone();
+            runtime.spawn(async move { queue.push(&note(n)).await });
+        }
+        runtime.block_on(async {
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+            }
+        });
+        drop(runtime);
+        ended.send(()).unwrap();
+    });
+    wait.recv_timeout(Duration::from_secs(20)).expect("the runtime has ended");
+    drop(lock);
+    runtime().block_on(within(queue.push(&note("later")))).unwrap();
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Clumsy;
+
+impl Job for Clumsy {
+    const NAME: &'static str = "clumsy";
+
+    fn retry_after(_: u32) -> Option<Duration> {
+        panic!("it cannot count")
+    }
+}
+
+/// An error that cannot even say what it is.
+#[derive(Debug)]
+struct Mute;
+
+impl std::fmt::Display for Mute {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        panic!("no words")
+    }
+}
+
+impl std::error::Error for Mute {}
+
+#[tokio::test]
+async fn a_job_whose_error_or_wait_panics_is_tried_again_and_keeps_no_place() {
+    let (_fixture, queue) = SqliteFixture::ready().await;
+    queue.push(&Clumsy).await.unwrap();
+    queue.push(&note("mute")).await.unwrap();
+    let config = WorkerConfig { concurrency: 1, ..quick() };
+    let fail = |attempt: u32| if attempt == 1 { Err(BoxError::from(Mute)) } else { Ok(()) };
+    let worker = Worker::new(queue.clone(), config)
+        .handle(move |_: Clumsy, context: JobContext| async move { fail(context.attempt) })
+        .handle(move |_: Note, context: JobContext| async move { fail(context.attempt) });
+    let worker = start(worker);
+    settled(&queue, |stats| stats.live() == 0 && stats.dead == 0).await;
+    worker.stop().await;
 }

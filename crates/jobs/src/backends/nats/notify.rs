@@ -47,6 +47,8 @@ impl Announcer {
         // Outside a runtime nobody can send; the other processes will poll.
         if let Ok(runtime) = Handle::try_current() {
             state.sending = true;
+            // A runtime that is ending drops the task here and now, and that takes the lock.
+            drop(state);
             // This task ends by itself, one pause after the last announcement.
             runtime.spawn(Sending { announcer: Arc::clone(self), ended: false }.run());
         }

@@ -32,8 +32,8 @@ pub(super) async fn give_back(inner: &Inner, held: &Held, wait: Option<Duration>
     acknowledge(inner, held, AckKind::Nak(wait)).await
 }
 
-/// Runs one settlement for each lease that is still known, all at once. They are let go of when all have succeeded, so
-/// that the batch can be repeated after an error.
+/// Runs one settlement for each lease that is still known, all at once, and lets go of those that succeed: when the
+/// batch is repeated after an error they must not be set free again, from whoever has them then.
 async fn each<T, F>(
     inner: &Inner,
     items: Vec<T>,
@@ -43,13 +43,13 @@ async fn each<T, F>(
 where
     F: Future<Output = Result<(), Error>>,
 {
-    let leases: Vec<Lease> = items.iter().map(&lease).collect();
     let found = items.into_iter().filter_map(|item| Some((inner.find(lease(&item))?, item)));
-    let results = join_all(found.map(|(held, item)| settle(held, item))).await;
-    let count = results.len();
-    results.into_iter().collect::<Result<Vec<()>, Error>>()?;
-    inner.let_go(leases);
-    Ok(count)
+    let settled = found.map(|(held, item)| {
+        let (lease, settling) = (held.lease, settle(held, item));
+        async move { settling.await.map(|()| inner.let_go([lease])) }
+    });
+    let settled = join_all(settled).await.into_iter().collect::<Result<Vec<()>, Error>>()?;
+    Ok(settled.len())
 }
 
 pub(super) async fn complete(inner: &Inner, done: Vec<Completion>) -> Result<usize, Error> {

@@ -115,6 +115,17 @@ pub(crate) async fn a_queue_runs_no_more_than_its_limit_in_all_workers<F: Databa
     assert!(drain(&fixture, &queue).await.most("all") > 3, "the limit is gone");
 }
 
+/// Not at the next poll, which is an hour away.
+pub(crate) async fn a_job_that_ends_under_a_limit_makes_room_at_once<F: Database>() {
+    let (_fixture, queue) = F::ready().await;
+    queue.set_limits(QUEUE, QueueLimits { max_running: Some(1), ..Default::default() }).await.unwrap();
+    let worker = worker(queue.clone(), &Arc::default(), sleepy());
+    queue.push_many(&tasks("", 10)).await.unwrap();
+    queue.push_many(&tasks("keyed", 10)).await.unwrap();
+    settled(&queue, |stats| stats.live() == 0).await;
+    worker.stop().await;
+}
+
 pub(crate) async fn a_key_runs_no_more_than_its_limit_in_all_workers<F: Database>() {
     let (fixture, queue) = F::ready().await;
     queue

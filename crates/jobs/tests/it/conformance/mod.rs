@@ -133,6 +133,7 @@ conformance! {
         stats_tell_queues_and_types_apart;
     limits:
         a_queue_runs_no_more_than_its_limit_in_all_workers
+        a_job_that_ends_under_a_limit_makes_room_at_once
         a_key_runs_no_more_than_its_limit_in_all_workers
         a_name_runs_no_more_than_its_limit_and_others_pass_it
         keys_that_are_held_back_do_not_hold_up_the_others
