@@ -105,9 +105,9 @@ impl<B: Backend> Queue<B> {
     ///
     /// Workers of an older release go on with newer tables, for migrations only add. But they do not know of what was
     /// added: they run jobs of paused and limited queues, keep no results, wake no job that waits for theirs, and what
-    /// they make ready may start up to a minute late. So let the last of them stop before you use what is new. A new
-    /// table is quickly made, but a changed one is locked meanwhile, which waits for the transactions that use it:
-    /// migrate when none is open for long.
+    /// they make ready may start up to a minute late. So let the last of them stop before you use what is new.
+    /// On PostgreSQL a table cannot be changed while a transaction that uses it is open; the migration waits for that,
+    /// and holds others up for a second at a time at most.
     ///
     /// # Cancel safety
     /// Dropped, it has applied all of its migrations or none.

@@ -289,6 +289,38 @@ async fn a_schedule_whose_next_tick_was_set_by_hand_ticks_once() {
     assert!(runs.try_recv().is_err());
 }
 
+/// It would have all others wait behind it.
+#[tokio::test]
+async fn a_migration_that_waits_for_a_transaction_holds_nobody_up() {
+    const RELEASED: &str = concat!(
+        include_str!("../../migrations/postgres/0001_jobs.sql"),
+        "CREATE TABLE greenwave_jobs_migrations (
+            version integer PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now());
+        INSERT INTO greenwave_jobs_migrations (version) VALUES (1)"
+    );
+    const PUSH: &str =
+        "INSERT INTO greenwave_jobs (queue, name, payload, priority, state, run_at, max_attempts)
+        VALUES ('default', 'note', '{\"text\": \"old\"}', 0, 0, now(), 3)";
+    let fixture = PostgresFixture::empty().await;
+    fixture.execute(RELEASED).await;
+    let mut open = fixture.pool.begin().await.unwrap();
+    sqlx::raw_sql(PUSH).execute(&mut *open).await.unwrap();
+    let queue = fixture.connect();
+    let migrating = tokio::spawn({
+        let queue = queue.clone();
+        async move { queue.migrate().await }
+    });
+    let waits = "SELECT pid::text FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND NOT granted";
+    within(async { while fixture.text(waits).await.is_none() {} }).await;
+    for _ in 0..3 {
+        timeout(Duration::from_secs(20), fixture.execute(PUSH)).await.expect("pushes go on");
+    }
+    assert!(!migrating.is_finished());
+    open.commit().await.unwrap();
+    within(migrating).await.unwrap().unwrap();
+    assert_eq!(queue.stats().await.unwrap().ready, 4);
+}
+
 /// Arrays within arrays, deeper than PostgreSQL's parser goes.
 #[derive(Serialize, Deserialize)]
 struct Deep(Box<serde_json::value::RawValue>);

@@ -112,7 +112,7 @@ fn day(name: &str) -> Option<NaiveDate> {
 }
 
 /// Somebody holds a lock, or has been quicker.
-fn is_busy(error: &sqlx::Error) -> bool {
+pub(super) fn is_busy(error: &sqlx::Error) -> bool {
     const LOCK_NOT_AVAILABLE: &str = "55P03";
     const DEADLOCK: &str = "40P01";
     let code = error.as_database_error().and_then(|error| error.code());

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::{PgConnection, PgPool, Transaction};
+use tokio::time::sleep;
 
 use super::{
     Backend, Burial, Completion, Control, Exchanged, Kept, LEASE_ENDED, Lease, LeasedJob, MAINTENANCE_BATCH,
@@ -65,6 +66,9 @@ const MIGRATIONS: &[(i32, &str)] = &[
 
 /// "greenwav" in ASCII; whoever migrates the queue holds this advisory lock.
 const MIGRATION_LOCK: i64 = 0x6772_6565_6e77_6176;
+
+/// How long those who use the tables have them for themselves, between two tries to change them.
+const BETWEEN_MIGRATIONS: Duration = Duration::from_secs(1);
 
 impl Queue<Postgres> {
     /// A queue in the database of this pool. Nothing is sent until the first call.
@@ -285,19 +289,34 @@ impl Store for Postgres {
 }
 
 async fn migrate(pool: &PgPool) -> Result<(), sqlx::Error> {
-    const CREATE: &str = "
-        CREATE TABLE IF NOT EXISTS greenwave_jobs_migrations (
-            version integer PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())";
     // The quick way out takes no lock: the usual start finds all in place.
     if is_migrated(&mut *pool.acquire().await?).await? {
         return Ok(());
     }
+    loop {
+        match try_migrate(pool).await {
+            Err(error) if done::is_busy(&error) => {
+                tracing::info!("a table that is to be changed is in use; the migration waits");
+                sleep(BETWEEN_MIGRATIONS).await;
+            }
+            migrated => return migrated,
+        }
+    }
+}
+
+/// All that is missing, or nothing.
+async fn try_migrate(pool: &PgPool) -> Result<(), sqlx::Error> {
+    const CREATE: &str = "
+        CREATE TABLE IF NOT EXISTS greenwave_jobs_migrations (
+            version integer PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())";
     let mut tx = begin(pool).await?;
     sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(MIGRATION_LOCK).execute(&mut *tx).await?;
     sqlx::query(CREATE).execute(&mut *tx).await?;
     let applied: i32 = sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM greenwave_jobs_migrations")
         .fetch_one(&mut *tx)
         .await?;
+    // Whoever waits to change a table has all who use it wait too; so it does not wait for long.
+    sqlx::query("SET LOCAL lock_timeout = '1s'").execute(&mut *tx).await?;
     for &(version, sql) in MIGRATIONS.iter().filter(|(version, _)| *version > applied) {
         sqlx::raw_sql(sql).execute(&mut *tx).await?;
         sqlx::query("INSERT INTO greenwave_jobs_migrations (version) VALUES ($1)")
