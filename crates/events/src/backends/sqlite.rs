@@ -22,6 +22,7 @@ macro_rules! added_error {
     };
 }
 
+mod deliveries;
 mod log;
 mod rows;
 mod store;

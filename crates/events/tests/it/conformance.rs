@@ -2,6 +2,7 @@
 
 mod lifecycle;
 mod log;
+mod order;
 
 use std::{
     sync::{
@@ -14,7 +15,7 @@ use std::{
 use greenwave_events::{BoxError, Error, EventContext, SubscriptionConfig};
 use tokio::sync::Barrier;
 
-pub(crate) use self::{lifecycle::*, log::*};
+pub(crate) use self::{lifecycle::*, log::*, order::*};
 
 use crate::harness::{Harness, Heard, OldOrderCreated, OrderCreated, Running, impatient, until, until_done};
 

@@ -33,6 +33,8 @@ fn the_readme_states_every_default_of_jetstream() {
     let mut config = serde_json::to_value(greenwave_events::jetstream::JetStreamConfig::default()).unwrap();
     config.as_object_mut().unwrap().remove("subscription");
     check("", &config);
+    let consume = greenwave_events::jetstream::ConsumeConfig::default();
+    check("", &serde_json::to_value(consume).unwrap());
 }
 
 fn check(prefix: &str, config: &Value) {

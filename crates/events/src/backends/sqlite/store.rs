@@ -8,14 +8,14 @@ use tokio::task::spawn_blocking;
 
 use super::{
     super::{
-        Aside, Backlog, Burial, Counted, DeadLetter, Ends, Lag, Names, Registration, Relayed, Retry, Store,
-        Take, Taken, Want, millis,
+        Aside, Backlog, Burial, Counted, DeadLetter, Ends, Lag, Registration, Relayed, Retry, Store, Take,
+        Taken, Want, millis,
     },
-    InTx, Sqlite, log, rows,
+    InTx, Sqlite, deliveries, log, rows,
 };
 use crate::{
     Error,
-    subscription::{Begun, Delivery, Failure, Held},
+    subscription::{Begun, Delivery, Failure},
 };
 
 const MIGRATIONS: [(i64, &str); 3] = [
@@ -249,7 +249,7 @@ impl Store for Sqlite {
                 return Ok(Vec::new());
             }
             let tx = connection.transaction_with_behavior(Immediate)?;
-            let deliveries = claim(&tx, &ready, millis(lease))?;
+            let deliveries = deliveries::claim(&tx, &ready, millis(lease))?;
             tx.commit()?;
             Ok(deliveries)
         })
@@ -400,12 +400,14 @@ impl Store for Sqlite {
     }
 
     async fn redeliver(&self, id: i64) -> Result<bool, Error> {
-        self.write("redeliver a dead letter", move |tx| Ok(redeliver(tx, Some(id), None)? > 0)).await
+        self.write("redeliver a dead letter", move |tx| Ok(deliveries::redeliver(tx, Some(id), None)? > 0))
+            .await
     }
 
     async fn redeliver_all(&self, subscription: &str) -> Result<u64, Error> {
         let subscription = subscription.to_owned();
-        self.write("redeliver dead letters", move |tx| redeliver(tx, None, Some(&subscription))).await
+        self.write("redeliver dead letters", move |tx| deliveries::redeliver(tx, None, Some(&subscription)))
+            .await
     }
 
     async fn backlog(&self) -> Result<Backlog, Error> {
@@ -460,52 +462,6 @@ async fn in_blocking(work: impl FnOnce() -> Result<bool, Failure> + Send + 'stat
         Ok(panic) => std::panic::resume_unwind(panic),
         Err(error) => Err(Failure::Temporary(error.into())),
     })
-}
-
-fn redeliver(tx: &Transaction<'_>, id: Option<i64>, subscription: Option<&str>) -> rusqlite::Result<u64> {
-    let inserted = tx.execute(
-        "INSERT INTO greenwave_event_delivery
-             (subscription, event, event_id, version, key, payload, published_at, position)
-         SELECT subscription, event, event_id, version, key, payload, published_at, position
-         FROM greenwave_event_dead WHERE id = ?1 OR subscription = ?2 ORDER BY position, id",
-        params![id, subscription],
-    )?;
-    tx.execute(
-        "DELETE FROM greenwave_event_dead WHERE id = ?1 OR subscription = ?2",
-        params![id, subscription],
-    )?;
-    Ok(inserted as u64)
-}
-
-fn claim(tx: &Transaction<'_>, wants: &[Want], lease: i64) -> rusqlite::Result<Vec<Delivery>> {
-    let lease_id = log::next_lease(tx)?;
-    // Of one key only the first: what comes after it waits until it is gone.
-    let mut claim = tx.prepare_cached(concat!(
-        "UPDATE greenwave_event_delivery SET lease_id = ?4, due_at = ?5 + ",
-        now!(),
-        " WHERE id IN (
-             SELECT d.id FROM greenwave_event_delivery d
-             WHERE d.subscription = ?1 AND d.event = ?2 AND d.due_at IS NULL
-               AND NOT (?6 AND d.key IS NOT NULL AND EXISTS (
-                   SELECT 1 FROM greenwave_event_delivery e
-                   WHERE e.subscription = d.subscription AND e.key = d.key
-                     AND (coalesce(e.position, 0), e.id) < (coalesce(d.position, 0), d.id)))
-             ORDER BY d.published_at, d.id LIMIT ?3)
-         RETURNING position, event, event_id, version, key, payload, published_at, attempt + 1, id"
-    ))?;
-    let mut deliveries = Vec::new();
-    for Want { subscription, event, count, ordered } in wants {
-        let mut names = Names::new(subscription);
-        let parameters = params![&**subscription, event, count, lease_id, lease, ordered];
-        let claimed = claim.query_map(parameters, |row| {
-            rows::delivery(row, Held::Row { id: row.get(8)?, lease: lease_id }, &mut names)
-        })?;
-        for delivery in claimed {
-            deliveries.push(delivery?);
-        }
-    }
-    deliveries.sort_unstable_by_key(|delivery| (delivery.published_ms, delivery.position));
-    Ok(deliveries)
 }
 
 fn exists(connection: &Connection, sql: &'static str) -> rusqlite::Result<bool> {
