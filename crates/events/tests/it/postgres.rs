@@ -371,12 +371,12 @@ async fn a_stop_loses_nothing_that_it_could_not_set_aside() {
     database.publish_orders(0..3).await;
     let running = Running::start(&bus);
     assert_eq!(heard.next().await, 0);
-    database
-        .execute(
-            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$;
-             CREATE TRIGGER refuse BEFORE UPDATE ON greenwave_event_range EXECUTE FUNCTION refuse()",
-        )
-        .await;
+    for sql in [
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$",
+        "CREATE TRIGGER refuse BEFORE UPDATE ON greenwave_event_range EXECUTE FUNCTION refuse()",
+    ] {
+        database.execute(sql).await;
+    }
     running.stop().await;
     assert_eq!(bus.backlog().await.unwrap().deliveries, 3);
 }
