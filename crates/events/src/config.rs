@@ -41,8 +41,8 @@ pub struct BusConfig {
     /// is kept for longer (default `7days`).
     #[serde(with = "humantime_serde")]
     pub retention: Duration,
-    /// When an event leaves the log although a subscription has not come to it: it will not be delivered to that one
-    /// (default: never).
+    /// When an event leaves the log although a subscription has not come to it: it will not be delivered to that one.
+    /// What a process has taken stays until it has ended (default: never).
     #[serde(with = "humantime_serde")]
     pub max_retention: Option<Duration>,
     /// How long one step in the database may take before it counts as failed (default `10s`).

@@ -118,6 +118,8 @@ impl<'a, B: Backend> Inbox<'a, B> {
         self.adopt().await?;
         self.settle().await?;
         self.renew().await?;
+        // What a lost lease sends back must be there before anything later is taken.
+        self.settle().await?;
         if Instant::now() >= self.next_look {
             if !self.lanes.is_empty() {
                 self.bus.in_time("look for due deliveries", self.bus.store().ready_due()).await?;
@@ -156,18 +158,20 @@ impl<'a, B: Backend> Inbox<'a, B> {
 
     /// Collects every attempt that has ended, and writes the outcomes in batches.
     async fn settle(&mut self) -> Result<(), Error> {
-        while let Some(ended) = self.running.try_join_next() {
-            self.ended(ended);
+        loop {
+            while let Some(ended) = self.running.try_join_next() {
+                self.ended(ended);
+            }
+            if self.unsettled.is_empty() {
+                return Ok(());
+            }
+            let mut settled = Vec::new();
+            let written = self.unsettled.write(self.bus, &mut settled).await;
+            for settled in settled {
+                self.settled(settled);
+            }
+            written?;
         }
-        if self.unsettled.is_empty() {
-            return Ok(());
-        }
-        let mut settled = Vec::new();
-        let written = self.unsettled.write(self.bus, &mut settled).await;
-        for settled in settled {
-            self.settled(settled);
-        }
-        written
     }
 
     fn ended(&mut self, ended: Result<Ended, JoinError>) {
@@ -259,14 +263,33 @@ impl<'a, B: Backend> Inbox<'a, B> {
                     }
                 }
             }
-            outcome => {
+            Outcome::Committed => {
                 self.ranges.remove(&lease);
-                count(
-                    &name,
-                    events,
-                    if matches!(outcome, Outcome::Committed) { "completed" } else { "lost" },
-                );
+                count(&name, events, "completed");
             }
+            _ => {
+                self.ranges.remove(&lease);
+                count(&name, events, "lost");
+                self.keep_order(index);
+            }
+        }
+    }
+
+    /// After a range of an ordered subscription was lost: what waits comes after it, and goes where it went, to be
+    /// handled in order with it.
+    fn keep_order(&mut self, index: usize) {
+        if self.lanes[index].is_ordered() {
+            for event in self.lanes[index].drain_events() {
+                self.give_back(&event);
+            }
+        }
+    }
+
+    /// Takes an event that has not begun out of its range.
+    fn give_back(&mut self, event: &Delivery) {
+        if let Held::Range(lease) = event.held {
+            self.unsettled.set_aside(event, 0, Fate::Ready);
+            self.left(lease, event, false);
         }
     }
 
@@ -290,6 +313,9 @@ impl<'a, B: Backend> Inbox<'a, B> {
                     let lane = &mut self.lanes[range.lane];
                     lane.look_deliveries = true;
                     count(&lane.name, range.handled, outcome);
+                    if outcome == "lost" {
+                        self.keep_order(range.lane);
+                    }
                 }
             }
         }
@@ -306,9 +332,11 @@ impl<'a, B: Backend> Inbox<'a, B> {
                 let renewed = self.bus.store().renew_ranges(&ranges, lease);
                 let held: HashSet<i64> =
                     self.bus.in_time("renew leases", renewed).await?.into_iter().collect();
-                self.ranges.retain(|lease, _| held.contains(lease));
+                let lost = self.ranges.extract_if(|lease, _| !held.contains(lease));
+                let lost: HashSet<usize> = lost.map(|(_, range)| range.lane).collect();
                 self.ranges.values_mut().for_each(Range::told);
                 self.forget();
+                lost.into_iter().for_each(|lane| self.keep_order(lane));
             }
             self.next_progress = now + PROGRESS;
         }

@@ -6,4 +6,4 @@ CREATE TABLE greenwave_event_inbox (
     received_at  timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (source, id, subscription)
 );
-CREATE INDEX greenwave_event_inbox_received ON greenwave_event_inbox (received_at);
+CREATE INDEX greenwave_event_inbox_received ON greenwave_event_inbox (subscription, received_at);

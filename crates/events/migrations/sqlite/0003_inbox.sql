@@ -6,4 +6,4 @@ CREATE TABLE greenwave_event_inbox (
     received_at  INTEGER NOT NULL DEFAULT (CAST(unixepoch('subsec') * 1000 AS INTEGER)),
     PRIMARY KEY (source, id, subscription)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX greenwave_event_inbox_received ON greenwave_event_inbox (received_at);
+CREATE INDEX greenwave_event_inbox_received ON greenwave_event_inbox (subscription, received_at);

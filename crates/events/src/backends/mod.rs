@@ -12,6 +12,8 @@ use crate::{
 pub(crate) mod postgres;
 #[cfg(feature = "sqlite")]
 pub(crate) mod sqlite;
+#[cfg(test)]
+mod tests;
 
 /// A database that can hold a bus. Sealed: the conformance suite that holds them to the same behaviour is ours.
 pub trait Backend: Store {}
@@ -62,7 +64,8 @@ pub trait Store: Clone + Send + Sync + 'static {
         lease: Duration,
     ) -> impl Future<Output = Result<Vec<i64>, Error>> + Send;
     fn complete_ranges(&self, leases: &[i64]) -> impl Future<Output = Result<Vec<i64>, Error>> + Send;
-    /// Takes events out of a range: they become deliveries or dead letters. False when the range was lost.
+    /// Takes events out of a range: they become deliveries or dead letters, once, however often this is called for
+    /// want of an answer. False when the range was lost.
     fn set_aside(&self, lease: i64, aside: &[Aside]) -> impl Future<Output = Result<bool, Error>> + Send;
     /// Ends a range, of which these positions become deliveries that are ready. False when the range was lost.
     fn split(&self, lease: i64, positions: &[i64]) -> impl Future<Output = Result<bool, Error>> + Send;
@@ -148,6 +151,9 @@ pub struct Take {
     pub(crate) lease: Duration,
     pub(crate) owner: Uuid,
     pub(crate) ordered: bool,
+    /// The leases of the subscription's ranges that this process holds. In order, nothing is taken while there is a
+    /// range beside them: of another process, or one whose taker never got the answer.
+    pub(crate) known: Vec<i64>,
 }
 
 /// What was taken.

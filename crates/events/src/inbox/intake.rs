@@ -65,6 +65,12 @@ impl<B: Backend> Inbox<'_, B> {
                 lease: self.bus.config().lease,
                 owner: self.bus.owner(),
                 ordered: lane.is_ordered(),
+                known: self
+                    .ranges
+                    .iter()
+                    .filter(|(_, held)| held.lane == index)
+                    .map(|(lease, _)| *lease)
+                    .collect(),
             };
             let taken = self.bus.in_time("take events", self.bus.store().take(&want)).await?;
             gauge!(telemetry::LAG, telemetry::SUBSCRIPTION => lane.name.to_string()).set(taken.lag as f64);

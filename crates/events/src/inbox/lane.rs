@@ -150,6 +150,16 @@ impl<B: Backend> Lane<B> {
         behind
     }
 
+    /// Takes out the events of ranges that wait, in their order.
+    pub(super) fn drain_events(&mut self) -> Vec<Delivery> {
+        let is_event = |delivery: &Delivery| matches!(delivery.held, Held::Range(_));
+        let (mut events, rows): (Vec<_>, Vec<_>) = self.queue.drain(..).partition(is_event);
+        self.queue = rows.into();
+        events.extend(self.batches.drain(..).flatten());
+        self.held -= u32::try_from(events.len()).unwrap_or(u32::MAX);
+        events
+    }
+
     /// Drops what waits and does not satisfy.
     pub(super) fn retain(&mut self, keep: impl Fn(&Delivery) -> bool) {
         let before = self.waiting();

@@ -93,6 +93,11 @@ impl Unsettled {
         }
     }
 
+    /// The positions that have left a range and are not written down.
+    pub(super) fn aside_of(&self, lease: i64) -> Vec<i64> {
+        self.asides.get(&lease).into_iter().flatten().map(|aside| aside.position).collect()
+    }
+
     /// Notes that nothing is left of a range.
     pub(super) fn note_ended(&mut self, lease: i64) {
         self.ended.push(lease);

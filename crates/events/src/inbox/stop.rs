@@ -7,7 +7,7 @@ use tracing::warn;
 use super::Inbox;
 use crate::{
     Backend,
-    backends::{Counted, Fate},
+    backends::Counted,
     error::describe,
     retry::Trouble,
     subscription::{Delivery, Held},
@@ -17,13 +17,17 @@ impl<B: Backend> Inbox<'_, B> {
     /// Ends what runs, within the grace, and gives back the rest.
     pub(super) async fn stop(mut self) {
         let deadline = Instant::now() + self.bus.config().grace;
-        self.give_back_waiting().await;
         let mut trouble = Trouble::default();
         loop {
             let written = match self.settle().await {
                 Ok(()) => self.renew().await,
                 error => error,
             };
+            // Also what became free to be given back by what has just ended: a batch that could not begin, or what
+            // waited in order.
+            if self.give_back_waiting().await {
+                continue;
+            }
             let again = match written {
                 Ok(()) if self.deliveries.is_empty() && self.ranges.is_empty() => return,
                 Ok(()) => self.next_renewal,
@@ -33,11 +37,7 @@ impl<B: Backend> Inbox<'_, B> {
                 }
             };
             select! {
-                Some(ended) = self.running.join_next() => {
-                    self.ended(ended);
-                    // Such as a batch that could not begin, or what waited behind this one.
-                    self.give_back_waiting().await;
-                }
+                Some(ended) = self.running.join_next() => self.ended(ended),
                 () = sleep_until(deadline) => break,
                 () = sleep_until(again) => {}
             }
@@ -48,7 +48,9 @@ impl<B: Backend> Inbox<'_, B> {
         let mut ranges: Vec<_> = self.ranges.drain().collect();
         ranges.sort_unstable_by_key(|(lease, _)| *lease);
         for (lease, range) in ranges {
-            let positions: Vec<i64> = range.left.into_iter().collect();
+            // What left it and could not be written down would otherwise go with it.
+            let mut positions = self.unsettled.aside_of(lease);
+            positions.extend(range.left);
             let split = self.bus.store().split(lease, &positions);
             if let Err(error) = self.bus.in_time("give back events", split).await {
                 return warn!(error = describe(&error), "events come again when their leases run out");
@@ -57,28 +59,22 @@ impl<B: Backend> Inbox<'_, B> {
         self.release(self.deliveries.keys().copied().collect()).await;
     }
 
-    /// Gives back what has not begun.
-    async fn give_back_waiting(&mut self) {
-        let mut waiting: Vec<Delivery> = Vec::new();
+    /// Gives back what has not begun; false when there was nothing.
+    async fn give_back_waiting(&mut self) -> bool {
+        let (mut events, mut rows) = (Vec::new(), Vec::new());
         // In order, nothing is given back while something that comes before it may still run.
         for lane in self.lanes.iter_mut().filter(|lane| !lane.is_ordered() || lane.running == 0) {
-            let before = waiting.len();
-            waiting.extend(lane.queue.drain(..));
-            waiting.extend(lane.batches.drain(..).flatten());
-            let events = waiting[before..].iter().filter(|delivery| matches!(delivery.held, Held::Range(_)));
-            lane.held -= events.count() as u32;
+            events.extend(lane.drain_events());
+            rows.extend(lane.queue.drain(..));
         }
-        let mut keys = Vec::new();
-        for delivery in &waiting {
-            match delivery.held {
-                Held::Row { id, lease } => keys.push((id, lease)),
-                Held::Range(lease) => {
-                    self.unsettled.set_aside(delivery, 0, Fate::Ready);
-                    self.left(lease, delivery, false);
-                }
-            }
-        }
-        self.release(keys).await;
+        let any = !events.is_empty() || !rows.is_empty();
+        events.iter().for_each(|event| self.give_back(event));
+        let key = |row: &Delivery| match row.held {
+            Held::Row { id, lease } => Some((id, lease)),
+            Held::Range(_) => None,
+        };
+        self.release(rows.iter().filter_map(key).collect()).await;
+        any
     }
 
     /// Gives back deliveries with the attempts that they had had when they were taken.

@@ -5,7 +5,7 @@ use super::Received;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 use crate::{Bus, Error};
 
-/// Once in so many events the inbox forgets the oldest that are over their time, at most `FORGET` of them: more than
+/// Once in so many events the inbox forgets the consumer's oldest that are over their time, at most `FORGET` of them: more than
 /// come in meanwhile, so that it stays as large as its time says.
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 const FORGET_ONCE_IN: u32 = 100;
@@ -50,13 +50,14 @@ impl Bus<crate::Postgres> {
         const FORGET_OLD: &str = "
             DELETE FROM greenwave_event_inbox WHERE ctid = ANY(ARRAY(
                 SELECT ctid FROM greenwave_event_inbox
-                WHERE received_at < now() - $1 * interval '1 millisecond'
+                WHERE subscription = $3 AND received_at < now() - $1 * interval '1 millisecond'
                 ORDER BY received_at LIMIT $2 FOR UPDATE SKIP LOCKED))";
         let failed = |error: sqlx::Error| Error::store("accept an event")(error);
         if rand::random_ratio(1, FORGET_ONCE_IN) {
             sqlx::query(FORGET_OLD)
                 .bind(crate::backends::millis(received.remembered))
                 .bind(FORGET)
+                .bind(&*received.subscription)
                 .execute(&mut *conn)
                 .await
                 .map_err(failed)?;
@@ -99,12 +100,13 @@ impl Bus<crate::Sqlite> {
         const FORGET_OLD: &str = "
             DELETE FROM greenwave_event_inbox WHERE (source, id, subscription) IN (
                 SELECT source, id, subscription FROM greenwave_event_inbox
-                WHERE received_at < CAST(unixepoch('subsec') * 1000 AS INTEGER) - ?1
+                WHERE subscription = ?3 AND received_at < CAST(unixepoch('subsec') * 1000 AS INTEGER) - ?1
                 ORDER BY received_at LIMIT ?2)";
         let failed = |error: rusqlite::Error| Error::store("accept an event")(error);
         if rand::random_ratio(1, FORGET_ONCE_IN) {
             let mut forget = conn.prepare_cached(FORGET_OLD).map_err(failed)?;
-            forget.execute((crate::backends::millis(received.remembered), FORGET)).map_err(failed)?;
+            let remembered = crate::backends::millis(received.remembered);
+            forget.execute((remembered, FORGET, &*received.subscription)).map_err(failed)?;
         }
         let mut note = conn.prepare_cached(NOTE).map_err(failed)?;
         let noted =

@@ -59,6 +59,8 @@ macro_rules! conformance {
             events_of_one_key_are_handled_in_order_in_the_whole_fleet
             a_retry_holds_up_its_key_and_no_other
             order_outlives_the_process_that_kept_it
+            what_waits_in_order_stays_behind_what_was_lost_before_it
+            a_key_may_be_long
             an_event_of_an_older_version_is_upcast
             all_dead_letters_of_a_subscription_are_delivered_again
             an_event_without_a_handler_here_goes_to_the_process_that_has_one

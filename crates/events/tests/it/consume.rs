@@ -358,6 +358,8 @@ async fn the_inbox_forgets_what_is_over_its_time() {
              SELECT '/old', i, 'mail', 1 FROM n",
         )
         .await;
+    // Another consumer may remember for longer.
+    database.execute("INSERT INTO greenwave_event_inbox VALUES ('/kept', '1', 'invoices', 0)").await;
     let consuming = Consuming::start(in_database(stream.consumer("mail"), &database, |_| false));
     let old = "SELECT count(*) FROM greenwave_event_inbox WHERE source = '/old'";
     let mut order = 0;
@@ -371,8 +373,10 @@ async fn the_inbox_forgets_what_is_over_its_time() {
     })
     .await;
     consuming.stop().await;
-    let new = database.count("SELECT count(*) FROM greenwave_event_inbox").await;
+    let new = database.count("SELECT count(*) FROM greenwave_event_inbox WHERE subscription = 'mail'").await;
     assert_eq!(new, database.effects().await, "what is within its time stays");
+    let others = database.count("SELECT count(*) FROM greenwave_event_inbox WHERE source = '/kept'").await;
+    assert_eq!(others, 1, "what another consumer remembers stays");
 }
 
 /// Kills and starts the server in the middle of it: every event is handled, and its effect is made once.

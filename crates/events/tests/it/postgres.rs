@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use greenwave_events::{BoxError, Bus, BusConfig, Event, Postgres};
+use greenwave_events::{BoxError, Bus, BusConfig, Event, Postgres, SubscriptionConfig};
 use greenwave_test_servers::Server;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, postgres::PgPoolOptions};
 use tokio::{
@@ -352,4 +352,31 @@ async fn the_bus_outlives_its_database() {
     running.stop().await;
     assert_eq!(database.effects().await, 100);
     assert_eq!(database.count("SELECT count(DISTINCT order_id) FROM effect").await, 100);
+}
+
+/// What waited and could be given back only at the end, because the database refused it before.
+#[tokio::test]
+async fn a_stop_loses_nothing_that_it_could_not_set_aside() {
+    let database = OnPostgres::new().await;
+    let config = BusConfig { grace: Duration::from_millis(300), ..quick() };
+    let bus = database.bus().with_config(config);
+    let mut heard = Heard::new();
+    let sender = heard.sender();
+    let one_by_one = SubscriptionConfig { concurrency: 1, ..quick().subscription };
+    bus.subscribe_with("mail", one_by_one, move |order: OrderCreated, _| {
+        sender.send(order.order_id).unwrap();
+        std::future::pending::<Result<(), BoxError>>()
+    });
+    bus.register().await.unwrap();
+    database.publish_orders(0..3).await;
+    let running = Running::start(&bus);
+    assert_eq!(heard.next().await, 0);
+    for sql in [
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$",
+        "CREATE TRIGGER refuse BEFORE UPDATE ON greenwave_event_range EXECUTE FUNCTION refuse()",
+    ] {
+        database.execute(sql).await;
+    }
+    running.stop().await;
+    assert_eq!(bus.backlog().await.unwrap().deliveries, 3);
 }

@@ -75,15 +75,32 @@ async fn worker() {
     worker.run(CancellationToken::new()).await.unwrap();
 }
 
-fn start_worker(url: &str) -> Child {
-    Command::new(env::current_exe().unwrap())
+/// A worker's process; no worker outlives its test.
+struct Process(Child);
+
+impl Process {
+    fn kill(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn start_worker(url: &str) -> Process {
+    let child = Command::new(env::current_exe().unwrap())
         .args(["--exact", "kill_rounds::worker"])
         .env("KILLED_WORKER", url)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .unwrap()
+        .unwrap();
+    Process(child)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -102,7 +119,7 @@ async fn nothing_is_lost_while_workers_and_postgres_are_killed_at_random() {
     let tables = "CREATE TABLE inbox (job bigint PRIMARY KEY); CREATE TABLE runs (n bigint NOT NULL, paid bigint NOT NULL)";
     sqlx::raw_sql(tables).execute(&pool).await.unwrap();
 
-    let mut workers: Vec<Child> = (0..WORKERS).map(|_| start_worker(&url)).collect();
+    let mut workers: Vec<Process> = (0..WORKERS).map(|_| start_worker(&url)).collect();
     let stop = Arc::new(AtomicBool::new(false));
     let overdue = tokio::spawn(watch(pool.clone(), Arc::clone(&stop)));
     let pushing = tokio::spawn(push(queue.clone(), jobs));
@@ -122,8 +139,7 @@ async fn nothing_is_lost_while_workers_and_postgres_are_killed_at_random() {
             // One of them, or all.
             for (at, worker) in workers.iter_mut().enumerate() {
                 if target == WORKERS || target == at {
-                    worker.kill().unwrap();
-                    worker.wait().unwrap();
+                    worker.kill();
                     *worker = start_worker(&url);
                 }
             }
@@ -142,10 +158,7 @@ async fn nothing_is_lost_while_workers_and_postgres_are_killed_at_random() {
     }
     stop.store(true, Ordering::Relaxed);
     let overdue = overdue.await.unwrap();
-    for worker in &mut workers {
-        worker.kill().unwrap();
-        worker.wait().unwrap();
-    }
+    drop(workers);
 
     let lost: i64 = sqlx::query_scalar("SELECT $1 - count(DISTINCT n) FILTER (WHERE n < $1) FROM runs")
         .bind(jobs)

@@ -77,14 +77,17 @@ pub(super) async fn expire(
         "WITH oldest AS (
              SELECT position, logged_at FROM greenwave_event_log ORDER BY position LIMIT $3
          ), passed AS (
-             SELECT coalesce(min(position), 9223372036854775807) AS position FROM (
-                 SELECT position FROM greenwave_event_cursor
-                 UNION ALL SELECT first - 1 FROM greenwave_event_range) taken
+             SELECT coalesce(min(position), 9223372036854775807) AS position,
+                 coalesce(min(held), 9223372036854775807) AS held
+             FROM (
+                 SELECT position, NULL::bigint AS held FROM greenwave_event_cursor
+                 UNION ALL SELECT first - 1, CASE WHEN lease_until > now() THEN first - 1 END
+                 FROM greenwave_event_range) taken
          )
          DELETE FROM greenwave_event_log WHERE position = ANY (ARRAY (
              SELECT o.position FROM oldest o, passed p
              WHERE o.logged_at < now() - $1 * interval '1 millisecond' AND o.position <= p.position
-                OR o.logged_at < now() - $2 * interval '1 millisecond'))",
+                OR o.logged_at < now() - $2 * interval '1 millisecond' AND o.position <= p.held))",
     )
     .bind(millis(age))
     .bind(hard_age.map(millis))
@@ -99,7 +102,8 @@ const TAKE: &str = "\
     WITH cur AS MATERIALIZED (
         SELECT c.position, h.last FROM greenwave_event_cursor c, greenwave_event_head h
         WHERE c.name = $1 AND c.position < h.last
-          AND NOT ($5 AND EXISTS (SELECT FROM greenwave_event_range r WHERE r.name = $1 AND r.owner <> $4))
+          AND NOT ($5 AND EXISTS (
+              SELECT FROM greenwave_event_range r WHERE r.name = $1 AND r.lease_id <> ALL ($7)))
         FOR UPDATE OF c
     ), span AS MATERIALIZED (
         SELECT position, last, least(last, $6 + greatest(position, coalesce((
@@ -108,7 +112,8 @@ const TAKE: &str = "\
         FROM cur
     ), found AS MATERIALIZED (
         SELECT l.*, $5 AND l.key IS NOT NULL AND EXISTS (
-            SELECT FROM greenwave_event_delivery d WHERE d.subscription = $1 AND d.key = l.key) AS blocked
+            SELECT FROM greenwave_event_delivery d WHERE d.subscription = $1 AND d.key = l.key
+              AND hashtextextended(d.key, 0) = hashtextextended(l.key, 0)) AS blocked
         FROM greenwave_event_log l
         WHERE l.position > (SELECT position FROM span) AND l.position <= (SELECT upto FROM span)
           AND l.event = ANY (ARRAY (SELECT event FROM greenwave_event_subscription WHERE name = $1))
@@ -158,6 +163,7 @@ async fn take_on(connection: &mut PgConnection, want: &Take) -> sqlx::Result<Tak
         .bind(want.owner)
         .bind(want.ordered)
         .bind(WINDOW)
+        .bind(&want.known)
         .fetch_all(connection)
         .await?;
     let Some(first) = rows.first() else { return Ok(Taken::default()) };
@@ -212,16 +218,19 @@ pub(super) async fn set_aside(pool: &PgPool, lease: i64, aside: &[Aside]) -> sql
         dead.push(died);
     }
     let held: i64 = sqlx::query_scalar(concat!(
-        "WITH range AS (
-             UPDATE greenwave_event_range SET aside = aside || $2 WHERE lease_id = $1 RETURNING name
+        "WITH held AS MATERIALIZED (
+             SELECT name, aside FROM greenwave_event_range WHERE lease_id = $1 FOR UPDATE
+         ), range AS (
+             UPDATE greenwave_event_range r SET aside = r.aside || $2 FROM held WHERE r.lease_id = $1
          ), gone AS MATERIALIZED (
              SELECT r.name, l.*, a.attempts, a.delay, a.error, a.dead, CASE WHEN a.error IS NULL THEN '[]' ELSE
                  jsonb_build_array(jsonb_build_object('attempt', a.attempts, 'at', ",
         now_ms!(),
         ", 'error', a.error)) END AS errors
-             FROM range r, unnest($2::bigint[], $3::bigint[], $4::bigint[], $5::text[], $6::boolean[])
+             FROM held r, unnest($2::bigint[], $3::bigint[], $4::bigint[], $5::text[], $6::boolean[])
                  AS a (position, attempts, delay, error, dead)
              JOIN greenwave_event_log l USING (position)
+             WHERE position <> ALL (r.aside)
          ), retried AS (
              INSERT INTO greenwave_event_delivery (subscription, event, event_id, version, key, payload,
                  published_at, position, attempt, due_at, error, errors)
@@ -235,7 +244,7 @@ pub(super) async fn set_aside(pool: &PgPool, lease: i64, aside: &[Aside]) -> sql
                  published_at, position, attempts, error, errors
              FROM gone WHERE dead
          )
-         SELECT count(*) FROM range"
+         SELECT count(*) FROM held"
     ))
     .bind(lease)
     .bind(aside.iter().map(|aside| aside.position).collect::<Vec<_>>())

@@ -37,16 +37,17 @@ impl Store for Postgres {
     }
 
     async fn register(&self, new: &[Registration]) -> Result<(), Error> {
+        // In one order, so that of two processes none waits for the other.
         sqlx::query(
             "WITH new AS (
                  SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[]) AS n (name, event, after)
              ), cursors AS (
                  INSERT INTO greenwave_event_cursor (name, position)
                  SELECT name, coalesce(min(after), (SELECT last FROM greenwave_event_head)) FROM new GROUP BY name
-                 ON CONFLICT DO NOTHING
+                 ORDER BY name ON CONFLICT DO NOTHING
              )
              INSERT INTO greenwave_event_subscription (name, event)
-             SELECT name, event FROM new ON CONFLICT DO NOTHING",
+             SELECT name, event FROM new ORDER BY name, event ON CONFLICT DO NOTHING",
         )
         .bind(new.iter().map(|new| new.name.as_str()).collect::<Vec<_>>())
         .bind(new.iter().map(|new| new.event.as_str()).collect::<Vec<_>>())
@@ -176,6 +177,7 @@ impl Store for Postgres {
                        AND NOT (want.ordered AND d.key IS NOT NULL AND EXISTS (
                            SELECT FROM greenwave_event_delivery e
                            WHERE e.subscription = d.subscription AND e.key = d.key
+                             AND hashtextextended(e.key, 0) = hashtextextended(d.key, 0)
                              AND (coalesce(e.position, 0), e.id) < (coalesce(d.position, 0), d.id)))
                      ORDER BY d.published_at, d.id LIMIT want.count FOR UPDATE SKIP LOCKED
                  ) ready))

@@ -1,5 +1,7 @@
 //! The log and the ranges that are taken of it.
 
+use std::collections::HashSet;
+
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::{
@@ -117,7 +119,11 @@ pub(super) fn expire(
                          UNION ALL SELECT first - 1 FROM greenwave_event_range))
                     OR logged_at < ",
             now!(),
-            " - ?2)"
+            " - ?2 AND position <= (
+                     SELECT coalesce(min(first) - 1, 9223372036854775807) FROM greenwave_event_range
+                     WHERE lease_until > ",
+            now!(),
+            "))"
         ))?
         .execute(params![age, hard_age, limit])?;
     Ok(deleted as u64)
@@ -143,11 +149,13 @@ pub(super) fn take(tx: &Transaction<'_>, want: &Take) -> rusqlite::Result<Taken>
         .optional()?;
     let last = last(tx)?;
     let Some(position) = position.filter(|position| *position < last) else { return Ok(Taken::default()) };
-    let owner = want.owner.to_string();
     if want.ordered
         && tx
-            .prepare_cached("SELECT 1 FROM greenwave_event_range WHERE name = ?1 AND owner <> ?2 LIMIT 1")?
-            .exists([name, &owner])?
+            .prepare_cached(
+                "SELECT 1 FROM greenwave_event_range
+                 WHERE name = ?1 AND lease_id NOT IN (SELECT value FROM json_each(?2)) LIMIT 1",
+            )?
+            .exists([name, &json(&want.known)])?
     {
         return Ok(Taken::default());
     }
@@ -198,7 +206,7 @@ pub(super) fn take(tx: &Transaction<'_>, want: &Take) -> rusqlite::Result<Taken>
             position + 1,
             stop,
             json(&aside),
-            owner,
+            want.owner.to_string(),
             millis(want.lease)
         ])?;
     }
@@ -240,7 +248,11 @@ pub(super) fn set_aside(tx: &Transaction<'_>, lease: i64, aside: &[Aside]) -> ru
         .optional()?;
     let Some((name, before)) = range else { return Ok(false) };
     let mut positions: Vec<i64> = serde_json::from_str(&before).unwrap_or_default();
+    let before: HashSet<i64> = positions.iter().copied().collect();
     for Aside { position, attempts, fate } in aside {
+        if before.contains(position) {
+            continue;
+        }
         positions.push(*position);
         let delivered =
             tx.prepare_cached(deliver!("WHERE l.position = ?2"))?.execute(params![name, position])?;

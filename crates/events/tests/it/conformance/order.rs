@@ -149,3 +149,67 @@ pub(crate) async fn order_outlives_the_process_that_kept_it<H: Harness>() {
     until_done(&living).await;
     running.stop().await;
 }
+
+/// The first range's lease is lost while the second one's lasts.
+pub(crate) async fn what_waits_in_order_stays_behind_what_was_lost_before_it<H: Harness>() {
+    let database = H::new().await;
+    let bus = database.bus();
+    let mut heard = Heard::new();
+    let (sender, gate) = (heard.sender(), Gate::closed());
+    let handler_gate = gate.clone();
+    let ordered = SubscriptionConfig { ordered: true, ..impatient() };
+    bus.subscribe_with("tracking", ordered, move |moved: Moved, _| {
+        sender.send(moved.step).unwrap();
+        let gate = handler_gate.clone();
+        async move {
+            gate.pass().await;
+            Ok::<(), BoxError>(())
+        }
+    });
+    bus.register().await.unwrap();
+    let running = Running::start(&bus);
+    database.publish(&[Moved { parcel: 0, step: 0 }]).await;
+    assert_eq!(heard.next().await, 0);
+    database.publish(&[Moved { parcel: 0, step: 1 }]).await;
+    let ranges = "SELECT count(*) FROM greenwave_event_range";
+    until("the second range is taken", || async { database.count(ranges).await == 2 }).await;
+
+    let past = H::PAST;
+    database.execute(&format!("UPDATE greenwave_event_range SET lease_until = {past} WHERE first = 1")).await;
+    until("the first range is lost", || async { database.count(ranges).await == 1 }).await;
+    gate.let_pass(3);
+    assert_eq!([heard.next().await, heard.next().await], [0, 1], "the first again, then the second");
+    until_done(&bus).await;
+    running.stop().await;
+    assert_eq!(heard.rest(), 0);
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+struct Long;
+
+impl Event for Long {
+    const NAME: &'static str = "long";
+
+    /// Longer than an entry of an index may be, and hard to compress.
+    fn key(&self) -> Option<String> {
+        Some((1..1000_u64).map(|n| format!("{:x}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect())
+    }
+}
+
+pub(crate) async fn a_key_may_be_long<H: Harness>() {
+    let database = H::new().await;
+    let bus = database.bus();
+    let mut heard = Heard::new();
+    let sender = heard.sender();
+    let ordered = SubscriptionConfig { ordered: true, ..impatient() };
+    bus.subscribe_with("tracking", ordered, move |_: Long, context: EventContext| {
+        sender.send(context.attempt.into()).unwrap();
+        async move { if context.attempt == 1 { Err("a bad day") } else { Ok(()) } }
+    });
+    bus.register().await.unwrap();
+    let running = Running::start(&bus);
+    database.publish(&[Long]).await;
+    assert_eq!([heard.next().await, heard.next().await], [1, 2]);
+    until_done(&bus).await;
+    running.stop().await;
+}
