@@ -17,8 +17,8 @@ use sqlx::{
 const NO_TABLES: &str = "there are no jobs: the tables are missing, or older than this program. A service makes them when \
                          it starts; `greenwave jobs migrate` does too";
 
-/// How long a connection may take: less than the page of jobs waits, so that it shows why there is none.
-const CONNECT: Duration = Duration::from_secs(5);
+/// How long a connection may take.
+const CONNECT: Duration = Duration::from_secs(10);
 
 /// The jobs of a database.
 #[derive(Clone)]
