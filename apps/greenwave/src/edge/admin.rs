@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use axum::{
     Json, Router,
     extract::{Request, State},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, Method, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -66,12 +66,18 @@ fn failed(why: &str) -> Response {
 
 /// A page of another site can send requests here by its visitor's browser. Browsers say where they come from.
 async fn refuse_other_sites(request: Request, next: Next) -> Response {
-    if is_from_another_site(request.headers()) {
+    if !follows_link(&request) && is_from_another_site(request.headers()) {
         let message = "requests of other sites' pages are refused";
         let body = json!({ "error": "cross_site", "message": message });
         return (StatusCode::FORBIDDEN, Json(body)).into_response();
     }
     next.run(request).await
+}
+
+/// Whether a link leads a person here, as one of an alert does: the page that has it cannot read what is answered.
+fn follows_link(request: &Request) -> bool {
+    let mode = request.headers().get("sec-fetch-mode");
+    request.method() == Method::GET && mode.is_some_and(|mode| mode == "navigate")
 }
 
 fn is_from_another_site(headers: &HeaderMap) -> bool {

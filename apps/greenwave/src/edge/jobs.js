@@ -1,6 +1,7 @@
 "use strict";
 (() => {
-  const EVERY_MS = 3000, DEADLINE_MS = 10000, PAGE = 50;
+  // Longer than a connection to the database may take, so that the page says why there is none.
+  const EVERY_MS = 3000, DEADLINE_MS = 15000, PAGE = 50;
   const by = (id) => document.getElementById(id);
   const make = (tag, className, text) => {
     const node = document.createElement(tag);

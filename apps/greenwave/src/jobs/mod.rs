@@ -52,7 +52,7 @@ enum Command {
         #[arg(long, value_name = "ID")]
         after: Option<i64>,
         /// At most so many.
-        #[arg(long, value_name = "N", default_value_t = 50)]
+        #[arg(long, value_name = "N", default_value_t = 50, value_parser = at_least_one)]
         limit: usize,
         /// As JSON, for a program; `next` is for --after, or null at the end.
         #[arg(long)]
@@ -124,6 +124,10 @@ struct Many {
     /// Do not ask whether it is meant.
     #[arg(long)]
     yes: bool,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|limit| *limit > 0).ok_or_else(|| "a number above zero".to_owned())
 }
 
 impl Which {

@@ -104,25 +104,65 @@ async fn jobs_are_not_touched_for_the_page_of_another_site() {
     let up = Up::start(&folder, &[], &["--instances", "1"]);
     let queue = Queue::sqlite(folder.path().join("greenwave-data/shop.db")).unwrap();
     let ids = push(&queue, &["ada"]).await;
-    let cancel = |origin: &str, kind: &str| {
-        let request = hyper::Request::post(format!("{}/admin/jobs/cancel", up.dashboard));
-        let request = request.header("origin", origin).header("content-type", kind);
-        let body = json!({ "ids": ids }).to_string();
-        let request = request.body(http_body_util::Full::from(body)).unwrap();
+    let body = json!({ "ids": ids }).to_string();
+    let ask = |method: &str, action: &str, headers: &[(&str, &str)]| {
+        let url = format!("{}/admin/jobs/{action}", up.dashboard);
+        let request = hyper::Request::builder().method(method).uri(url);
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        let request = request.body(http_body_util::Full::from(body.clone())).unwrap();
         async move { send(&client(), request).await.unwrap().0.as_u16() }
     };
-    assert_eq!(cancel("http://evil.example", "application/json").await, 403);
-    // A form can send no JSON.
-    assert_eq!(cancel(&up.dashboard, "text/plain").await, 415);
-    let url = format!("{}/admin/jobs/cancel", up.dashboard);
-    assert_eq!(get(&client(), &url).await.unwrap().0, 405);
-    assert_eq!(queue.show(ids[0]).await.unwrap().unwrap().summary.state, JobState::Ready);
-    assert_eq!(cancel(&up.dashboard, "application/json").await, 200);
-    let guarded = up_with(&folder, &[("GREENWAVE_DASHBOARD__TOKEN", "sesame")], &[]);
-    for path in ["/jobs", "/admin/jobs", "/admin/jobs/queues"] {
-        let url = format!("{}{path}", guarded.dashboard);
-        assert!(get(&client(), &url).await.unwrap().0.is_client_error(), "{path}");
+    let json = ("content-type", "application/json");
+    for action in ACTIONS {
+        assert_eq!(ask("POST", action, &[json, ("origin", "http://evil.example")]).await, 403, "{action}");
+        let site = [json, ("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")];
+        assert_eq!(ask("POST", action, &site).await, 403, "{action}");
+        // A form can send no JSON, and a link no POST.
+        let form = [("origin", up.dashboard.as_str()), ("content-type", "text/plain")];
+        assert_eq!(ask("POST", action, &form).await, 415, "{action}");
+        let link = [("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")];
+        assert_eq!(ask("GET", action, &link).await, 405, "{action}");
     }
+    assert_eq!(queue.show(ids[0]).await.unwrap().unwrap().summary.state, JobState::Ready);
+    assert_eq!(ask("POST", "cancel", &[json, ("origin", up.dashboard.as_str())]).await, 200);
+}
+
+const ACTIONS: [&str; 5] = ["retry", "cancel", "discard", "pause", "resume"];
+
+#[tokio::test]
+async fn the_jobs_are_behind_the_token_and_their_database_is_not_shown() {
+    let folder = TempDir::new().unwrap();
+    let database = "postgres://ann:hunter2@127.0.0.1:1/secrets";
+    let settings = [("GREENWAVE_DASHBOARD__TOKEN", "sesame"), ("GREENWAVE_JOBS__DATABASE", database)];
+    let up = up_with(&folder, &settings, &[]);
+    let ask = |method: &str, path: &str, token: &str| {
+        let request = hyper::Request::builder().method(method).uri(format!("{}{path}", up.dashboard));
+        let request = request.header("authorization", format!("Bearer {token}"));
+        let request = request.header("content-type", "application/json");
+        let request = request.body(http_body_util::Full::from(r#"{"ids":[1]}"#)).unwrap();
+        async move { send(&client(), request).await.unwrap() }
+    };
+    for action in ACTIONS {
+        assert_eq!(ask("POST", &format!("/admin/jobs/{action}"), "open").await.0, 401, "{action}");
+    }
+    for path in ["/jobs", "/admin/jobs", "/admin/jobs/queues", "/admin/jobs/1"] {
+        assert_eq!(ask("GET", path, "open").await.0, 401, "{path}");
+    }
+    // The database is away, and the answers say so.
+    for (method, path, status) in [
+        ("GET", "/", 200),
+        ("GET", "/jobs", 200),
+        ("GET", "/metrics", 200),
+        ("GET", "/admin/instances", 200),
+        ("GET", "/admin/jobs", 503),
+        ("POST", "/admin/jobs/cancel", 503),
+    ] {
+        let (answered, said) = ask(method, path, "sesame").await;
+        assert_eq!(answered, status, "{path}: {said}");
+        assert!(!said.contains("hunter2") && !said.contains("postgres://"), "{path}: {said}");
+    }
+    let log = std::fs::read_to_string(folder.path().join("log")).unwrap();
+    assert!(!log.contains("hunter2") && !up.printed.contains("hunter2"), "{log}{}", up.printed);
 }
 
 #[tokio::test]

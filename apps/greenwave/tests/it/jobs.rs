@@ -104,6 +104,21 @@ async fn manages<B: SqlBackend>(queue: Queue<B>, database: &str) {
 }
 
 #[test]
+fn what_is_asked_wrongly_is_refused_before_the_database_is_opened() {
+    for (arguments, expected) in [
+        (&["list", "--state", "asleep"][..], "one of ready, scheduled, running, blocked, completed, dead"),
+        (&["list", "--limit", "0"], "a number above zero"),
+        (&["retry", "7", "--all"], "cannot be used with"),
+        (&["pause"], "<QUEUE>"),
+        (&["show", "seven"], "invalid"),
+    ] {
+        let Output { status, stderr, .. } = run(&[&["jobs"][..], arguments].concat());
+        let said = String::from_utf8_lossy(&stderr);
+        assert!(status.code() == Some(2) && said.contains(expected), "{arguments:?}: {status}: {said}");
+    }
+}
+
+#[test]
 fn what_is_wrong_with_the_database_is_said_without_its_password() {
     for (database, expected) in [
         ("postgres://ann:hunter2@127.0.0.1:1/shop", "cannot look into the database"),

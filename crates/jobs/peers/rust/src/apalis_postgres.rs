@@ -28,7 +28,9 @@ impl Apalis {
             .map(|n| Ok(TaskBuilder::new(serde_json::to_vec(&Noop { n })?).build()))
             .collect::<Result<Vec<_>>>()?;
         let mut conn = self.pool.acquire().await?;
-        apalis_postgres::queries::push_tasks(&mut *conn, QUEUE, tasks).await.map_err(|error| anyhow!("{error}"))?;
+        apalis_postgres::queries::push_tasks(&mut *conn, QUEUE, tasks)
+            .await
+            .map_err(|error| anyhow!("{error}"))?;
         Ok(())
     }
 }
@@ -53,8 +55,7 @@ impl Peer for Apalis {
     async fn work(&self, seen: Seen) -> Result<()> {
         let config = Config::default().queue(QUEUE).batch_size(1000);
         let backend = PostgresStorage::new(&self.pool).with_config(config).with_pubsub();
-        let worker =
-            WorkerBuilder::new("bench").backend(backend).data(seen).concurrency(500).build(handle);
+        let worker = WorkerBuilder::new("bench").backend(backend).data(seen).concurrency(500).build(handle);
         tokio::spawn(async move { worker.run().await.map_err(|error| eprintln!("{error}")) });
         Ok(())
     }

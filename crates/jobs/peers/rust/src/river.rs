@@ -4,7 +4,9 @@ use std::time::Duration;
 use anyhow::Result;
 use riverqueue::migrate::{PostgresMigrator, SqliteMigrator};
 use riverqueue::sqlx::postgres::PgPoolOptions;
-use riverqueue::sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use riverqueue::sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
+};
 use riverqueue::sqlx::{PgPool, SqlitePool};
 use riverqueue::{BoxError, Client, Job, JobArgs, QueueConfig, WorkContext, WorkOutcome, Workers};
 use serde::{Deserialize, Serialize};
