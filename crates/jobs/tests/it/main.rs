@@ -8,11 +8,11 @@ mod support;
 
 #[cfg(all(feature = "nats", feature = "sqlite"))]
 mod forward;
-#[cfg(feature = "nats")]
-mod nats;
+mod kept;
 #[cfg(feature = "postgres")]
 mod kill_rounds;
-mod kept;
+#[cfg(feature = "nats")]
+mod nats;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "sqlite")]
