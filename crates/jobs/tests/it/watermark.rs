@@ -91,7 +91,7 @@ async fn rows_scanned(pool: &PgPool) -> i64 {
     sqlx::query_scalar(SCANNED).fetch_one(pool).await.unwrap()
 }
 
-/// A plan that was made for an empty table reads it from end to end; that is noticed at the first such statement.
+/// A plan that was made for an empty table would read it from end to end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn statistics_of_an_empty_table_do_not_make_a_full_one_slow() {
     const ROWS: i64 = 100_000;

@@ -34,40 +34,67 @@ macro_rules! complete {
     };
 }
 
-// ANY(ARRAY(…)), because a join with the selection lets a generic plan scan the whole table. Lease id and time are
-// subqueries, so that they are drawn once for the statement, and only if there is a job. Each priority is a range of
-// the index of its own; the next is only looked at when those before it do not fill the limit. The count comes first,
-// so that a job which was rescued, and is done after all, is gone before it could be taken again.
+// ANY(ARRAY(…)), because a join with the selection lets a generic plan scan the whole table. The time is a subquery, so
+// that it is read once for the statement. Each priority is a range of the index of its own; the next is only looked at
+// when those before it do not fill the limit. The count comes first, so that a job which was rescued, and is done after
+// all, is gone before it could be taken again.
+macro_rules! take {
+    () => {
+        concat!(
+            "UPDATE greenwave_jobs SET state = 2, lease_id = $8,
+                lease_until = (SELECT clock_timestamp() + $4 * interval '1 millisecond')
+            WHERE ctid = ANY(ARRAY(
+                SELECT ready.ctid FROM unnest($5::bigint[]) WITH ORDINALITY AS floors (floor, number)
+                CROSS JOIN LATERAL (
+                    SELECT ctid FROM greenwave_jobs
+                    WHERE state = 0 AND key IS NULL AND queue = $6 AND priority = (number - 1)::smallint
+                        AND position >= floor
+                    ORDER BY position LIMIT $7 FOR UPDATE SKIP LOCKED) AS ready
+                WHERE (SELECT count(*) FROM gone) >= 0 AND ",
+            unruled!("$6"),
+            "
+                LIMIT $7))
+            RETURNING "
+        )
+    };
+}
+
+macro_rules! taken {
+    () => {
+        "id, lease_id, name, version, payload, failures, max_attempts, timeout_ms, run_at, trace, awaited, keep_ms > 0,
+            priority, position, crashes, scheduled_for"
+    };
+}
+
+/// Always answers with a row.
 macro_rules! exchange {
     ($gone:expr) => {
         concat!(
             "WITH ",
             $gone,
-            ", taken AS (
-                UPDATE greenwave_jobs SET state = 2, lease_id = (SELECT nextval('greenwave_jobs_lease')),
-                    lease_until = (SELECT clock_timestamp()) + $4 * interval '1 millisecond'
-                WHERE ctid = ANY(ARRAY(
-                    SELECT ready.ctid FROM unnest($5::bigint[]) WITH ORDINALITY AS floors (floor, number)
-                    CROSS JOIN LATERAL (
-                        SELECT ctid FROM greenwave_jobs
-                        WHERE state = 0 AND key IS NULL AND queue = $6 AND priority = (number - 1)::smallint
-                            AND position >= floor
-                        ORDER BY position LIMIT $7 FOR UPDATE SKIP LOCKED) AS ready
-                    WHERE (SELECT count(*) FROM gone) >= 0 AND ",
-            unruled!("$6"),
-            "
-                    LIMIT $7))
-                RETURNING id, lease_id, name, version, payload, failures, max_attempts, timeout_ms, run_at, trace,
-                    awaited, keep_ms > 0, priority, position, crashes, scheduled_for)
-            SELECT (SELECT count(*) FROM gone), clock_timestamp(), taken.* FROM (SELECT) AS always LEFT JOIN taken ON true"
+            ", taken AS (",
+            take!(),
+            taken!(),
+            ") SELECT (SELECT count(*) FROM gone), (SELECT clock_timestamp()), taken.*
+            FROM (SELECT) AS always LEFT JOIN taken ON true"
         )
+    };
+}
+
+macro_rules! gone {
+    () => {
+        concat!("gone AS (", complete!(), " AND $3::text[] IS NULL RETURNING j.id)")
     };
 }
 
 const COMPLETE: &str = complete!();
 const COMPLETE_KEPT: &str = concat!("WITH ", complete!(kept), " SELECT count(*) FROM gone");
-const EXCHANGE: &str =
-    exchange!(concat!("gone AS (", complete!(), " AND $3::text[] IS NULL RETURNING j.id)"));
+const EXCHANGE: &str = exchange!(gone!());
+/// Answers with jobs alone, which saves PostgreSQL a copy of each.
+const EXCHANGE_DEEP: &str =
+    concat!("WITH ", gone!(), take!(), "(SELECT count(*) FROM gone), (SELECT clock_timestamp()), ", taken!());
+const GONE: &str =
+    "SELECT cardinality($1::bigint[]) - count(*) FROM greenwave_jobs WHERE id = ANY($1::bigint[])";
 const EXCHANGE_KEPT: &str = exchange!(complete!(kept));
 
 /// Completes and leases. Where there are rules, what is plainly done goes with the fetch under the queue's lock, and
@@ -78,6 +105,9 @@ pub(super) async fn exchange(
     done: Vec<Completion>,
     want: Option<Want<'_>>,
 ) -> Result<Exchanged, sqlx::Error> {
+    // A lease or a deletion that a crash of the server undoes only has the job run again.
+    let lasting = done.iter().any(|completion| completion.awaited || completion.kept);
+    lane.commit_durably(lasting).await?;
     let Some(wanted) = want else { return plain(lane, done, None).await };
     let mut rule = rules.get(wanted.queue);
     // Somebody may have resumed it.
@@ -93,10 +123,13 @@ pub(super) async fn exchange(
         if !exchanged.jobs.is_empty() || !rules.look(lane, wanted.queue).await?.is_ruled() {
             return Ok(exchanged);
         }
+        lane.commit_durably(true).await?;
         let ruled = keyed::exchange(lane, &[], wanted).await?;
         return Ok(Exchanged { jobs: ruled.jobs, again: ruled.again, ..exchanged });
     }
-    if done.iter().any(|completion| completion.awaited || completion.kept) {
+    // It draws its lease id itself.
+    lane.commit_durably(true).await?;
+    if lasting {
         let exchanged = plain(lane, done, None).await?;
         let ruled = keyed::exchange(lane, &[], wanted).await?;
         return Ok(Exchanged { jobs: ruled.jobs, again: ruled.again, ..exchanged });
@@ -112,6 +145,10 @@ async fn plain(
     mut done: Vec<Completion>,
     want: Option<Want<'_>>,
 ) -> Result<Exchanged, sqlx::Error> {
+    let lease_id = match want {
+        Some(_) => lane.draw_lease().await?,
+        None => 0,
+    };
     let (conn, marks) = lane.parts();
     if let Some(Want { queue, .. }) = want
         && marks.is_sweep_due(queue)
@@ -125,13 +162,13 @@ async fn plain(
         let (completed, freed) = complete_awaited(&mut tx, &done).await?;
         // What became ready by it may be leased at once.
         let exchanged = match want {
-            Some(_) => run(&mut tx, marks, &[], want).await?,
+            Some(_) => run(&mut tx, marks, &[], want, lease_id).await?,
             None => Exchanged::default(),
         };
         tx.commit().await?;
         return Ok(Exchanged { completed, freed, ..exchanged });
     }
-    run(conn, marks, &done, want).await
+    run(conn, marks, &done, want, lease_id).await
 }
 
 /// Completes jobs of which some are part of a workflow.
@@ -162,6 +199,7 @@ async fn run(
     marks: &mut Watermark,
     done: &[Completion],
     want: Option<Want<'_>>,
+    lease_id: i64,
 ) -> Result<Exchanged, sqlx::Error> {
     let (jobs, leases) = columns(done);
     let kept = done.iter().any(|completion| completion.kept);
@@ -178,19 +216,32 @@ async fn run(
         };
         return Ok(Exchanged { completed: usize::try_from(completed).unwrap_or(0), ..Exchanged::default() });
     };
-    let rows = sqlx::query(if kept { EXCHANGE_KEPT } else { EXCHANGE })
-        .bind(jobs)
-        .bind(leases)
-        .bind(results)
-        .bind(millis(lease))
-        .bind(marks.floors_to_fetch(queue))
-        .bind(queue)
-        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-        .fetch_all(conn)
-        .await?;
-    let completed: i64 = rows.first().map_or(Ok(0), |row| row.try_get(0))?;
+    let deep = !kept && marks.is_deep(queue);
+    let rows = sqlx::query(if kept {
+        EXCHANGE_KEPT
+    } else if deep {
+        EXCHANGE_DEEP
+    } else {
+        EXCHANGE
+    })
+    .bind(&jobs)
+    .bind(leases)
+    .bind(results)
+    .bind(millis(lease))
+    .bind(marks.floors_to_fetch(queue))
+    .bind(queue)
+    .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+    .bind(lease_id)
+    .fetch_all(&mut *conn)
+    .await?;
+    let completed: i64 = match rows.first() {
+        Some(row) => row.try_get(0)?,
+        None if done.is_empty() => 0,
+        // The first fetch that finds nothing: what has gone to others is still there.
+        None => sqlx::query_scalar(GONE).bind(&jobs).fetch_one(conn).await?,
+    };
     let mut taken = rows.iter().filter_map(|row| read(row).transpose()).collect::<Result<Vec<_>, _>>()?;
-    marks.fetched(queue, taken.iter().map(|(order, _)| *order));
+    marks.fetched(queue, taken.len() >= limit, taken.iter().map(|(order, _)| *order));
     taken.sort_unstable_by_key(|(order, _)| *order);
     Ok(Exchanged {
         completed: usize::try_from(completed).unwrap_or(0),

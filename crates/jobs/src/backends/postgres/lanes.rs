@@ -16,18 +16,43 @@ const FRESH: Duration = Duration::from_secs(1);
 /// Older ones are replaced, as in sqlx's pool.
 const MAX_AGE: Duration = Duration::from_secs(30 * 60);
 
-/// How long a connection keeps its plans. PostgreSQL plans a prepared statement for the size that the table has then,
-/// and keeps the plan when an empty table has got a million rows, until somebody analyses it.
-const PLANS_LAST: Duration = Duration::from_secs(5);
+/// What the connections of a kind are for. PostgreSQL plans a prepared statement for the sizes that its tables have
+/// then, and keeps the plan when an empty table has got a million rows; so neither kind lets it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Use {
+    /// The caller's settings hold.
+    Pushing,
+    /// Exchanges: few statements, of which there is one good plan each, and that without regard to sizes: by the index.
+    /// A nested loop compares each job of a batch with each other one.
+    Fetching,
+    /// Many statements, each of them seldom: planned each time.
+    Settling,
+}
 
-/// A statement that takes so long may have such a plan; it is planned anew, at most once a second.
-const SLOW: Duration = Duration::from_millis(50);
-const PLANS_LAST_IF_SLOW: Duration = Duration::from_secs(1);
+impl Use {
+    const fn settings(self) -> &'static str {
+        match self {
+            Use::Pushing => "",
+            Use::Fetching => {
+                "SET jit = off; SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_nestloop = off;
+                 SET plan_cache_mode = force_generic_plan"
+            }
+            Use::Settling => {
+                "SET jit = off; SET enable_seqscan = off; SET enable_bitmapscan = off;
+                 SET plan_cache_mode = force_custom_plan"
+            }
+        }
+    }
+}
+
+/// So many leases are drawn from one number of the sequence.
+const LEASES: i64 = 1 << 24;
 
 /// A few connections that were taken from a pool for good, so that its hooks have run on them.
 #[derive(Debug)]
 pub(super) struct Lanes {
     pool: PgPool,
+    kind: Use,
     places: Arc<Semaphore>,
     idle: Mutex<Vec<Lane>>,
 }
@@ -43,15 +68,18 @@ pub(super) struct Lane {
     /// None while it is idle.
     place: Option<OwnedSemaphorePermit>,
     born: Instant,
-    planned: Instant,
     taken: Instant,
-    slow: bool,
+    /// The last lease id that was drawn, and how many more there are.
+    lease: i64,
+    leases: i64,
+    /// False after `synchronous_commit` was switched off.
+    durable: bool,
 }
 
 impl Lanes {
     /// At most so many.
-    pub(super) fn new(pool: PgPool, count: usize) -> Self {
-        Lanes { pool, places: Arc::new(Semaphore::new(count)), idle: Mutex::default() }
+    pub(super) fn new(pool: PgPool, kind: Use, count: usize) -> Self {
+        Lanes { pool, kind, places: Arc::new(Semaphore::new(count)), idle: Mutex::default() }
     }
 
     /// One that is free, or a new one; waits while all are in use.
@@ -61,15 +89,18 @@ impl Lanes {
             if lane.taken.elapsed() > FRESH && lane.ping().await.is_err() {
                 continue;
             }
-            lane.refresh_plans().await?;
             lane.taken = Instant::now();
             lane.place = Some(place);
             return Ok(lane);
         }
-        let conn = self.pool.acquire().await?.detach();
-        let now = Instant::now();
-        let marks = Watermark::default();
-        Ok(Lane { conn, marks, place: Some(place), born: now, planned: now, taken: now, slow: false })
+        let mut conn = self.pool.acquire().await?.detach();
+        let settings = self.kind.settings();
+        if !settings.is_empty() {
+            sqlx::raw_sql(settings).execute(&mut conn).await?;
+        }
+        let (now, marks) = (Instant::now(), Watermark::default());
+        let place = Some(place);
+        Ok(Lane { conn, marks, place, born: now, taken: now, lease: 0, leases: 0, durable: true })
     }
 
     fn pop(&self) -> Option<Lane> {
@@ -83,7 +114,6 @@ impl Lanes {
 
     /// Takes it back, when all went well with it.
     pub(super) fn give(&self, mut lane: Lane) {
-        lane.slow |= lane.taken.elapsed() > SLOW;
         lane.taken = Instant::now();
         // After the lane is back: whoever gets the place finds it.
         let place = lane.place.take();
@@ -97,12 +127,30 @@ impl Lanes {
 }
 
 impl Lane {
-    async fn refresh_plans(&mut self) -> Result<(), sqlx::Error> {
-        let limit = if self.slow { PLANS_LAST_IF_SLOW } else { PLANS_LAST };
-        if self.planned.elapsed() > limit {
-            self.conn.clear_cached_statements().await?;
-            self.planned = Instant::now();
-            self.slow = false;
+    /// An id that no lease has had or will have, even if a crash of the server undoes the statement that uses it.
+    ///
+    /// A sequence goes back in a crash to what was flushed. Of what a commit that waited for that has drawn, it never
+    /// gives again: such a number of this session's own is the upper part of its lease ids. They are negative; those of
+    /// statements that draw an id themselves, and wait for their commit, are not.
+    pub(super) async fn draw_lease(&mut self) -> Result<i64, sqlx::Error> {
+        // The transaction id is what there is to commit: a draw alone may leave nothing to wait for.
+        const DRAW: &str = "SELECT nextval('greenwave_jobs_lease') FROM pg_current_xact_id()";
+        if self.leases == 0 {
+            self.commit_durably(true).await?;
+            let drawn: i64 = sqlx::query_scalar(DRAW).fetch_one(&mut self.conn).await?;
+            (self.lease, self.leases) = (drawn.saturating_mul(-LEASES), LEASES);
+        }
+        self.leases -= 1;
+        self.lease = self.lease.saturating_sub(1);
+        Ok(self.lease)
+    }
+
+    /// Whether commits wait until they are as durable as the pool's connections have it, from now on.
+    pub(super) async fn commit_durably(&mut self, durable: bool) -> Result<(), sqlx::Error> {
+        if self.durable != durable {
+            let sql = if durable { "RESET synchronous_commit" } else { "SET synchronous_commit = off" };
+            sqlx::raw_sql(sql).execute(&mut self.conn).await?;
+            self.durable = durable;
         }
         Ok(())
     }

@@ -37,7 +37,7 @@ use crate::queue::QueueStats;
 use crate::unique::Sweep;
 use crate::wakeups::{Notice, Wakeups};
 use crate::{Error, Job, JobId, PushOptions, Queue, telemetry};
-use lanes::Lanes;
+use lanes::{Lanes, Use};
 
 /// A queue in PostgreSQL, over a sqlx pool.
 #[derive(Debug, Clone)]
@@ -77,9 +77,14 @@ impl Queue<Postgres> {
     /// up to four that push, and four of a worker, which has one more, on which it listens. The pool may open others
     /// in their place, so the server sees as many more than `max_connections`. When the pool is closed, they end at
     /// their next use.
+    ///
+    /// A push is as durable as `synchronous_commit` says, and so is the end of a job that fails, dies, is kept, or that
+    /// others wait for. That a job was leased or deleted is committed with `synchronous_commit = off`: a crash of the
+    /// server may undo it for up to three times `wal_writer_delay` (0.6 s by default), and the job runs again.
     pub fn postgres(pool: PgPool) -> Self {
-        let lanes = |count| Arc::new(Lanes::new(pool.clone(), count));
-        let (fetching, settling, pushing) = (lanes(2), lanes(2), lanes(4));
+        let lanes = |kind, count| Arc::new(Lanes::new(pool.clone(), kind, count));
+        let (fetching, settling, pushing) =
+            (lanes(Use::Fetching, 2), lanes(Use::Settling, 2), lanes(Use::Pushing, 4));
         let announcer = Arc::new(notify::Announcer::new(pool.clone()));
         let wakeups = Arc::<Wakeups>::default();
         let store = Postgres {

@@ -21,7 +21,11 @@ const EDGES_LOCK: i64 = 0x6772_6565_6e66_6c6f;
 /// them all, and would read a million of them for each.
 macro_rules! lock {
     ($function:literal) => {
-        concat!("SELECT ", $function, "($1), set_config('enable_seqscan', 'off', true)")
+        concat!(
+            "SELECT ",
+            $function,
+            "($1), set_config('enable_seqscan', 'off', true), set_config('enable_nestloop', 'on', true)"
+        )
     };
 }
 
