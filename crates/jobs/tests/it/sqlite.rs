@@ -6,6 +6,7 @@ use std::time::Duration;
 use greenwave_jobs::{BoxError, Job, JobContext, Queue, Worker, WorkerConfig};
 use rusqlite::types::Value;
 use rusqlite::{Connection, TransactionBehavior};
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{Fixture, Note, SqliteFixture, note, quick, recorder, settled, sleepy, start, within};
