@@ -5,7 +5,7 @@ use sqlx::PgPool;
 
 use super::*;
 use crate::backends::Upkeep;
-use crate::backends::postgres::lanes::Lanes;
+use crate::backends::postgres::lanes::{Lanes, Use};
 use crate::backends::postgres::{Postgres, upkeep};
 use crate::backoff::Backoff;
 use crate::{Job, JobId, PushOptions, Queue};
@@ -29,7 +29,7 @@ async fn at(url: &str) -> (PgPool, Queue<Postgres>, Lane) {
     let pool = PgPool::connect(url).await.unwrap();
     let queue = Queue::postgres(pool.clone());
     queue.migrate().await.unwrap();
-    let lane = Lanes::new(pool.clone(), 1).take().await.unwrap();
+    let lane = Lanes::new(pool.clone(), Use::Fetching, 1).take().await.unwrap();
     (pool, queue, lane)
 }
 
