@@ -66,7 +66,7 @@ async fn find(conn: &mut PgConnection, marks: &mut Watermark) -> Result<Work, sq
     const FIND: &str = look!(
         "(SELECT least(run_at, '9999-01-01 00:00+00') FROM greenwave_jobs WHERE state = 1 AND run_at >= $1 ORDER BY run_at LIMIT 1),
          (SELECT least(lease_until, '9999-01-01 00:00+00') FROM greenwave_jobs WHERE state = 2 AND lease_until >= $2 ORDER BY lease_until LIMIT 1),
-         (SELECT least(min(next_at), '9999-01-01 00:00+00') FROM greenwave_jobs_schedules WHERE NOT paused)"
+         (SELECT min(least(next_at, '9999-01-01 00:00+00')) FROM greenwave_jobs_schedules WHERE NOT paused)"
     );
     type At = Option<DateTime<Utc>>;
     type Row = (i64, DateTime<Utc>, Vec<String>, At, At, At);
