@@ -90,11 +90,6 @@ macro_rules! gone {
 const COMPLETE: &str = complete!();
 const COMPLETE_KEPT: &str = concat!("WITH ", complete!(kept), " SELECT count(*) FROM gone");
 const EXCHANGE: &str = exchange!(gone!());
-/// Answers with jobs alone, which saves PostgreSQL a copy of each.
-const EXCHANGE_DEEP: &str =
-    concat!("WITH ", gone!(), take!(), "(SELECT count(*) FROM gone), (SELECT clock_timestamp()), ", taken!());
-const GONE: &str =
-    "SELECT cardinality($1::bigint[]) - count(*) FROM greenwave_jobs WHERE id = ANY($1::bigint[])";
 const EXCHANGE_KEPT: &str = exchange!(complete!(kept));
 
 /// Completes and leases. Where there are rules, what is plainly done goes with the fetch under the queue's lock, and
@@ -216,32 +211,20 @@ async fn run(
         };
         return Ok(Exchanged { completed: usize::try_from(completed).unwrap_or(0), ..Exchanged::default() });
     };
-    let deep = !kept && marks.is_deep(queue);
-    let rows = sqlx::query(if kept {
-        EXCHANGE_KEPT
-    } else if deep {
-        EXCHANGE_DEEP
-    } else {
-        EXCHANGE
-    })
-    .bind(&jobs)
-    .bind(leases)
-    .bind(results)
-    .bind(millis(lease))
-    .bind(marks.floors_to_fetch(queue))
-    .bind(queue)
-    .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-    .bind(lease_id)
-    .fetch_all(&mut *conn)
-    .await?;
-    let completed: i64 = match rows.first() {
-        Some(row) => row.try_get(0)?,
-        None if done.is_empty() => 0,
-        // The first fetch that finds nothing: what has gone to others is still there.
-        None => sqlx::query_scalar(GONE).bind(&jobs).fetch_one(conn).await?,
-    };
+    let rows = sqlx::query(if kept { EXCHANGE_KEPT } else { EXCHANGE })
+        .bind(jobs)
+        .bind(leases)
+        .bind(results)
+        .bind(millis(lease))
+        .bind(marks.floors_to_fetch(queue))
+        .bind(queue)
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .bind(lease_id)
+        .fetch_all(conn)
+        .await?;
+    let completed: i64 = rows.first().map_or(Ok(0), |row| row.try_get(0))?;
     let mut taken = rows.iter().filter_map(|row| read(row).transpose()).collect::<Result<Vec<_>, _>>()?;
-    marks.fetched(queue, taken.len() >= limit, taken.iter().map(|(order, _)| *order));
+    marks.fetched(queue, taken.iter().map(|(order, _)| *order));
     taken.sort_unstable_by_key(|(order, _)| *order);
     Ok(Exchanged {
         completed: usize::try_from(completed).unwrap_or(0),

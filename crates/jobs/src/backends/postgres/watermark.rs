@@ -87,20 +87,12 @@ struct Floors {
     fetched: usize,
     next_sweep: Instant,
     full_look: Instant,
-    /// The last fetch got all that it asked for.
-    deep: bool,
 }
 
 impl Default for Floors {
     fn default() -> Self {
         let now = Instant::now();
-        Floors {
-            positions: [0; PRIORITIES],
-            fetched: 0,
-            next_sweep: now,
-            full_look: now + FULL_LOOK,
-            deep: false,
-        }
+        Floors { positions: [0; PRIORITIES], fetched: 0, next_sweep: now, full_look: now + FULL_LOOK }
     }
 }
 
@@ -172,18 +164,12 @@ impl Watermark {
         floors.positions
     }
 
-    /// True if the last fetch got all that it asked for, so that the next one most likely finds something.
-    pub(super) fn is_deep(&self, queue: &str) -> bool {
-        self.queues.get(queue).is_some_and(|floors| floors.deep)
-    }
-
-    /// Takes in what was fetched: whether it was all that was asked for, priorities and positions.
-    pub(super) fn fetched(&mut self, queue: &str, deep: bool, jobs: impl Iterator<Item = (usize, i64)>) {
+    /// Takes in what was fetched: priorities and positions.
+    pub(super) fn fetched(&mut self, queue: &str, jobs: impl Iterator<Item = (usize, i64)>) {
         if !self.queues.contains_key(queue) {
             self.queues.insert(queue.to_owned(), Floors::default());
         }
         let Some(floors) = self.queues.get_mut(queue) else { return };
-        floors.deep = deep;
         for (priority, position) in jobs {
             floors.fetched += 1;
             if floors.positions.get(priority).is_some_and(|floor| position < *floor) {
@@ -257,7 +243,7 @@ mod tests {
     fn a_sequence_or_a_clock_that_was_set_back_forgets_all() {
         let mut marks = Watermark::default();
         look(&mut marks, 100, &[]);
-        marks.fetched("default", true, [(5, 1)].into_iter());
+        marks.fetched("default", [(5, 1)].into_iter());
         marks.swept("default", marks.settled(), &[None; PRIORITIES], Duration::ZERO);
         assert_eq!(marks.floors("default"), [101; PRIORITIES]);
         assert_eq!(look(&mut marks, 50, &[]), 0);
@@ -267,12 +253,12 @@ mod tests {
     #[test]
     fn a_job_below_its_floor_brings_all_floors_down() {
         let mut marks = Watermark::default();
-        marks.fetched("default", true, [(5, 1)].into_iter());
+        marks.fetched("default", [(5, 1)].into_iter());
         marks.swept("default", mark(100), &[Some(7), None], Duration::ZERO);
         assert_eq!(marks.floors("default")[..3], [7, 101, 0]);
-        marks.fetched("default", true, [(0, 8)].into_iter());
+        marks.fetched("default", [(0, 8)].into_iter());
         assert_eq!(marks.floors("default")[0], 7);
-        marks.fetched("default", true, [(0, 6)].into_iter());
+        marks.fetched("default", [(0, 6)].into_iter());
         assert_eq!(marks.floors("default"), [0; PRIORITIES]);
     }
 }
