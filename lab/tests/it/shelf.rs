@@ -4,7 +4,7 @@ use greenwave_lab::{Error, Lab};
 
 use crate::synthetic::naps;
 
-const ALL: &str = "index, pool, batch, group-commit, cache-aside, cache-levels, stampede, stale, balance, scale-out, edge-cache";
+const ALL: &str = "index, pool, batch, group-commit, async-effects, cache-aside, cache-levels, stampede, stale, balance, scale-out, edge-cache";
 
 #[derive(clap::Parser)]
 struct Program {
@@ -20,7 +20,7 @@ fn parse(line: &str) -> Result<LabArgs, clap::Error> {
 #[test]
 fn the_list_has_each_experiment_with_its_question() {
     let list = cli::list(&experiments::all(&Source::default()).with(naps(2, 1)));
-    assert_eq!(list.lines().count(), 12, "{list}");
+    assert_eq!(list.lines().count(), 13, "{list}");
     assert!(list.lines().any(|line| line.starts_with("index  ") && line.ends_with('?')), "{list}");
     let pool = list.lines().find(|line| line.starts_with("pool  ")).unwrap();
     assert!(pool.contains("PostgreSQL") && pool.contains("--database"), "{pool}");
