@@ -2,6 +2,8 @@
 // On NATS alone, what only a database can do has no caller.
 #![cfg_attr(not(any(feature = "postgres", feature = "sqlite")), allow(dead_code))]
 
+#[cfg(any(feature = "postgres", feature = "nats"))]
+mod announcer;
 mod backends;
 mod backoff;
 mod config;

@@ -89,7 +89,7 @@ impl Jobs {
     /// Says what to do where the tables are missing.
     pub(crate) async fn check(&self) -> Result<()> {
         let migrated =
-            either!(self, queue => queue.is_migrated().await).context("cannot look into the database")?;
+            either!(self, queue => queue.is_migrated().await).context("cannot look into the database: check that it runs, and that address, user and password are right")?;
         ensure!(migrated, NO_TABLES);
         Ok(())
     }

@@ -29,6 +29,7 @@ use tokio::time::Instant;
 use super::{
     Backend, Burial, Completion, Exchanged, Kept, Kind, Lease, PROGRESS, Retry, Store, Upkeep, Want,
 };
+use crate::announcer::Announcer;
 use crate::backends::inspect::Observed;
 use crate::backoff::Backoff;
 use crate::dead::DeadJob;
@@ -51,7 +52,7 @@ struct Inner {
     client: Client,
     context: Context,
     config: NatsConfig,
-    announcer: Arc<notify::Announcer>,
+    announcer: Arc<Announcer<notify::Publish>>,
     /// What this process has fetched and not settled: how to acknowledge it.
     held: Mutex<HashMap<Lease, Arc<fetch::Held>>>,
     /// The consumer of each queue, and the lease it was made for.
@@ -96,7 +97,10 @@ impl Queue<Nats> {
         context.set_timeout(REQUEST);
         let defaults = crate::WorkerConfig::default();
         let backoff = Backoff { base: defaults.retry_base, max: defaults.retry_max };
-        let announcer = Arc::new(notify::Announcer::new(client.clone(), config.wake_subject()));
+        let announcer = Arc::new(Announcer::new(notify::Publish {
+            client: client.clone(),
+            subject: config.wake_subject(),
+        }));
         let inner = Inner {
             client,
             context,

@@ -1,100 +1,31 @@
 //! Wake-ups between processes: plain messages of NATS, which no stream keeps.
 
 use std::collections::BTreeSet;
-use std::mem;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use async_nats::Client;
 use futures_util::StreamExt;
-use tokio::runtime::Handle;
 use tokio::time::{sleep, timeout};
 
 use super::Inner;
+use crate::announcer::{Channel, DEADLINE};
 use crate::backoff::Weather;
 use crate::error::chain;
 use crate::wakeups::{Notice, Wakeups};
 
-/// After each announcement; what comes meanwhile goes together.
-const PAUSE: Duration = Duration::from_millis(20);
-const DEADLINE: Duration = Duration::from_secs(5);
-
-/// Sends what was announced: the first at once, what comes within the pause after it together.
+/// Messages on one subject.
 #[derive(Debug)]
-pub(super) struct Announcer {
-    client: Client,
-    subject: String,
-    state: Mutex<State>,
+pub(super) struct Publish {
+    pub(super) client: Client,
+    pub(super) subject: String,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    notices: BTreeSet<Notice>,
-    sending: bool,
-}
-
-impl Announcer {
-    pub(super) fn new(client: Client, subject: String) -> Self {
-        Announcer { client, subject, state: Mutex::default() }
-    }
-
-    pub(super) fn announce(self: &Arc<Self>, notice: Notice) {
-        let mut state = self.lock();
-        state.notices.insert(notice);
-        if state.sending {
-            return;
+impl Channel for Publish {
+    async fn send(&self, notices: BTreeSet<Notice>) {
+        for notice in notices {
+            let payload = notice.payload().into_owned().into_bytes();
+            timeout(DEADLINE, self.client.publish(self.subject.clone(), payload.into())).await.ok();
         }
-        // Outside a runtime nobody can send; the other processes will poll.
-        if let Ok(runtime) = Handle::try_current() {
-            state.sending = true;
-            // A runtime that is ending drops the task here and now, and that takes the lock.
-            drop(state);
-            // This task ends by itself, one pause after the last announcement.
-            runtime.spawn(Sending { announcer: Arc::clone(self), ended: false }.run());
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The one task that sends. When its runtime drops it half way, the next announcement starts another.
-struct Sending {
-    announcer: Arc<Announcer>,
-    ended: bool,
-}
-
-impl Drop for Sending {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.announcer.lock().sending = false;
-        }
-    }
-}
-
-impl Sending {
-    async fn run(mut self) {
-        while let Some(notices) = self.take() {
-            let Announcer { client, subject, .. } = &*self.announcer;
-            for notice in notices {
-                let payload = notice.payload().into_owned().into_bytes();
-                timeout(DEADLINE, client.publish(subject.clone(), payload.into())).await.ok();
-            }
-            sleep(PAUSE).await;
-        }
-    }
-
-    /// What is to be announced; when there is nothing, the task ends under the same lock, so that no announcement
-    /// falls between the look and the end.
-    fn take(&mut self) -> Option<BTreeSet<Notice>> {
-        let mut state = self.announcer.lock();
-        if state.notices.is_empty() {
-            state.sending = false;
-            self.ended = true;
-            return None;
-        }
-        Some(mem::take(&mut state.notices))
     }
 }
 

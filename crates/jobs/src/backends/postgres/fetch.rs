@@ -100,9 +100,6 @@ pub(super) async fn exchange(
     done: Vec<Completion>,
     want: Option<Want<'_>>,
 ) -> Result<Exchanged, sqlx::Error> {
-    // A lease or a deletion that a crash of the server undoes only has the job run again.
-    let lasting = done.iter().any(|completion| completion.awaited || completion.kept);
-    lane.commit_durably(lasting).await?;
     let Some(wanted) = want else { return plain(lane, done, None).await };
     let mut rule = rules.get(wanted.queue);
     // Somebody may have resumed it.
@@ -124,7 +121,7 @@ pub(super) async fn exchange(
     }
     // It draws its lease id itself.
     lane.commit_durably(true).await?;
-    if lasting {
+    if is_lasting(&done) {
         let exchanged = plain(lane, done, None).await?;
         let ruled = keyed::exchange(lane, &[], wanted).await?;
         return Ok(Exchanged { jobs: ruled.jobs, again: ruled.again, ..exchanged });
@@ -144,6 +141,8 @@ async fn plain(
         Some(_) => lane.draw_lease().await?,
         None => 0,
     };
+    // A lease or a deletion that a crash of the server undoes only has the job run again.
+    lane.commit_durably(is_lasting(&done)).await?;
     let (conn, marks) = lane.parts();
     if let Some(Want { queue, .. }) = want
         && marks.is_sweep_due(queue)
@@ -164,6 +163,11 @@ async fn plain(
         return Ok(Exchanged { completed, freed, ..exchanged });
     }
     run(conn, marks, &done, want, lease_id).await
+}
+
+/// True if somebody may already have seen that one of these is done.
+fn is_lasting(done: &[Completion]) -> bool {
+    done.iter().any(|completion| completion.awaited || completion.kept)
 }
 
 /// Completes jobs of which some are part of a workflow.

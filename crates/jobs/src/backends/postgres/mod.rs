@@ -28,6 +28,7 @@ use super::{
     Backend, Burial, Completion, Control, Exchanged, Kept, LEASE_ENDED, Lease, LeasedJob, MAINTENANCE_BATCH,
     Retry, Store, Upkeep, Want,
 };
+use crate::announcer::Announcer;
 use crate::backends::inspect::{InspectStore, Observed};
 use crate::dead::{DeadJob, DeadReason, read_errors, time};
 use crate::error::{chain, postgres};
@@ -51,7 +52,7 @@ pub struct Postgres {
     rules: Arc<limits::Rules>,
     bounds: Arc<Bounds>,
     unique: Arc<Sweep>,
-    announcer: Arc<notify::Announcer>,
+    announcer: Arc<Announcer<notify::Notify>>,
     wakeups: Arc<Wakeups>,
 }
 
@@ -85,7 +86,7 @@ impl Queue<Postgres> {
         let lanes = |kind, count| Arc::new(Lanes::new(pool.clone(), kind, count));
         let (fetching, settling, pushing) =
             (lanes(Use::Fetching, 2), lanes(Use::Settling, 2), lanes(Use::Pushing, 4));
-        let announcer = Arc::new(notify::Announcer::new(pool.clone()));
+        let announcer = Arc::new(Announcer::new(notify::Notify(pool.clone())));
         let wakeups = Arc::<Wakeups>::default();
         let store = Postgres {
             pool,
