@@ -126,6 +126,7 @@ impl UniqueStates {
 }
 
 /// A key that a pushed job wants.
+#[cfg_attr(not(feature = "postgres"), allow(dead_code))]
 #[derive(Debug)]
 pub(crate) struct Claim<'a> {
     /// Which job of the batch.
@@ -137,6 +138,7 @@ pub(crate) struct Claim<'a> {
 }
 
 /// What a batch claims, each key once, and the jobs that come after another with their key: `(at, first)`.
+#[cfg_attr(not(feature = "postgres"), allow(dead_code))]
 pub(crate) fn claims(jobs: &[NewJob]) -> (Vec<Claim<'_>>, Vec<(usize, usize)>) {
     let (mut claims, mut repeats, mut first) = (Vec::new(), Vec::new(), HashMap::new());
     for (at, job) in jobs.iter().enumerate() {

@@ -20,8 +20,10 @@ pub enum Notice {
 }
 
 /// No queue's name begins with it.
+#[cfg_attr(not(any(feature = "postgres", feature = "nats")), allow(dead_code))]
 const MARK: char = '\u{1}';
 
+#[cfg_attr(not(any(feature = "postgres", feature = "nats")), allow(dead_code))]
 impl Notice {
     /// As it travels in a NOTIFY: the queue's name, as it always did, or a mark and a word.
     pub(crate) fn payload(&self) -> Cow<'_, str> {
